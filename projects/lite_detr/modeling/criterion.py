@@ -1,0 +1,101 @@
+"""The set criterion: the losses of matched and unmatched queries."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+
+from .heads import Predictions
+from .matcher import HungarianMatcher
+from .targets import Target
+
+
+class SetCriterion(nn.Module):
+    """Focal, L1 and generalised IoU losses after Hungarian matching (DETR, section 3.1).
+
+    Every loss is a sum over queries divided by the number of objects, averaged over all processes
+    and at least one, so that it does not depend on how a batch is spread over devices.
+
+    Args:
+        matcher: assigns queries to objects, for each set of predictions on its own.
+        weight_class, weight_bbox, weight_giou: the weights of the three losses.
+        alpha, gamma: of the focal loss.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        weight_class: float = 2.0,
+        weight_bbox: float = 5.0,
+        weight_giou: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.matcher = matcher
+        self.weights = {
+            "loss_ce": weight_class,
+            "loss_bbox": weight_bbox,
+            "loss_giou": weight_giou,
+        }
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(
+        self, outputs: Mapping[str, Predictions], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """The weighted losses of several sets of predictions for the same targets.
+
+        Args:
+            outputs: predictions by the suffix of their losses' names, such as ``{"": last,
+                "_0": first_layer, "_enc": proposals}``.
+            targets: the objects of each image.
+
+        Returns:
+            ``loss_ce``, ``loss_bbox`` and ``loss_giou``, each with every suffix; their sum is to be
+            minimised.
+        """
+        num_objects = count_objects(targets)
+        losses = {}
+        for suffix, predictions in outputs.items():
+            for name, loss in self.losses(predictions, targets, num_objects).items():
+                losses[name + suffix] = self.weights[name] * loss
+        return losses
+
+    def losses(
+        self, predictions: Predictions, targets: list[Target], num_objects: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of one set of predictions before weighting."""
+        matches = self.matcher(predictions, targets)
+        logits, boxes = predictions
+        device = logits.device
+        image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)]).to(device)
+        query = torch.cat([q for q, _ in matches]).to(device)
+        labels = torch.cat([t.labels[o.to(device)] for t, (_, o) in zip(targets, matches)])
+        target_boxes = torch.cat([t.boxes[o.to(device)] for t, (_, o) in zip(targets, matches)])
+
+        one_hot = torch.zeros_like(logits)
+        one_hot[image, query, labels] = 1.0
+        loss_class = sigmoid_focal_loss(
+            logits, one_hot, alpha=self.alpha, gamma=self.gamma, reduction="sum"
+        )
+        matched = boxes[image, query]
+        giou = generalized_box_iou(
+            box_convert(matched, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
+        )
+        return {
+            "loss_ce": loss_class / num_objects,
+            "loss_bbox": (matched - target_boxes).abs().sum() / num_objects,
+            "loss_giou": (1 - giou.diagonal()).sum() / num_objects,
+        }
+
+
+def count_objects(targets: list[Target]) -> Tensor:
+    """The number of objects of a process, averaged over all processes, at least 1."""
+    count = targets[0].boxes.new_tensor(float(sum(len(target.labels) for target in targets)))
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(count)
+    return (count / comm.get_world_size()).clamp(min=1)

@@ -1,0 +1,118 @@
+"""The decoder: queries look at each other, then at the memory, and move their boxes."""
+
+from torch import Tensor, nn
+
+from .attention import DeformableAttention
+from .clone import clone_layers
+from .feed_forward import FeedForward
+from .heads import PredictionHeads, Predictions
+from .queries import Queries
+from .scales import Scales
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention and a feed-forward network.
+
+    Args:
+        attention: any :class:`DeformableAttention`, the cross-attention.
+        ffn: the feed-forward network, of the same width.
+        dropout: probability of zeroing an output, or a weight of the self-attention, in training.
+    """
+
+    def __init__(self, attention: DeformableAttention, ffn: FeedForward, dropout: float = 0.1):
+        super().__init__()
+        embed_dim = attention.output_proj.out_features
+        self.self_attn = nn.MultiheadAttention(
+            embed_dim, attention.num_heads, dropout=dropout, batch_first=True
+        )
+        self.self_attn_norm = nn.LayerNorm(embed_dim)
+        self.cross_attn = attention
+        self.cross_attn_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = ffn
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in (self.self_attn.in_proj_weight, self.self_attn.out_proj.weight):
+            nn.init.xavier_uniform_(weight)
+        for bias in (self.self_attn.in_proj_bias, self.self_attn.out_proj.bias):
+            nn.init.zeros_(bias)
+
+    def forward(
+        self,
+        content: Tensor,
+        pos: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        scales: Scales,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            content: ``[B, Q, C]``
+            pos: ``[B, Q, C]``, added to the content in both attentions.
+            reference_points: ``[B, Q, L, 2 or 4]``, in the padded frame of each scale.
+            memory: ``[B, S, C]``, the encoder's tokens.
+            scales: their geometry and padding.
+            attn_mask: ``[Q, Q]`` bool, True where a query may not see another.
+
+        Returns:
+            ``[B, Q, C]``
+        """
+        query = content + pos
+        attended, _ = self.self_attn(
+            query, query, content, attn_mask=attn_mask, need_weights=False
+        )
+        content = self.self_attn_norm(content + self.dropout(attended))
+        attended = self.cross_attn(content + pos, reference_points, memory, scales)
+        content = self.cross_attn_norm(content + self.dropout(attended))
+        return self.ffn(content)
+
+
+class DeformableDecoder(nn.Module):
+    """A stack of layers, each of which predicts (Deformable DETR, section 4.2).
+
+    Args:
+        layer: the prototype of a layer.
+        heads: what predicts from each layer's queries; it says how many layers there are.
+        refine: iterative bounding box refinement: a layer's boxes are the next one's references
+            (appendix A.4.1). Otherwise all layers look at, and predict from, the first ones.
+    """
+
+    def __init__(self, layer: DecoderLayer, heads: PredictionHeads, refine: bool = True):
+        super().__init__()
+        self.layers = clone_layers(layer, heads.num_layers)
+        self.heads = heads
+        self.refine = refine
+
+    def forward(
+        self,
+        queries: Queries,
+        memory: Tensor,
+        scales: Scales,
+        attn_mask: Tensor | None = None,
+    ) -> list[Predictions]:
+        """
+        Args:
+            queries: content, position and references.
+            memory: ``[B, S, C]``, the encoder's tokens.
+            scales: their geometry and padding.
+            attn_mask: ``[Q, Q]`` bool, True where a query may not see another.
+
+        Returns:
+            The predictions of each layer, first to last.
+        """
+        content, pos, reference = queries
+        # Images cover only their valid share of the padded maps that attention samples.
+        to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, reference.shape[-1] // 2)
+        predictions = []
+        for index, layer in enumerate(self.layers):
+            reference_points = reference[:, :, None] * to_padded
+            content = layer(content, pos, reference_points, memory, scales, attn_mask)
+            logits = self.heads.classify(index, content)
+            boxes = self.heads.refine(index, content, reference)
+            predictions.append(Predictions(logits.to(boxes.dtype), boxes))
+            if self.refine:
+                reference = boxes.detach()
+                to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, 2)
+        return predictions

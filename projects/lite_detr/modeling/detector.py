@@ -1,0 +1,203 @@
+"""The data flow that all detectors share: images -> tokens -> memory, and queries -> Instances."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.evaluation.evaluator import inference_context
+from detectron2.modeling import Backbone, detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from .heads import Predictions
+from .neck import MultiScaleNeck
+from .position_encoding import SinePositionEncoding
+from .scales import Scales, resize_mask
+from .targets import Target
+
+
+class Detector(nn.Module):
+    """Base of the meta-architectures, with Detectron2's contract for models.
+
+    Images pass the backbone and the neck; the tokens of all scales, high resolution first, pass the
+    encoder. A subclass says in :meth:`predict` and :meth:`losses` how queries are made, decoded and
+    trained.
+
+    Args:
+        backbone: any Detectron2 backbone; its ``output_shape()`` sizes the neck.
+        encoder: takes tokens ``[B, S, C]``, positions ``[B, S, C]`` and :class:`Scales`.
+        embed_dim: channels ``C``.
+        num_classes: foreground classes.
+        num_levels: the number of scales ``L``.
+        in_features: the backbone's maps to use; None takes those with strides 8, 16 and 32.
+        position_encoding: of the tokens of a scale.
+        pixel_mean, pixel_std: per channel, on the scale of the input's values (0 to 255).
+        input_format: the order of the channels, which ``DefaultPredictor`` and demos ask for.
+        score_thresh: detections scored lower are dropped.
+        detections_per_image: at most so many are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        encoder: nn.Module,
+        embed_dim: int = 256,
+        num_classes: int = 80,
+        num_levels: int = 4,
+        in_features: Sequence[str] | None = None,
+        position_encoding: SinePositionEncoding,
+        pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
+        pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
+        input_format: str = "RGB",
+        score_thresh: float = 0.0,
+        detections_per_image: int = 100,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = MultiScaleNeck(backbone.output_shape(), in_features, embed_dim, num_levels)
+        self.position_encoding = position_encoding
+        self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
+        self.encoder = encoder
+        self.num_classes = num_classes
+        self.input_format = input_format
+        self.score_thresh = score_thresh
+        self.detections_per_image = detections_per_image
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(
+        self, batched_inputs: list[dict]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: for each image a dict with ``image`` (``[3, H, W]``, ``input_format``);
+                in training ``instances`` with ``gt_boxes`` and ``gt_classes``; in inference
+                optionally ``height`` and ``width``, the size to give the boxes in.
+
+        Returns:
+            In training the losses by name, to be summed. In inference for each image
+            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``, best
+            first.
+        """
+        images = self.preprocess_images(batched_inputs)
+        memory, scales = self.encode(images)
+        if self.training:
+            return self.losses(memory, scales, self.prepare_targets(batched_inputs, scales))
+        return self.postprocess(self.predict(memory, scales), batched_inputs, images.image_sizes)
+
+    def forward_queries(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """The raw outputs of inference, for those who build on the model.
+
+        Runs in evaluation mode and without gradients, whatever mode the model is in.
+
+        Args:
+            batched_inputs: see :meth:`forward`; only ``image`` is read.
+
+        Returns:
+            ``pred_logits [B, Q, num_classes]`` and ``pred_boxes [B, Q, 4]`` of the last decoder
+            layer, boxes as normalised (cx, cy, w, h) of each image without its padding, and
+            ``memory [B, S, C]``, the encoder's tokens.
+        """
+        with inference_context(self), torch.no_grad():
+            memory, scales = self.encode(self.preprocess_images(batched_inputs))
+            logits, boxes = self.predict(memory, scales)
+        return {"pred_logits": logits, "pred_boxes": boxes, "memory": memory}
+
+    def predict(self, memory: Tensor, scales: Scales) -> Predictions:
+        """The last decoder layer's predictions in inference."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it predicts")
+
+    def losses(
+        self, memory: Tensor, scales: Scales, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """The weighted training losses by name."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it is trained")
+
+    def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalises the images and pads them at the bottom and right to one size."""
+        images = [
+            (inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+            for inputs in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
+        """Images -> memory ``[B, S, C]`` and the geometry of its tokens."""
+        return self.encode_maps(self.neck(self.backbone(images.tensor)), images)
+
+    def encode_maps(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
+        """As :meth:`encode`, from the neck's maps ``[B, C, H_l, W_l]``."""
+        dtype = maps[0].dtype
+        # Geometry stays exact in mixed precision: 16 bits cannot tell neighbouring cells apart.
+        exact = dtype if dtype == torch.float64 else torch.float32
+        mask, padded = padding_mask(images)
+        masks = [resize_mask(mask, tuple(feature_map.shape[-2:])) for feature_map in maps]
+        scales = Scales.from_masks(masks, padded, exact)
+        tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
+        pos = torch.cat(
+            [
+                self.position_encoding(level_mask).to(dtype) + level_embed
+                for level_mask, level_embed in zip(masks, self.level_embed)
+            ],
+            dim=1,
+        )
+        return self.encoder(tokens, pos, scales), scales
+
+    def prepare_targets(self, batched_inputs: list[dict], scales: Scales) -> list[Target]:
+        """Ground truth on the model's device, normalised by each image's own size."""
+        if any("instances" not in inputs for inputs in batched_inputs):
+            raise ValueError(
+                "in training every input needs `instances` with gt_boxes and gt_classes; "
+                "call model.eval() for inference"
+            )
+        return [
+            Target.from_instances(inputs["instances"].to(self.device), scales.centers.dtype)
+            for inputs in batched_inputs
+        ]
+
+    def postprocess(
+        self,
+        predictions: Predictions,
+        batched_inputs: list[dict],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Instances]]:
+        """The best (query, class) pairs of each image, in the coordinates that it asks for."""
+        results = []
+        for logits, boxes, inputs, image_size in zip(*predictions, batched_inputs, image_sizes):
+            scores, indices = logits.sigmoid().flatten().topk(
+                min(self.detections_per_image, logits.numel())
+            )
+            keep = scores > self.score_thresh
+            scores, indices = scores[keep], indices[keep]
+            height, width = image_size
+            boxes = box_convert(boxes[indices // logits.shape[-1]], "cxcywh", "xyxy")
+            instances = Instances(
+                image_size,
+                pred_boxes=Boxes(boxes * boxes.new_tensor([width, height, width, height])),
+                scores=scores,
+                pred_classes=indices % logits.shape[-1],
+            )
+            instances = detector_postprocess(
+                instances, inputs.get("height", height), inputs.get("width", width)
+            )
+            results.append({"instances": instances})
+        return results
+
+
+def padding_mask(images: ImageList) -> tuple[Tensor, bool]:
+    """``[B, H, W]`` bool, True on padding, and whether there is any (known without a device)."""
+    batch, _, height, width = images.tensor.shape
+    mask = torch.zeros(batch, height, width, dtype=torch.bool, device=images.tensor.device)
+    for image_mask, (image_height, image_width) in zip(mask, images.image_sizes):
+        image_mask[image_height:] = True
+        image_mask[:, image_width:] = True
+    return mask, any(size != (height, width) for size in map(tuple, images.image_sizes))

@@ -1,0 +1,98 @@
+"""Projects the backbone's feature maps to one width and adds the coarser scales."""
+
+from collections.abc import Mapping, Sequence
+
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+DEFAULT_STRIDES = (8, 16, 32)
+NUM_GROUPS = 32
+
+
+class MultiScaleNeck(nn.Module):
+    """1x1 convolutions on the backbone's maps, stride-2 3x3 convolutions for scales beyond them.
+
+    As in Deformable DETR (appendix A.4.1): the first added scale is made from the backbone's last
+    map, each further one from the scale before it. Every scale ends in a group normalisation.
+
+    Args:
+        input_shape: the backbone's ``output_shape()``.
+        in_features: names of the maps to use; None takes those with strides 8, 16 and 32.
+        embed_dim: channels ``C`` of every scale, a multiple of 32.
+        num_levels: the number of scales ``L``, at least the number of maps.
+
+    Raises:
+        ValueError: the backbone lacks a map or a stride, or ``num_levels`` is too small.
+    """
+
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        in_features: Sequence[str] | None,
+        embed_dim: int,
+        num_levels: int,
+    ):
+        super().__init__()
+        self.in_features = select_features(input_shape, in_features)
+        if num_levels < len(self.in_features):
+            raise ValueError(
+                f"num_levels is {num_levels}, but there are {len(self.in_features)} input maps "
+                f"{self.in_features}: raise num_levels or name fewer in_features"
+            )
+        channels = [input_shape[name].channels for name in self.in_features]
+        self.lateral_convs = nn.ModuleList(
+            _conv_norm(in_channels, embed_dim, kernel_size=1)
+            for in_channels in channels
+        )
+        self.extra_convs = nn.ModuleList(
+            _conv_norm(in_channels, embed_dim, kernel_size=3, stride=2, padding=1)
+            for in_channels in (
+                [channels[-1]] + [embed_dim] * (num_levels - len(channels) - 1)
+                if num_levels > len(channels)
+                else []
+            )
+        )
+
+    def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Maps by name, ``[B, C_l, H_l, W_l]`` -> ``L`` maps ``[B, C, H_l, W_l]``, finest first."""
+        maps = [conv(features[name]) for conv, name in zip(self.lateral_convs, self.in_features)]
+        last = features[self.in_features[-1]]
+        for conv in self.extra_convs:
+            last = conv(last)
+            maps.append(last)
+        return maps
+
+
+def select_features(
+    input_shape: Mapping[str, ShapeSpec], in_features: Sequence[str] | None
+) -> list[str]:
+    """The names of the maps to use, high resolution first."""
+    offer = ", ".join(f"{name} (stride {spec.stride})" for name, spec in input_shape.items())
+    if in_features is not None:
+        missing = [name for name in in_features if name not in input_shape]
+        if missing:
+            raise ValueError(f"the backbone has no feature {missing}; it offers {offer}")
+        strides = [input_shape[name].stride for name in in_features]
+        if sorted(set(strides)) != strides:
+            raise ValueError(
+                f"in_features must go from fine to coarse with one map a stride, got "
+                f"{list(in_features)} with strides {strides}; the backbone offers {offer}"
+            )
+        return list(in_features)
+    selected = []
+    for stride in DEFAULT_STRIDES:
+        names = [name for name, spec in input_shape.items() if spec.stride == stride]
+        if len(names) != 1:
+            raise ValueError(
+                f"cannot choose a feature map of stride {stride}: {len(names)} have it; the backbone "
+                f"offers {offer}. Name the maps to use in in_features"
+            )
+        selected += names
+    return selected
+
+
+def _conv_norm(in_channels: int, embed_dim: int, **conv) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, embed_dim, **conv)
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.bias)
+    return nn.Sequential(convolution, nn.GroupNorm(NUM_GROUPS, embed_dim))

@@ -1,0 +1,102 @@
+"""What every layer needs to know about the feature scales, as one immutable value."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """The geometry of the multi-scale tokens of a batch, made once per forward pass.
+
+    Tokens are ordered by scale, high resolution first, and row by row within a scale.
+
+    Attributes:
+        shapes: ``(height, width)`` of each of the ``L`` scales.
+        padding_mask: ``[B, S]`` bool, True on padding; None where no image of the batch is padded.
+        valid_ratios: ``[B, L, 2]``, the ``(x, y)`` share of each map that an image covers.
+        centers: ``[B, S, 2]``, the ``(x, y)`` centre of each token in its image's ``[0, 1]`` frame
+            (beyond 1 on padding).
+        reference_points: ``[B, S, L, 2]``, the same centres in the padded frame of every scale:
+            where the encoder's queries look.
+        spatial_shapes: ``[L, 2]`` int64 on the host, ``shapes`` as the operators take them.
+        level_start_index: ``[L]`` int64 on the host, the first token of each scale.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    padding_mask: Tensor | None
+    valid_ratios: Tensor
+    centers: Tensor
+    reference_points: Tensor
+    spatial_shapes: Tensor
+    level_start_index: Tensor
+
+    @classmethod
+    def from_masks(cls, masks: list[Tensor], padded: bool, dtype: torch.dtype) -> "Scales":
+        """Derives everything from the padding masks of the scales.
+
+        The geometry is computed in float32 whatever ``dtype`` is, as the references do it.
+
+        Args:
+            masks: ``[B, H_l, W_l]`` bool for each scale, True on padding.
+            padded: whether any image of the batch is padded (known on the host).
+            dtype: of the floating-point attributes.
+        """
+        shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
+        valid_ratios = torch.stack([_valid_ratio(mask) for mask in masks], dim=1)
+        centers = torch.cat(
+            [_centers(shape, valid_ratios[:, level]) for level, shape in enumerate(shapes)], dim=1
+        )
+        spatial_shapes = torch.tensor(shapes, dtype=torch.int64)
+        sizes = spatial_shapes.prod(1)
+        return cls(
+            shapes=shapes,
+            padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1) if padded else None,
+            valid_ratios=valid_ratios.to(dtype),
+            centers=centers.to(dtype),
+            reference_points=(centers[:, :, None] * valid_ratios[:, None]).to(dtype),
+            spatial_shapes=spatial_shapes,
+            level_start_index=sizes.cumsum(0) - sizes,
+        )
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def num_tokens(self) -> int:
+        """``S``, the tokens of all scales."""
+        return sum(height * width for height, width in self.shapes)
+
+    def start(self, level: int) -> int:
+        """The first token of a scale; ``start(0)`` is 0."""
+        return sum(height * width for height, width in self.shapes[:level])
+
+
+def resize_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``[B, H, W]`` bool -> ``[B, *shape]`` bool, nearest neighbour as in the references."""
+    return F.interpolate(mask[:, None].float(), size=shape)[:, 0].bool()
+
+
+def _valid_ratio(mask: Tensor) -> Tensor:
+    """``[B, H, W]`` -> ``[B, 2]``: the ``(x, y)`` share of the map that is no padding."""
+    height, width = mask.shape[1:]
+    valid_height = (~mask[:, :, 0]).sum(1).float() / height
+    valid_width = (~mask[:, 0, :]).sum(1).float() / width
+    return torch.stack([valid_width, valid_height], dim=-1)
+
+
+def _centers(shape: tuple[int, int], valid_ratio: Tensor) -> Tensor:
+    """Cell centres ``[B, H * W, 2]`` of one scale, relative to the part that is no padding."""
+    height, width = shape
+    y, x = torch.meshgrid(
+        torch.arange(height, device=valid_ratio.device) + 0.5,
+        torch.arange(width, device=valid_ratio.device) + 0.5,
+        indexing="ij",
+    )
+    valid_width, valid_height = (valid_ratio * valid_ratio.new_tensor([width, height])).unbind(-1)
+    return torch.stack(
+        [x.flatten() / valid_width[:, None], y.flatten() / valid_height[:, None]], dim=-1
+    )

@@ -1,0 +1,57 @@
+"""Key-aware multi-scale deformable attention (Lite DETR, arXiv 2303.07335, section 3.4)."""
+
+import torch
+from torch import Tensor
+
+from .checks import check_like, check_locations, check_value, level_sizes
+from .sampling import sample_levels, sampling_dtype
+
+
+def key_aware_ms_deform_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+) -> Tensor:
+    """Attention of each query over the keys and values sampled at its own locations.
+
+    The weights are ``softmax(q . k / sqrt(D))`` over the ``L * P`` sampled keys of a head; keys are
+    sampled bilinearly where values are. A location outside the map samples a zero key and a zero
+    value, so that its logit is 0 and it takes part in the softmax.
+
+    Args:
+        query: ``[B, Q, M, D]``, already projected.
+        key: ``[B, S, M, D]``, may be the very tensor ``value``.
+        value: ``[B, S, M, D]``
+        spatial_shapes: ``[L, 2]`` int64, ``(H_l, W_l)`` of each level, ``S = sum(H_l * W_l)``.
+        level_start_index: ``[L]`` int64, the token at which each level starts.
+        sampling_locations: ``[B, Q, M, L, P, 2]``, ``(x, y)`` in ``[0, 1]`` across each level.
+            The value's dtype or float32.
+
+    Returns:
+        ``[B, Q, M * D]`` in the value's dtype.
+
+    Raises:
+        ValueError: a shape, device or level size does not fit.
+        TypeError: a dtype does not fit.
+    """
+    check_value("value", value)
+    sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
+    check_locations(sampling_locations, value, len(sizes))
+    batch, _, heads, channels = value.shape
+    check_like("key", key, value.shape, "[B, S, M, D]", value)
+    query_shape = (batch, sampling_locations.shape[1], heads, channels)
+    check_like("query", query, query_shape, "[B, Q, M, D]", value)
+
+    dtype = sampling_dtype(value.dtype)
+    locations = sampling_locations.to(dtype)
+    sampled_value = sample_levels(value.to(dtype), sizes, locations)  # [B, M, D, Q, L * P]
+    sampled_key = (
+        sampled_value if key is value else sample_levels(key.to(dtype), sizes, locations)
+    )
+    scaled_query = query.to(dtype) * channels**-0.5
+    logits = torch.einsum("bqmd,bmdqp->bmqp", scaled_query, sampled_key)
+    output = torch.einsum("bmqp,bmdqp->bqmd", logits.softmax(-1), sampled_value)
+    return output.flatten(2).to(value.dtype)

@@ -1,0 +1,43 @@
+"""What the reference detectors' optimisation needs beyond Detectron2's own parts."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+class LrFactors:
+    """Learning rate factors by parts of parameter names, for ``get_default_optimizer_params``.
+
+    Args:
+        factors: ``{part_of_name: factor}``; the first part that a parameter's name holds counts,
+            and 1 where none does.
+    """
+
+    def __init__(self, factors: Mapping[str, float]):
+        self.factors = dict(factors)
+
+    def __call__(self, name: str) -> float:
+        return next((factor for part, factor in self.factors.items() if part in name), 1.0)
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that first clips the gradient's norm over all parameters.
+
+    As a part of the optimizer, clipping also happens in trainers that know nothing of it, such as
+    that of Detectron2's ``lazyconfig_train_net.py``; behind a gradient scaler it sees true
+    gradients.
+
+    Args:
+        params, **options: see :class:`torch.optim.AdamW`.
+        clip_norm: the largest L2 norm that a step's gradient keeps.
+    """
+
+    def __init__(self, params, clip_norm: float = 0.1, **options):
+        super().__init__(params, **options)
+        self.clip_norm = clip_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        return super().step(closure)

@@ -1,0 +1,41 @@
+"""Make the handwritten-digits detection dataset (offline, a few seconds)."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lite_detr.data.digits import SPLITS, count_by_size, is_written, write_digits_dataset
+from tqdm import tqdm
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("datasets/digits"), help="folder")
+    parser.add_argument("--train", type=int, default=400, help="number of training images")
+    parser.add_argument("--val", type=int, default=80, help="number of validation images")
+    parser.add_argument("--seed", type=int, default=0, help="non-negative random seed")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if is_written(args.output, args.train, args.val, args.seed):
+        print(f"{args.output} already holds this dataset; nothing to do.")
+    else:
+        with tqdm(total=args.train + args.val, unit="image") as bar:
+            write_digits_dataset(args.output, args.train, args.val, args.seed, on_image=bar.update)
+    for split in SPLITS:
+        dataset = json.loads((args.output / f"{split}.json").read_text())
+        sizes = count_by_size(dataset["annotations"])
+        print(
+            f"{split}: {len(dataset['images'])} images, {len(dataset['annotations'])} objects ("
+            + ", ".join(f"{count} {size}" for size, count in sizes.items())
+            + ")"
+        )
+
+
+if __name__ == "__main__":
+    main()
