@@ -24,6 +24,7 @@ from detectron2.engine import (
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
@@ -79,6 +80,8 @@ def train(cfg: DictConfig, resume: bool) -> None:
 def main(args) -> None:
     """Runs in every process of a job."""
     cfg = load_config(args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
+    prepare_data(cfg, args.eval_only)
     default_setup(cfg, args)
     if args.eval_only:
         if not cfg.train.init_checkpoint:
@@ -91,25 +94,29 @@ def main(args) -> None:
 
 
 def load_config(args) -> DictConfig:
-    """The config with the command line's options applied and its datasets registered.
+    return LazyConfig.apply_overrides(model_zoo.get_config(args.config_file), args.opts)
+
+
+def prepare_data(cfg: DictConfig, eval_only: bool) -> None:
+    """Registers the datasets that the config gives by paths, and checks those it names.
 
     Raises:
-        FileNotFoundError: there is no such config.
         DatasetError: a dataset is missing, broken, or does not fit the config.
     """
-    cfg = LazyConfig.apply_overrides(model_zoo.get_config(args.config_file), args.opts)
-    splits = ("test",) if args.eval_only else ("train", "test")
+    splits = ("test",) if eval_only else ("train", "test")
     apply_data_config(cfg, splits)
     check_registered(cfg, splits)
-    return cfg
 
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
-        # What is wrong with the config or the data is said once, before any process starts.
         args.config_file = model_zoo.get_config_file(args.config_file)
-        load_config(args)
+        if args.num_gpus > 1:
+            # Said here once, and not by every process from the depth of a traceback; what is only
+            # worth a warning is left to the first of them.
+            logger.setLevel(logging.ERROR)
+            prepare_data(load_config(args), args.eval_only)
         launch(
             main,
             args.num_gpus,

@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lite_detr.data.digits import SPLITS, count_by_size, is_written, write_digits_dataset
 from tqdm import tqdm
+
+from lite_detr.data.digits import SPLITS, count_by_size, is_written, write_digits_dataset
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -7,6 +7,4 @@ COCO_EPOCH = 7392
 
 def step_schedule(epochs, drop):
     """The learning rate falls to a tenth after ``drop`` of ``epochs`` epochs."""
-    return L(MultiStepParamScheduler)(
-        values=[1.0, 0.1], milestones=[drop], num_updates=epochs
-    )
+    return L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[drop], num_updates=epochs)

@@ -16,7 +16,9 @@ from ..common.train import train
 
 model.num_classes = 10
 model.backbone = L(TimmBackbone)(
-    model_name="tf_efficientnet_lite0", state_dict=L(efficientnet_lite0_state_dict)()
+    model_name="tf_efficientnet_lite0",
+    state_dict=L(efficientnet_lite0_state_dict)(),
+    frozen_stride=4,
 )
 model.pixel_mean = model.pixel_std = [127.5, 127.5, 127.5]
 model.embed_dim = 128
@@ -24,6 +26,7 @@ model.encoder = L(InterleavedEncoder)(
     layer=model.encoder.layer, num_high_levels=3, num_blocks=1, updates_per_block=2
 )
 model.encoder.layer.attention._target_ = KeyAwareDeformableAttention
+model.encoder.layer.attention.num_heads = 4
 model.encoder.layer.ffn.hidden_dim = 512
 model.encoder.layer.dropout = 0.0
 model.queries.num_queries = 50

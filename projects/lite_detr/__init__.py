@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
         name="detectron2",
     ) from None
 
-from . import data, modeling, ops  # noqa: F401
+from . import data, modeling, ops
+from .version import __version__
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "data", "modeling", "ops"]

@@ -69,7 +69,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if has_detector and not heads and incompatible.missing_keys:
             missing = incompatible.missing_keys
             raise WeightsError(
-                f"weights {self._path} lack {len(missing)} of the model's, such as {missing[0]}. Use "
-                "the config that the weights were trained with"
+                f"weights {self._path} lack {len(missing)} of the model's, such as {missing[0]}. "
+                "Use the config that the weights were trained with"
             )
         return incompatible

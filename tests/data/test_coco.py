@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
+from omegaconf import OmegaConf
+
 from lite_detr.data.coco import (
     CocoSummary,
     DatasetError,
@@ -21,7 +23,6 @@ from lite_detr.data.coco import (
     check_registered,
     register_coco,
 )
-from omegaconf import OmegaConf
 
 DATA_KEYS = ("train_json", "train_images", "val_json", "val_images")
 

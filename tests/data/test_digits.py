@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lite_detr.data import digits
-from lite_detr.data.digits import CLASSES, SPLITS, write_digits_dataset
 from PIL import Image
 from pycocotools.coco import COCO
+
+from lite_detr.data import digits
+from lite_detr.data.digits import CLASSES, SPLITS, write_digits_dataset
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
 SMALL = {"num_train": 6, "num_val": 4, "seed": 3}

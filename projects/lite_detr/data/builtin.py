@@ -15,7 +15,7 @@ def register_digits(root: str) -> None:
         if name not in DatasetCatalog:
             register_coco_instances(
                 name,
-                {"thing_classes": list(CLASSES)},
+                {"thing_classes": list(CLASSES), "source": "run tools/make_digits.py to write it"},
                 os.path.join(root, f"{split}.json"),
                 os.path.join(root, split),
             )

@@ -173,10 +173,17 @@ def _check_files(name, metadata):
         # Detectron2 fetches what is given as a URL when it loads the dataset.
         if path and "://" not in path and not exists(path):
             raise DatasetError(
-                f"dataset {name!r} expects {path}: {kind} not found; {_explain_location(path)}"
+                f"dataset {name!r} expects {path}: {kind} not found; "
+                f"{_explain_source(metadata)}{_explain_location(path)}"
                 f"or give the paths of your own files with {_settings(SETTINGS_OF['train'])} "
                 "(for evaluation only the last two)"
             )
+
+
+def _explain_source(metadata):
+    """Says where a dataset comes from, if it was registered with a word on that."""
+    source = metadata.get("source")
+    return f"{source}, " if source else ""
 
 
 def _explain_location(path):

@@ -75,18 +75,14 @@ class DeformableAttention(nn.Module):
         """Weighs what ``memory`` holds at the locations ``[B, Q, M, L, P, 2]``: ``[B, Q, C]``."""
         raise NotImplementedError(f"{type(self).__name__} must say how points are weighted")
 
-    def sampling_locations(
-        self, query: Tensor, reference_points: Tensor, scales: Scales
-    ) -> Tensor:
+    def sampling_locations(self, query: Tensor, reference_points: Tensor, scales: Scales) -> Tensor:
         """Where each query samples: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale.
 
         Offsets count cells of a scale around a point, and half extents over ``P`` around a box.
         """
         batch, queries, _ = query.shape
         offsets = self.sampling_offsets(query).to(reference_points.dtype)
-        offsets = offsets.view(
-            batch, queries, self.num_heads, self.num_levels, self.num_points, 2
-        )
+        offsets = offsets.view(batch, queries, self.num_heads, self.num_levels, self.num_points, 2)
         anchors = reference_points[:, :, None, :, None, :]
         if reference_points.shape[-1] == 2:
             cells = [[width, height] for height, width in scales.shapes]

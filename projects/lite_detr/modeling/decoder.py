@@ -60,9 +60,7 @@ class DecoderLayer(nn.Module):
             ``[B, Q, C]``
         """
         query = content + pos
-        attended, _ = self.self_attn(
-            query, query, content, attn_mask=attn_mask, need_weights=False
-        )
+        attended, _ = self.self_attn(query, query, content, attn_mask=attn_mask, need_weights=False)
         content = self.self_attn_norm(content + self.dropout(attended))
         attended = self.cross_attn(content + pos, reference_points, memory, scales)
         content = self.cross_attn_norm(content + self.dropout(attended))

@@ -43,9 +43,7 @@ class DeformableDETR(Detector):
         queries, _ = self.queries(memory, scales)
         return self.decoder(queries, memory, scales)[-1]
 
-    def losses(
-        self, memory: Tensor, scales: Scales, targets: list[Target]
-    ) -> dict[str, Tensor]:
+    def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
         queries, proposals = self.queries(memory, scales)
         *auxiliary, last = self.decoder(queries, memory, scales)
         outputs = {"": last} | {f"_{layer}": layer_out for layer, layer_out in enumerate(auxiliary)}

@@ -70,9 +70,7 @@ class Detector(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(
-        self, batched_inputs: list[dict]
-    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
         Args:
             batched_inputs: for each image a dict with ``image`` (``[3, H, W]``, ``input_format``);
@@ -112,9 +110,7 @@ class Detector(nn.Module):
         """The last decoder layer's predictions in inference."""
         raise NotImplementedError(f"{type(self).__name__} must say how it predicts")
 
-    def losses(
-        self, memory: Tensor, scales: Scales, targets: list[Target]
-    ) -> dict[str, Tensor]:
+    def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
         """The weighted training losses by name."""
         raise NotImplementedError(f"{type(self).__name__} must say how it is trained")
 
@@ -173,8 +169,8 @@ class Detector(nn.Module):
         """The best (query, class) pairs of each image, in the coordinates that it asks for."""
         results = []
         for logits, boxes, inputs, image_size in zip(*predictions, batched_inputs, image_sizes):
-            scores, indices = logits.sigmoid().flatten().topk(
-                min(self.detections_per_image, logits.numel())
+            scores, indices = (
+                logits.sigmoid().flatten().topk(min(self.detections_per_image, logits.numel()))
             )
             keep = scores > self.score_thresh
             scores, indices = scores[keep], indices[keep]

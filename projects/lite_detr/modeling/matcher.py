@@ -62,11 +62,7 @@ class HungarianMatcher(nn.Module):
         giou = generalized_box_iou(
             box_convert(boxes, "cxcywh", "xyxy"), box_convert(target.boxes, "cxcywh", "xyxy")
         )
-        return (
-            self.cost_class * classification
-            + self.cost_bbox * distance
-            - self.cost_giou * giou
-        )
+        return self.cost_class * classification + self.cost_bbox * distance - self.cost_giou * giou
 
     def _match(self, logits: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         cost = self.cost(logits, boxes, target).cpu()

@@ -41,8 +41,7 @@ class MultiScaleNeck(nn.Module):
             )
         channels = [input_shape[name].channels for name in self.in_features]
         self.lateral_convs = nn.ModuleList(
-            _conv_norm(in_channels, embed_dim, kernel_size=1)
-            for in_channels in channels
+            _conv_norm(in_channels, embed_dim, kernel_size=1) for in_channels in channels
         )
         self.extra_convs = nn.ModuleList(
             _conv_norm(in_channels, embed_dim, kernel_size=3, stride=2, padding=1)
@@ -84,8 +83,8 @@ def select_features(
         names = [name for name, spec in input_shape.items() if spec.stride == stride]
         if len(names) != 1:
             raise ValueError(
-                f"cannot choose a feature map of stride {stride}: {len(names)} have it; the backbone "
-                f"offers {offer}. Name the maps to use in in_features"
+                f"cannot choose a feature map of stride {stride}: {len(names)} have it; "
+                f"the backbone offers {offer}. Name the maps to use in in_features"
             )
         selected += names
     return selected

@@ -33,7 +33,7 @@ class SinePositionEncoding(nn.Module):
     def __init__(self, embed_dim: int, temperature: float = 10000.0, offset: float = -0.5):
         super().__init__()
         if embed_dim % 4:
-            raise ValueError(f"embed_dim must be a multiple of 4 for sine encoding, got {embed_dim}")
+            raise ValueError(f"embed_dim must be a multiple of 4, got {embed_dim}")
         self.embed_dim = embed_dim
         self.temperature = temperature
         self.offset = offset

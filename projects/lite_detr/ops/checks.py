@@ -14,7 +14,9 @@ def check_value(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be one of {FLOAT_DTYPES}, got {value.dtype}")
 
 
-def check_like(name: str, tensor: Tensor, shape: tuple[int, ...], layout: str, like: Tensor) -> None:
+def check_like(
+    name: str, tensor: Tensor, shape: tuple[int, ...], layout: str, like: Tensor
+) -> None:
     """Raises unless ``tensor`` has the given ``shape`` and the dtype and device of ``like``."""
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} must be {layout} = {tuple(shape)}, got {tuple(tensor.shape)}")
@@ -87,5 +89,7 @@ def level_sizes(
             f"got {level_start_index.tolist()}"
         )
     if end != num_tokens:
-        raise ValueError(f"the levels {sizes} have {end} tokens, but the value has S = {num_tokens}")
+        raise ValueError(
+            f"the levels {sizes} have {end} tokens in all, but the value has S = {num_tokens}"
+        )
     return sizes

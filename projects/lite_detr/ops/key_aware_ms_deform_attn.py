@@ -1,6 +1,5 @@
 """Key-aware multi-scale deformable attention (Lite DETR, arXiv 2303.07335, section 3.4)."""
 
-import torch
 from torch import Tensor
 
 from .checks import check_like, check_locations, check_value, level_sizes
@@ -48,10 +47,8 @@ def key_aware_ms_deform_attn(
     dtype = sampling_dtype(value.dtype)
     locations = sampling_locations.to(dtype)
     sampled_value = sample_levels(value.to(dtype), sizes, locations)  # [B, M, D, Q, L * P]
-    sampled_key = (
-        sampled_value if key is value else sample_levels(key.to(dtype), sizes, locations)
-    )
-    scaled_query = query.to(dtype) * channels**-0.5
-    logits = torch.einsum("bqmd,bmdqp->bmqp", scaled_query, sampled_key)
-    output = torch.einsum("bmqp,bmdqp->bqmd", logits.softmax(-1), sampled_value)
-    return output.flatten(2).to(value.dtype)
+    sampled_key = sampled_value if key is value else sample_levels(key.to(dtype), sizes, locations)
+    scaled_query = (query.to(dtype) * channels**-0.5).permute(0, 2, 3, 1).unsqueeze(-1)
+    weights = (scaled_query * sampled_key).sum(2).softmax(-1)  # [B, M, Q, L * P]
+    output = (sampled_value * weights.unsqueeze(2)).sum(-1)  # [B, M, D, Q]
+    return output.permute(0, 3, 1, 2).flatten(2).to(value.dtype)

@@ -17,6 +17,8 @@ class TimmBackbone(Backbone):
         state_dict: weights in the names of the whole timm model instead, such as
             :func:`efficientnet_lite0_state_dict` makes; what the maps do not need is left.
         frozen_norm: keep batch norms as they were pretrained: neither statistics nor weights train.
+        frozen_stride: weights that the map of this stride, and so every finer one, is made with do
+            not train; 0 trains all.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
@@ -30,6 +32,7 @@ class TimmBackbone(Backbone):
         pretrained: bool = False,
         state_dict: Mapping[str, Tensor] | None = None,
         frozen_norm: bool = True,
+        frozen_stride: int = 0,
     ):
         super().__init__()
         try:
@@ -37,8 +40,10 @@ class TimmBackbone(Backbone):
         except ModuleNotFoundError:
             raise ModuleNotFoundError("TimmBackbone needs timm: run `pip install timm`") from None
 
-        reductions = timm.create_model(model_name, features_only=True).feature_info.reduction()
-        missing = [stride for stride in out_strides if stride not in reductions]
+        feature_info = timm.create_model(model_name, features_only=True).feature_info
+        reductions = feature_info.reduction()
+        asked = [*out_strides, frozen_stride] if frozen_stride else out_strides
+        missing = [stride for stride in asked if stride not in reductions]
         if missing:
             raise ValueError(
                 f"{model_name} has no feature map of stride {missing}; it offers {reductions}"
@@ -63,7 +68,16 @@ class TimmBackbone(Backbone):
         ]
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
+        if frozen_stride:
+            self._freeze(feature_info.module_name()[reductions.index(frozen_stride)])
         self.train(self.training)
+
+    def _freeze(self, last_module: str) -> None:
+        """Freezes the weights up to the last of a module; timm lists them in forward order."""
+        parameters = list(self.body.named_parameters())
+        inside = [name.startswith(f"{last_module}.") for name, _ in parameters]
+        for _, parameter in parameters[: len(inside) - inside[::-1].index(True)]:
+            parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         super().train(mode)

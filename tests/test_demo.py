@@ -1,0 +1,300 @@
+"""The demo on a tiny detector with random weights."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from lite_detr import model_zoo
+from lite_detr.checkpoint import DetrCheckpointer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "demo"))
+
+import contact_sheet as sheets  # noqa: E402
+import demo  # noqa: E402
+
+CONFIG = """
+from detectron2.config import LazyCall as L
+from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
+
+from lite_detr import model_zoo
+
+model = model_zoo.get_config("common/models/deformable_detr.py").model
+train = model_zoo.get_config("common/train.py").train
+data = model_zoo.get_config("common/data/custom.py").data
+dataloader = model_zoo.get_config("common/data/digits.py").dataloader
+
+model.backbone = L(ResNet)(
+    stem=L(BasicStem)(out_channels=8),
+    stages=[
+        L(ResNet.make_stage)(
+            block_class=BasicBlock,
+            num_blocks=1,
+            stride_per_block=[2],
+            in_channels=channels,
+            out_channels=2 * channels,
+        )
+        for channels in (8, 16, 32)
+    ],
+    out_features=["res2", "res3", "res4"],
+)
+model.embed_dim = 32
+model.num_classes = 10
+model.encoder.num_layers = 1
+model.encoder.layer.ffn.hidden_dim = 32
+model.queries.num_queries = 10
+model.decoder.heads.num_layers = 1
+model.detections_per_image = 8
+dataloader.test.mapper.augmentations[0].short_edge_length = 96
+train.device = "cpu"
+train.init_checkpoint = ""
+"""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with tiny.py and weights.pth."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.py").write_text(CONFIG)
+    torch.manual_seed(0)
+    model = instantiate(model_zoo.get_config(str(folder / "tiny.py")).model)
+    DetrCheckpointer(model, str(folder)).save("weights")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder with a.jpg, b.png and c.jpg, which differ in size, and a file of another kind."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (width, height) in {"c.jpg": (90, 60), "a.jpg": (60, 90), "b.png": (70, 70)}.items():
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def arguments(trained, tmp_path):
+    """Makes a command line that draws all detections."""
+
+    def make(*inputs, config=trained / "tiny.py", weights=trained / "weights.pth", more=()):
+        options = {"--config-file": config, "--weights": weights, "--output": tmp_path / "out"}
+        options |= {"--confidence-threshold": 0}
+        given = [str(text) for pair in options.items() for text in pair]
+        return [*given, "--input", *map(str, inputs), *map(str, more)]
+
+    return make
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_folder_gives_a_picture_for_each_image(arguments, images, tmp_path, capsys):
+    assert demo.main(arguments(images)) == 0
+    assert names(tmp_path / "out") == ["a.png", "b.png", "c.png"]
+    with Image.open(tmp_path / "out/c.png") as picture, Image.open(images / "c.jpg") as image:
+        assert picture.size == image.size
+        assert (np.asarray(picture.convert("RGB")) != np.asarray(image)).any()
+    output = capsys.readouterr()
+    assert output.out == (
+        f"images: 3, detections: 24, failures: 0; pictures are in {tmp_path / 'out'}\n"
+    )
+    assert "3/3" in output.err
+
+
+def test_files_and_patterns_each_once(images):
+    given = [str(images / name) for name in ("c.jpg", "*.jpg", "notes.txt", "*.gif")]
+    found, missing = demo.find_images(given)
+    assert [path.name for path in found] == ["c.jpg", "a.jpg", "notes.txt"]
+    assert missing == given[3:]
+
+
+def test_name_with_brackets_is_no_pattern(images):
+    (images / "a.jpg").rename(images / "a[1].jpg")
+    found, missing = demo.find_images([str(images / "a[1].jpg")])
+    assert [path.name for path in found] == ["a[1].jpg"] and not missing
+
+
+def test_no_picture_overwrites_another_or_an_image(arguments, images):
+    other = images.parent / "other"
+    other.mkdir()
+    for name in ("a.jpg", "b.png"):
+        shutil.copy(images / name, other)
+    before = (images / "b.png").read_bytes()
+    command = arguments(images, other, more=["--output", images])
+    assert demo.main(command) == 0
+    assert (images / "b.png").read_bytes() == before
+    pictures = {"a.png", "a_2.png", "b_2.png", "b_3.png", "c.png"}
+    assert set(names(images)) == pictures | {"a.jpg", "b.png", "c.jpg", "notes.txt"}
+
+
+def test_unreadable_image_is_named_and_skipped(arguments, images, tmp_path, capsys):
+    broken = images / "b.png"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    absent = images / "absent.jpg"
+    assert demo.main(arguments(images, images / "notes.txt", absent)) == 1
+    assert names(tmp_path / "out") == ["a.png", "c.png"]
+    output = capsys.readouterr()
+    for path in (broken, images / "notes.txt", absent):
+        assert f"{path}: " in output.err
+    assert "images: 2, detections: 16, failures: 3;" in output.out
+
+
+@pytest.mark.parametrize("given", ["empty", "*.jpg", "absent.jpg"])
+def test_no_image_found(arguments, tmp_path, capsys, given):
+    (tmp_path / "empty").mkdir()
+    assert demo.main(arguments(tmp_path / given)) == 1
+    assert f"{tmp_path / given}: skipped, as it is no file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_exif_orientation(arguments, images, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(images / "a.jpg") as image:
+        image.save(images / "turned.jpg", exif=exif)
+    assert demo.main(arguments(images / "turned.jpg")) == 0
+    with Image.open(tmp_path / "out/turned.png") as picture:
+        assert picture.size == image.size[::-1]
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_reads_as_the_test_mapper_does(trained, images, image_format):
+    cfg = model_zoo.get_config(str(trained / "tiny.py"))
+    cfg.train.init_checkpoint = str(trained / "weights.pth")
+    cfg.dataloader.test.mapper.image_format = image_format
+    path = images / "c.jpg"
+    pixels, inputs = demo.Demo(cfg, threshold=0.0).read(path)
+    expected = instantiate(cfg.dataloader.test.mapper)({"file_name": str(path)})
+    assert torch.equal(inputs.pop("image"), expected["image"])
+    assert inputs == {"height": 60, "width": 90}
+    with Image.open(path) as image:
+        assert (pixels == np.asarray(image)).all()
+
+
+def test_draws_what_reaches_the_threshold(arguments, trained, images, monkeypatch, capsys):
+    cfg = model_zoo.get_config(str(trained / "tiny.py"))
+    cfg.train.init_checkpoint = str(trained / "weights.pth")
+    everything = demo.Demo(cfg, threshold=0.0)
+    scores = everything.predict(everything.read(images / "a.jpg")[1]).scores
+    assert len(scores) == 8 and scores[2] > scores[3]
+
+    drawn = []
+    draw = Visualizer.draw_instance_predictions
+
+    def record(visualizer, instances):
+        drawn.extend(instances.scores.tolist())
+        return draw(visualizer, instances)
+
+    monkeypatch.setattr(Visualizer, "draw_instance_predictions", record)
+    more = ["--confidence-threshold", scores[2].item()]
+    assert demo.main(arguments(images / "a.jpg", more=more)) == 0
+    assert drawn == scores[:3].tolist()
+    assert "detections: 3," in capsys.readouterr().out
+
+
+def test_image_without_detections_is_saved(arguments, images, tmp_path):
+    more = ["--confidence-threshold", "1"]
+    assert demo.main(arguments(images / "b.png", more=more)) == 0
+    with Image.open(tmp_path / "out/b.png") as picture, Image.open(images / "b.png") as image:
+        assert (np.asarray(picture.convert("RGB")) == np.asarray(image)).all()
+
+
+def test_class_names(trained):
+    cfg = model_zoo.get_config(str(trained / "tiny.py"))
+    assert demo.class_metadata(cfg) is MetadataCatalog.get("digits_val")
+    cfg.model.num_classes = 3
+    assert demo.class_metadata(cfg) is None
+    cfg.dataloader.test.dataset.names = None
+    assert demo.class_metadata(cfg) is None
+
+
+def test_contact_sheet(arguments, images, tmp_path):
+    path = tmp_path / "sheets/sheet.png"
+    assert demo.main(arguments(images, more=["--contact-sheet", path])) == 0
+    with Image.open(path) as sheet:
+        pixels = np.asarray(sheet)
+    side, caption, gap = sheets.TILE_SIDE, sheets.CAPTION_HEIGHT, sheets.GAP
+    assert pixels.shape == (side + caption + 2 * gap, 3 * side + 4 * gap, 3)
+    tiles = [pixels[gap:, gap + i * (side + gap) :][:, :side] for i in range(3)]
+    for tile in tiles:
+        assert tile[:side].std() > 10
+        assert (tile[side : side + caption] < 128).any(), "no file name"
+    # a.jpg is twice as narrow as c.jpg is low: bars at the sides of one, above the other.
+    assert (tiles[0][:side, :40] == sheets.TILE_COLOUR).all()
+    assert (tiles[2][:40] == sheets.TILE_COLOUR).all()
+
+
+def test_contact_sheet_of_many(tmp_path):
+    path = tmp_path / f"{'long_' * 30}name.png"
+    Image.new("L", (500, 20), 255).save(path)
+    sheet = sheets.contact_sheet([path] * 30)
+    width, height = (sheets.TILE_SIDE + sheets.GAP, sheets.TILE_SIDE + sheets.CAPTION_HEIGHT)
+    assert sheet.size == (6 * width + sheets.GAP, 4 * (height + sheets.GAP) + sheets.GAP)
+    gaps = np.asarray(sheet)[:, sheets.GAP + sheets.TILE_SIDE :: width]
+    assert (gaps == 255).all(), "a name leaves its tile"
+    with pytest.raises(ValueError, match="at least one picture"):
+        sheets.contact_sheet([])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": "absent.py"}, "config 'absent.py' is neither a file nor"),
+        ({"weights": "absent.pth"}, "weights absent.pth: there is no such file"),
+        ({"weights": ""}, "give those of a trained detector with --weights FILE"),
+        ({"more": ["--output", "out", "model.num_classes=3"]}, "set model.num_classes=10"),
+        ({"more": ["--output", "out", "data.val_json=x"]}, "data.val_images missing"),
+    ],
+)
+def test_errors_are_one_line(arguments, images, capsys, change, message):
+    assert demo.main(arguments(images, **change)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--confidence-threshold", "30"], "given 30, accepted are numbers from 0 to 1"),
+        (["--contact-sheet", "sheet.jpg"], "given sheet.jpg, accepted are names that end in .png"),
+        (["--output", __file__], "is a file; give a folder"),
+        (["--output", "out", "stray.jpg"], "given stray.jpg, accepted are options like key=value"),
+    ],
+)
+def test_bad_arguments(arguments, images, capsys, more, message):
+    with pytest.raises(SystemExit) as exit_info:
+        demo.main(arguments(images, more=more))
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_runs_as_a_script(arguments, images, tmp_path):
+    command = [sys.executable, str(ROOT / "demo/demo.py")]
+    more = ["--output", "out", "model.num_classes=10", "--contact-sheet", "sheet.png"]
+    (images / "b.png").write_text("broken")
+    run = subprocess.run(
+        [*command, *arguments(images, more=more)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1, run.stderr
+    assert run.stdout == "images: 2, detections: 16, failures: 1; pictures are in out\n"
+    assert f"{images / 'b.png'}: skipped" in run.stderr
+    assert (tmp_path / "sheet.png").is_file() and names(tmp_path / "out") == ["a.png", "c.png"]

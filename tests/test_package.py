@@ -1,0 +1,80 @@
+"""The package as users get it: as a wheel, and without Detectron2."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lite_detr import model_zoo
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the sources, so that the build leaves nothing in them."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, source)
+    for name in ("configs", "projects"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", source / "dist", source], check=True, timeout=300)
+    return next((source / "dist").glob("lite_detr-*.whl"))
+
+
+def run_python(code, path, cwd):
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_plain_installation_finds_every_config_from_any_directory(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    (tmp_path / "elsewhere").mkdir()
+    code = (
+        "from lite_detr import model_zoo\n"
+        f"assert model_zoo.__file__.startswith({str(site)!r}), model_zoo.__file__\n"
+        "name = 'deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py'\n"
+        "assert model_zoo.get_config(name).model.encoder.num_high_levels == 3\n"
+        "print(*model_zoo.list_configs())\n"
+    )
+    run = run_python(code, site, tmp_path / "elsewhere")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == model_zoo.list_configs()
+
+
+def test_the_list_of_configs_holds_the_models_and_not_their_parts():
+    names = model_zoo.list_configs()
+    assert "deformable_detr/deformable_detr_r50_single_stage_50ep.py" in names
+    assert not any(name.startswith("common") for name in names)
+
+
+def test_import_without_detectron2_says_how_to_install_it(tmp_path):
+    code = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'detectron2':\n"
+        "            raise ModuleNotFoundError('no detectron2', name='detectron2')\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "import lite_detr\n"
+    )
+    run = run_python(code, ROOT / "projects", tmp_path)
+    assert run.returncode == 1
+    message = run.stderr.strip().splitlines()[-1]
+    assert message.startswith("ModuleNotFoundError: lite_detr needs Detectron2")
+    for source in ("make install", "facebookresearch/detectron2", "sal-detectron2"):
+        assert source in message
