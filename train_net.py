@@ -54,7 +54,7 @@ def train(cfg: DictConfig, resume: bool) -> None:
     model = create_ddp_model(model, **cfg.train.ddp)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
     checkpointer = DetrCheckpointer(
-        model, cfg.train.output_dir, allow_new_classes=not resume, trainer=trainer
+        model, cfg.train.output_dir, fine_tune=not resume, trainer=trainer
     )
     trainer.register_hooks(
         [

@@ -37,7 +37,12 @@ class ClippedAdamW(torch.optim.AdamW):
         self.clip_norm = clip_norm
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        return super().step(closure)
+        super().step()
+        return loss

@@ -3,6 +3,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.structures import Boxes, Instances
+from torch import nn
+
 from lite_detr.modeling import (
     DecoderLayer,
     DeformableDecoder,
@@ -21,7 +23,6 @@ from lite_detr.modeling import (
     SinePositionEncoding,
     TwoStageQueries,
 )
-from torch import nn
 
 ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAttention}
 

@@ -1,9 +1,14 @@
 import itertools
 import math
-import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+import lite_detr
 from lite_detr.modeling import HungarianMatcher, SetCriterion
 from lite_detr.modeling.criterion import count_objects
 from lite_detr.modeling.heads import Predictions
@@ -78,7 +83,7 @@ def best_assignment(logits, boxes, target, weights=(2, 5, 2), alpha=0.25, gamma=
 
 MATCHERS = [
     ((2.0, 5.0, 2.0), 0.25, 2.0),
-    ((1.0, 0.0, 0.0), 0.25, 2.0),
+    ((1.0, 0.001, 0.0), 0.25, 2.0),
     ((0.0, 1.0, 0.0), 0.25, 2.0),
     ((0.0, 0.0, 1.0), 0.25, 2.0),
     ((3.0, 0.5, 1.0), 0.6, 1.5),
@@ -129,6 +134,16 @@ def test_nan_predictions_are_an_error(field):
     getattr(predictions, field)[1, 2] = math.nan
     with pytest.raises(FloatingPointError, match="diverged.*learning rate"):
         HungarianMatcher()(predictions, make_targets(1, 2))
+
+
+@pytest.mark.parametrize("where", ["image without objects", "class without objects"])
+def test_nan_is_an_error_wherever_it_is(where):
+    predictions, targets = make_predictions(2, 4), make_targets(2, 0)
+    targets[0].labels.fill_(1)
+    image, channel = (1, 0) if where == "image without objects" else (0, 2)
+    predictions.logits[image, 3, channel] = math.nan
+    with pytest.raises(FloatingPointError):
+        HungarianMatcher()(predictions, targets)
 
 
 def losses_by_hand(predictions, targets, num_objects, weights):
@@ -216,7 +231,7 @@ def test_proposals_are_trained_on_objects_of_any_class(make_detector, make_input
 
     class Recorder(SetCriterion):
         def forward(self, outputs, targets):
-            seen.update({suffix: targets for suffix in outputs})
+            seen.update(dict.fromkeys(outputs, targets))
             return super().forward(outputs, targets)
 
     model.criterion = Recorder(HungarianMatcher())
@@ -240,38 +255,45 @@ def test_targets_are_normalised_by_the_images_own_size(make_input):
     assert torch.equal(target.labels, instances.gt_classes)
 
 
-def count_in_process(rank, counts, init_file, results):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{init_file}", rank=rank, world_size=len(counts)
-    )
-    targets = [Target(torch.zeros(counts[rank]).long(), torch.zeros(counts[rank], 4))]
-    few = [Target(torch.zeros(rank).long(), torch.zeros(rank, 4))]
-    results.put((rank, count_objects(targets).item(), count_objects(few).item()))
-    torch.distributed.destroy_process_group()
+COUNT_OBJECTS = """
+import sys
+
+import torch
+from lite_detr.modeling.criterion import count_objects
+from lite_detr.modeling.targets import Target
+
+init_file, rank, *counts = sys.argv[1:]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{init_file}", rank=int(rank), world_size=2
+)
+for count in map(int, counts):
+    target = Target(torch.zeros(count, dtype=torch.int64), torch.zeros(count, 4))
+    print(count_objects([target]).item())
+torch.distributed.destroy_process_group()
+"""
 
 
 def test_objects_are_averaged_over_processes(tmp_path):
     """Two processes with 2 and 5 objects count 3.5 each; with 0 and 1, at least one."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("torch is built without gloo")
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    processes = [
-        spawn.Process(
-            target=count_in_process, args=(rank, (2, 5), tmp_path / "init", results), daemon=True
-        )
-        for rank in range(2)
-    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(lite_detr.__file__).parents[1])}
+    processes = []
     try:
+        for rank, counts in enumerate((("2", "0"), ("5", "1"))):
+            arguments = [sys.executable, "-c", COUNT_OBJECTS, tmp_path / "init", str(rank), *counts]
+            processes.append(
+                subprocess.Popen(
+                    arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+                )
+            )
         for process in processes:
-            process.start()
+            output, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors.decode()
+            assert output.split() == [b"3.5", b"1.0"]
     except OSError as error:
-        pytest.skip(f"processes cannot be spawned here: {error}")
-    try:
-        for process in processes:
-            process.join(timeout=60)
-        assert [process.exitcode for process in processes] == [0, 0]
-        assert sorted(results.get(timeout=5) for _ in range(2)) == [(0, 3.5, 1), (1, 3.5, 1)]
+        pytest.skip(f"no processes can be started here: {error}")
     finally:
         for process in processes:
             process.kill()
+            process.wait()

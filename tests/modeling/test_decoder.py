@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from lite_detr.modeling import (
     DecoderLayer,
     DeformableDecoder,
@@ -178,9 +179,7 @@ def test_clones_of_a_layer_draw_their_self_attention_anew():
 
 
 @pytest.mark.parametrize("reference_dim", [2, 4])
-def test_without_refinement_all_layers_share_the_first_references(
-    encoded, perturb, reference_dim
-):
+def test_without_refinement_all_layers_share_the_first_references(encoded, perturb, reference_dim):
     decoder = perturb(make_decoder(refine=False))
     queries = make_queries(reference_dim)
     references = record_references(decoder)
@@ -235,9 +234,7 @@ def test_no_gradient_flows_through_refined_references(encoded, perturb):
     assert all(grad is None for grad in gradients(loss, decoder.heads.bbox_embed[0]))
     assert all(grad is not None for grad in gradients(loss, decoder.heads.bbox_embed[1]))
     assert all(grad is not None for grad in gradients(loss, decoder.layers[0]))
-    assert all(
-        grad.any() for grad in gradients(first.boxes.sum(), decoder.heads.bbox_embed[0])
-    )
+    assert all(grad.any() for grad in gradients(first.boxes.sum(), decoder.heads.bbox_embed[0]))
 
 
 def test_attn_mask_isolates_queries(encoded, perturb):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from lite_detr.modeling import (
     DeformableEncoder,
     EncoderLayer,

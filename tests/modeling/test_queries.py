@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from lite_detr.modeling import LearnedQueries, TwoStageQueries
 from lite_detr.modeling.queries import anchor_logits
 
@@ -95,9 +96,9 @@ def test_proposals_start_at_their_anchors(encoded):
     torch.testing.assert_close(proposals.boxes, anchor_logits(scales)[0].sigmoid())
 
 
-def test_references_are_the_best_proposals_of_the_first_class_channel(two_stage, encoded):
-    memory, scales = encoded
-    queries, proposals = two_stage(memory, scales)
+def test_references_are_the_best_proposals_of_the_first_class_channel(two_stage, make_scales):
+    memory = torch.randn(2, 60, CHANNELS, dtype=torch.float64)
+    queries, proposals = two_stage(memory, make_scales(SHAPES, batch=2))
     rankings = []
     for image in range(2):
         for channel in range(3):
@@ -106,6 +107,18 @@ def test_references_are_the_best_proposals_of_the_first_class_channel(two_stage,
         best = rankings[3 * image]
         torch.testing.assert_close(queries.reference[image], proposals.boxes[image, best])
     assert len({tuple(ranking) for ranking in rankings}) == 6
+
+
+def test_tokens_without_an_anchor_propose_a_corner_from_zero_features(two_stage, encoded):
+    """As in the references they are ranked with the others, so their logits are part of parity."""
+    memory, scales = encoded
+    features = two_stage.enc_output_norm(two_stage.enc_output(torch.zeros(CHANNELS).double()))
+    _, proposals = two_stage(memory, scales)
+    padding = scales.padding_mask[1]
+    assert padding.any()
+    expected = two_stage.class_embed(features).expand(int(padding.sum()), -1)
+    torch.testing.assert_close(proposals.logits[1][padding], expected)
+    assert (proposals.boxes[1][padding] == 1).all()
 
 
 def test_content_and_position_encode_the_references(two_stage, encoded):
@@ -119,7 +132,7 @@ def test_content_and_position_encode_the_references(two_stage, encoded):
                     wave = math.cos if channel % 2 else math.sin
                     encoding.append(wave(coordinate * 2 * math.pi / wavelength))
             encoding = torch.tensor(encoding, dtype=torch.float64)
-            both = two_stage.pos_trans_norm(two_stage.pos_trans(encoding))
+            both = two_stage.encode_box.norm(two_stage.encode_box.linear(encoding))
             torch.testing.assert_close(queries.pos[image, index], both[:CHANNELS])
             torch.testing.assert_close(queries.content[image, index], both[CHANNELS:])
 
@@ -133,7 +146,7 @@ def test_no_gradient_flows_through_the_chosen_proposals(two_stage, encoded):
     names, parameters = zip(*two_stage.named_parameters())
     gradients = torch.autograd.grad(loss, (memory, *parameters), allow_unused=True)
     trained = {name for name, grad in zip(("memory", *names), gradients) if grad is not None}
-    assert trained == {name for name in names if name.startswith("pos_trans")}
+    assert trained == {name for name in names if name.startswith("encode_box.")}
     loss = proposals.logits.sum() + proposals.boxes.sum()
     gradient = torch.autograd.grad(loss, memory)[0]
     assert gradient.isfinite().all()

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+
 from lite_detr.modeling import SinePositionEncoding
 from lite_detr.modeling.scales import resize_mask
 

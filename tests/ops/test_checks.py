@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from lite_detr.ops import key_aware_ms_deform_attn, ms_deform_attn
 
 # Two levels, 2 x 3 and 1 x 2 cells, so 8 tokens; 2 images, 3 queries, 2 heads of 4 channels.
@@ -133,9 +134,7 @@ def test_locations_dtype(call, value_dtype, locations_dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("locations", ["same", "float32"])
 def test_locations_take_the_values_dtype_or_float32(call, dtype, locations):
-    arguments = {
-        name: t.to(dtype) if t.is_floating_point() else t for name, t in VALID.items()
-    }
+    arguments = {name: t.to(dtype) if t.is_floating_point() else t for name, t in VALID.items()}
     if locations == "float32":
         arguments["sampling_locations"] = VALID["sampling_locations"]
     assert call(arguments).dtype == dtype

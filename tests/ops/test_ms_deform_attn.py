@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+
 from lite_detr.ops import key_aware_ms_deform_attn, ms_deform_attn
 
 # (levels, points, channels of a head), with 2 heads; sizes of the levels are SIZES[:levels].

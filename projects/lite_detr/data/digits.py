@@ -383,14 +383,8 @@ def is_written(root: str | Path, num_train: int = 400, num_val: int = 80, seed: 
 
 
 def _marker_text(num_train: int, num_val: int, seed: int) -> str:
-    return json.dumps(
-        {
-            "generator_version": GENERATOR_VERSION,
-            "num_train": num_train,
-            "num_val": num_val,
-            "seed": seed,
-        }
-    )
+    images = dict(zip(SPLITS, (num_train, num_val)))
+    return json.dumps({"generator_version": GENERATOR_VERSION, "images": images, "seed": seed})
 
 
 def _save_images(

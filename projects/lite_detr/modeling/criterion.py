@@ -45,7 +45,11 @@ class SetCriterion(nn.Module):
         self.gamma = gamma
 
     def forward(
-        self, outputs: Mapping[str, Predictions], targets: list[Target]
+        self,
+        outputs: Mapping[str, Predictions],
+        targets: list[Target],
+        num_objects: Tensor | None = None,
+        matches: list[tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """The weighted losses of several sets of predictions for the same targets.
 
@@ -53,23 +57,31 @@ class SetCriterion(nn.Module):
             outputs: predictions by the suffix of their losses' names, such as ``{"": last,
                 "_0": first_layer, "_enc": proposals}``.
             targets: the objects of each image.
+            num_objects: what the losses are divided by; None counts the objects.
+            matches: for each image the indices of queries and of their objects, where they are
+                known beforehand; None lets the matcher find them for each set of predictions.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou``, each with every suffix; their sum is to be
             minimised.
         """
-        num_objects = count_objects(targets)
+        if num_objects is None:
+            num_objects = count_objects(targets)
         losses = {}
         for suffix, predictions in outputs.items():
-            for name, loss in self.losses(predictions, targets, num_objects).items():
+            found = matches if matches is not None else self.matcher(predictions, targets)
+            for name, loss in self.losses(predictions, targets, found, num_objects).items():
                 losses[name + suffix] = self.weights[name] * loss
         return losses
 
     def losses(
-        self, predictions: Predictions, targets: list[Target], num_objects: Tensor
+        self,
+        predictions: Predictions,
+        targets: list[Target],
+        matches: list[tuple[Tensor, Tensor]],
+        num_objects: Tensor,
     ) -> dict[str, Tensor]:
-        """The losses of one set of predictions before weighting."""
-        matches = self.matcher(predictions, targets)
+        """The losses of one set of matched predictions before weighting."""
         logits, boxes = predictions
         device = logits.device
         image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)]).to(device)

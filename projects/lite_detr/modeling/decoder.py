@@ -75,13 +75,29 @@ class DeformableDecoder(nn.Module):
         heads: what predicts from each layer's queries; it says how many layers there are.
         refine: iterative bounding box refinement: a layer's boxes are the next one's references
             (appendix A.4.1). Otherwise all layers look at, and predict from, the first ones.
+        look_forward_twice: a layer's boxes also train the layer before it, whose boxes they start
+            from (DINO, arXiv 2203.03605, section 3.5).
+        query_pos: makes the position part from the references anew for each layer; None keeps that
+            of the queries.
+        norm: what the heads see passes it; the next layer's queries and references do not.
     """
 
-    def __init__(self, layer: DecoderLayer, heads: PredictionHeads, refine: bool = True):
+    def __init__(
+        self,
+        layer: DecoderLayer,
+        heads: PredictionHeads,
+        refine: bool = True,
+        look_forward_twice: bool = False,
+        query_pos: nn.Module | None = None,
+        norm: nn.Module | None = None,
+    ):
         super().__init__()
         self.layers = clone_layers(layer, heads.num_layers)
         self.heads = heads
         self.refine = refine
+        self.look_forward_twice = look_forward_twice
+        self.query_pos = query_pos
+        self.norm = norm if norm is not None else nn.Identity()
 
     def forward(
         self,
@@ -103,14 +119,21 @@ class DeformableDecoder(nn.Module):
         content, pos, reference = queries
         # Images cover only their valid share of the padded maps that attention samples.
         to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, reference.shape[-1] // 2)
+        anchor = reference  # where a layer's predictions start from: equal, but for gradients
         predictions = []
         for index, layer in enumerate(self.layers):
             reference_points = reference[:, :, None] * to_padded
+            if self.query_pos is not None:
+                pos = self.query_pos(reference_points[:, :, 0]).to(content.dtype)
             content = layer(content, pos, reference_points, memory, scales, attn_mask)
-            logits = self.heads.classify(index, content)
-            boxes = self.heads.refine(index, content, reference)
+            state = self.norm(content)
+            logits = self.heads.classify(index, state)
+            boxes = self.heads.refine(index, state, anchor)
             predictions.append(Predictions(logits.to(boxes.dtype), boxes))
             if self.refine:
-                reference = boxes.detach()
+                anchor = boxes.detach()
+                if self.look_forward_twice:
+                    anchor = self.heads.refine(index, content, reference)
+                reference = anchor.detach()
                 to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, 2)
         return predictions

@@ -1,14 +1,16 @@
 """The data flow that all detectors share: images -> tokens -> memory, and queries -> Instances."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import Backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from .criterion import SetCriterion
+from .decoder import DeformableDecoder
 from .heads import Predictions
 from .neck import MultiScaleNeck
 from .position_encoding import SinePositionEncoding
@@ -20,12 +22,15 @@ class Detector(nn.Module):
     """Base of the meta-architectures, with Detectron2's contract for models.
 
     Images pass the backbone and the neck; the tokens of all scales, high resolution first, pass the
-    encoder. A subclass says in :meth:`predict` and :meth:`losses` how queries are made, decoded and
-    trained.
+    encoder; queries made from its memory pass the decoder, whose last layer predicts. A subclass
+    says in :meth:`losses` how it is trained.
 
     Args:
         backbone: any Detectron2 backbone; its ``output_shape()`` sizes the neck.
         encoder: takes tokens ``[B, S, C]``, positions ``[B, S, C]`` and :class:`Scales`.
+        queries: makes the decoder's queries from the memory, and proposals where it has two stages.
+        decoder: predicts from the queries, layer by layer.
+        criterion: turns predictions and targets into losses.
         embed_dim: channels ``C``.
         num_classes: foreground classes.
         num_levels: the number of scales ``L``.
@@ -42,6 +47,9 @@ class Detector(nn.Module):
         *,
         backbone: Backbone,
         encoder: nn.Module,
+        queries: nn.Module,
+        decoder: DeformableDecoder,
+        criterion: SetCriterion,
         embed_dim: int = 256,
         num_classes: int = 80,
         num_levels: int = 4,
@@ -59,6 +67,9 @@ class Detector(nn.Module):
         self.position_encoding = position_encoding
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
         self.encoder = encoder
+        self.queries = queries
+        self.decoder = decoder
+        self.criterion = criterion
         self.num_classes = num_classes
         self.input_format = input_format
         self.score_thresh = score_thresh
@@ -101,14 +112,15 @@ class Detector(nn.Module):
             layer, boxes as normalised (cx, cy, w, h) of each image without its padding, and
             ``memory [B, S, C]``, the encoder's tokens.
         """
-        with inference_context(self), torch.no_grad():
+        with evaluating(self), torch.no_grad():
             memory, scales = self.encode(self.preprocess_images(batched_inputs))
             logits, boxes = self.predict(memory, scales)
         return {"pred_logits": logits, "pred_boxes": boxes, "memory": memory}
 
     def predict(self, memory: Tensor, scales: Scales) -> Predictions:
         """The last decoder layer's predictions in inference."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it predicts")
+        queries, _ = self.queries(memory, scales)
+        return self.decoder(queries, memory, scales)[-1]
 
     def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
         """The weighted training losses by name."""
@@ -187,6 +199,18 @@ class Detector(nn.Module):
             )
             results.append({"instances": instances})
         return results
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with each module back in its own mode afterwards, also after an error."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def padding_mask(images: ImageList) -> tuple[Tensor, bool]:

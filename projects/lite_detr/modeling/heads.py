@@ -19,6 +19,15 @@ class Predictions(NamedTuple):
     boxes: Tensor
 
 
+def by_layer(predictions: list[Predictions], suffix: str = "") -> dict[str, Predictions]:
+    """The decoder layers' predictions by the suffix of their losses, as the references name them.
+
+    The last layer's is ``suffix`` alone, the others' have ``_0``, ``_1`` and so on behind it.
+    """
+    *auxiliary, last = predictions
+    return {suffix: last} | {f"{suffix}_{layer}": out for layer, out in enumerate(auxiliary)}
+
+
 class MLP(nn.Sequential):
     """``num_layers`` linear layers with ReLUs between them."""
 
@@ -60,6 +69,8 @@ class PredictionHeads(nn.Module):
         num_layers: the decoder's layers.
         shared: one pair of heads for all layers, as where the decoder does not refine its boxes.
         size_bias: see :func:`box_head`; of the first layer, whose reference may be a point.
+        border: references nearer than this to the border of ``[0, 1]`` count as this near, since
+            their logits would be infinite; Deformable DETR has 1e-5, DINO 1e-3.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class PredictionHeads(nn.Module):
         num_layers: int,
         shared: bool = False,
         size_bias: float = 0.0,
+        border: float = 1e-5,
     ):
         super().__init__()
         pairs = 1 if shared else num_layers
@@ -77,6 +89,7 @@ class PredictionHeads(nn.Module):
             box_head(embed_dim, size_bias if layer == 0 else 0.0) for layer in range(pairs)
         )
         self.num_layers = num_layers
+        self.border = border
 
     def classify(self, layer: int, queries: Tensor) -> Tensor:
         """``[B, Q, C]`` -> logits ``[B, Q, num_classes]``"""
@@ -84,22 +97,23 @@ class PredictionHeads(nn.Module):
 
     def refine(self, layer: int, queries: Tensor, reference: Tensor) -> Tensor:
         """Moves references ``[B, Q, 2 or 4]`` to boxes ``[B, Q, 4]``, all normalised."""
-        return move_reference(reference, self.bbox_embed[layer % len(self.bbox_embed)](queries))
+        delta = self.bbox_embed[layer % len(self.bbox_embed)](queries)
+        return move_reference(reference, delta, self.border)
 
 
-def move_reference(reference: Tensor, delta: Tensor) -> Tensor:
+def move_reference(reference: Tensor, delta: Tensor, border: float = 1e-5) -> Tensor:
     """Adds ``delta [B, Q, 4]`` to points or boxes ``[B, Q, 2 or 4]`` in logit space.
 
     Iterative bounding box refinement (Deformable DETR, appendix A.4.1, eq. 4).
     """
     delta = delta.to(reference.dtype)
-    logits = inverse_sigmoid(reference)
+    logits = inverse_sigmoid(reference, border)
     if reference.shape[-1] == 2:
         logits = nn.functional.pad(logits, (0, 2))
     return (logits + delta).sigmoid()
 
 
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+def inverse_sigmoid(x: Tensor, border: float = 1e-5) -> Tensor:
     """The logit of ``x`` in ``[0, 1]``, finite at both ends."""
     x = x.clamp(min=0, max=1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(min=border) / (1 - x).clamp(min=border))

@@ -46,6 +46,11 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: a prediction is NaN or infinite, so that training has diverged.
         """
+        if not all(tensor.isfinite().all() for tensor in predictions):
+            raise FloatingPointError(
+                "predictions hold NaN or infinite values: training has diverged. Lower the "
+                "learning rate, or check the gradient clipping and the data"
+            )
         return [
             self._match(logits, boxes, target)
             for logits, boxes, target in zip(predictions.logits, predictions.boxes, targets)
@@ -65,11 +70,6 @@ class HungarianMatcher(nn.Module):
         return self.cost_class * classification + self.cost_bbox * distance - self.cost_giou * giou
 
     def _match(self, logits: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        cost = self.cost(logits, boxes, target).cpu()
-        if not cost.isfinite().all():
-            raise FloatingPointError(
-                "predictions hold NaN or infinite values, so that no matching exists: training has "
-                "diverged. Lower the learning rate, or check the gradient clipping and the data"
-            )
-        queries, objects = linear_sum_assignment(cost.numpy())
+        cost = self.cost(logits, boxes, target).cpu().numpy()
+        queries, objects = linear_sum_assignment(cost)
         return torch.from_numpy(queries), torch.from_numpy(objects)

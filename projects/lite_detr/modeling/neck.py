@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ class MultiScaleNeck(nn.Module):
         num_levels: int,
     ):
         super().__init__()
+        if embed_dim % NUM_GROUPS:
+            raise ValueError(f"embed_dim must be a multiple of {NUM_GROUPS}, got {embed_dim}")
         self.in_features = select_features(input_shape, in_features)
         if num_levels < len(self.in_features):
             raise ValueError(
@@ -94,4 +97,14 @@ def _conv_norm(in_channels: int, embed_dim: int, **conv) -> nn.Sequential:
     convolution = nn.Conv2d(in_channels, embed_dim, **conv)
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.bias)
-    return nn.Sequential(convolution, nn.GroupNorm(NUM_GROUPS, embed_dim))
+    return nn.Sequential(convolution, MapNorm(NUM_GROUPS, embed_dim))
+
+
+class MapNorm(nn.GroupNorm):
+    """A group norm that also takes a map of one cell with one channel a group.
+
+    ``nn.GroupNorm`` refuses it as nothing to average over; here the result is the bias.
+    """
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return torch.group_norm(feature_map, self.num_groups, self.weight, self.bias, self.eps)

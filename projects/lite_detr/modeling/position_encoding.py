@@ -42,7 +42,7 @@ class SinePositionEncoding(nn.Module):
         """``[B, H, W]`` bool, True on padding -> ``[B, H * W, C]`` in float32."""
         y = (~mask).cumsum(1, dtype=torch.float32)
         x = (~mask).cumsum(2, dtype=torch.float32)
-        eps = 1e-6  # an image narrower than a cell may own no column at all
+        eps = 1e-6  # cells of padding have whole rows or columns that count nothing
         y = (y + self.offset) / (y[:, -1:, :] + eps) * 2 * math.pi
         x = (x + self.offset) / (x[:, :, -1:] + eps) * 2 * math.pi
         feats = self.embed_dim // 2

@@ -16,13 +16,14 @@ class Queries(NamedTuple):
 
     Attributes:
         content: ``[B, Q, C]``
-        pos: ``[B, Q, C]``, the position part, added to the content in every attention.
+        pos: ``[B, Q, C]``, the position part, added to the content in every attention; None where
+            the decoder makes it from the references.
         reference: ``[B, Q, 2]`` points or ``[B, Q, 4]`` boxes (cx, cy, w, h), normalised to each
             image without its padding.
     """
 
     content: Tensor
-    pos: Tensor
+    pos: Tensor | None
     reference: Tensor
 
 
@@ -50,56 +51,97 @@ class LearnedQueries(nn.Module):
         return Queries(content, pos, reference), None
 
 
-class TwoStageQueries(nn.Module):
-    """The encoder's best proposals become the queries (Deformable DETR, appendix A.4.1).
+class ProposalQueries(nn.Module):
+    """Base of the queries that begin as the encoder's best proposals.
 
-    Every token proposes a box around itself. The ``num_queries`` proposals with the highest score
-    are the decoder's references, and the sine encoding of their boxes gives content and position.
-    Scores are class-agnostic: the first class channel alone, trained on objects of any class.
+    Every token proposes a box around itself, and the proposals with the highest score are the
+    decoder's references (Deformable DETR, appendix A.4.1). Scores are class-agnostic: the first
+    class channel alone, trained on objects of any class.
 
     Args:
         embed_dim: channels ``C``.
         num_classes: foreground classes; the references give the proposal head all of them.
-        num_queries: ``Q``; an image with fewer tokens gets as many queries as it has tokens.
     """
 
-    def __init__(self, embed_dim: int = 256, num_classes: int = 80, num_queries: int = 300):
+    def __init__(self, embed_dim: int, num_classes: int):
         super().__init__()
-        self.num_queries = num_queries
         self.enc_output = nn.Linear(embed_dim, embed_dim)
         self.enc_output_norm = nn.LayerNorm(embed_dim)
-        self.pos_trans = nn.Linear(2 * embed_dim, 2 * embed_dim)
-        self.pos_trans_norm = nn.LayerNorm(2 * embed_dim)
-        for linear in (self.enc_output, self.pos_trans):
-            nn.init.xavier_uniform_(linear.weight)
+        nn.init.xavier_uniform_(self.enc_output.weight)
         self.class_embed = class_head(embed_dim, num_classes)
         self.bbox_embed = box_head(embed_dim)
 
-    def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, Predictions]:
+    def propose(
+        self, memory: Tensor, scales: Scales, num_queries: int
+    ) -> tuple[Tensor, Predictions]:
         """
         Args:
             memory: ``[B, S, C]``, the encoder's output.
             scales: the geometry of its tokens.
+            num_queries: ``Q``; at most as many as there are tokens.
 
         Returns:
-            The queries, and the proposals of all ``S`` tokens for the encoder's loss.
+            The references ``[B, Q, 4]`` without gradients, and the proposals of all ``S`` tokens.
         """
-        anchors, usable = anchor_logits(scales)
-        features = memory.masked_fill(~usable, 0.0)
-        features = self.enc_output_norm(self.enc_output(features))
+        features, anchors = self.proposal_features(memory, scales)
         logits = self.class_embed(features)
         box_logits = self.bbox_embed(features).to(anchors.dtype) + anchors
+        best = logits[..., 0].topk(min(num_queries, memory.shape[1]), dim=1).indices
+        reference = take(box_logits, best).detach().sigmoid()
+        return reference, Predictions(logits.to(anchors.dtype), box_logits.sigmoid())
 
-        count = min(self.num_queries, memory.shape[1])
-        best = logits[..., 0].topk(count, dim=1).indices
-        reference = box_logits.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
-        half_width = memory.shape[-1] // 2
-        encoding = sine_embedding(reference * 2 * math.pi, half_width, 10000.0).flatten(-2)
-        pos, content = self.pos_trans_norm(
-            self.pos_trans(encoding.to(self.pos_trans.weight.dtype))
-        ).chunk(2, dim=-1)
-        proposals = Predictions(logits.to(anchors.dtype), box_logits.sigmoid())
+    def proposal_features(self, memory: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+        """What proposals are made from: features ``[B, S, C]`` and anchors' logits ``[B, S, 4]``.
+
+        A token without an anchor has the features of a zero token and the box (1, 1, 1, 1). As in
+        the references it is ranked with the others; training teaches it to score low.
+        """
+        anchors, usable = anchor_logits(scales)
+        features = self.enc_output(memory.masked_fill(~usable, 0.0))
+        return self.enc_output_norm(features), anchors
+
+
+class TwoStageQueries(ProposalQueries):
+    """Content and position both encode the proposed box (Deformable DETR, appendix A.4.1).
+
+    Args:
+        embed_dim: channels ``C``.
+        num_classes: foreground classes.
+        num_queries: ``Q``; an image with fewer tokens gets as many queries as it has tokens.
+    """
+
+    def __init__(self, embed_dim: int = 256, num_classes: int = 80, num_queries: int = 300):
+        super().__init__(embed_dim, num_classes)
+        self.num_queries = num_queries
+        self.encode_box = BoxEncoding(embed_dim)
+
+    def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, Predictions]:
+        """The queries, and the proposals of all ``S`` tokens for the encoder's loss."""
+        reference, proposals = self.propose(memory, scales, self.num_queries)
+        pos, content = self.encode_box(reference)
         return Queries(content, pos, reference), proposals
+
+
+class BoxEncoding(nn.Module):
+    """A linear map of the sine encoding of boxes, for both parts of a query.
+
+    Args:
+        embed_dim: channels ``C``.
+    """
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.linear = nn.Linear(2 * embed_dim, 2 * embed_dim)
+        self.norm = nn.LayerNorm(2 * embed_dim)
+        nn.init.xavier_uniform_(self.linear.weight)
+
+    def forward(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, Q, 4]`` -> position ``[B, Q, C]`` and content ``[B, Q, C]``"""
+        encoding = sine_embedding(boxes * 2 * math.pi, self.embed_dim // 2, 10000.0).flatten(-2)
+        encoding = encoding.to(self.linear.weight.dtype)
+        pos, content = self.norm(self.linear(encoding)).chunk(2, dim=-1)
+        return pos, content
 
 
 def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tensor]:
@@ -112,7 +154,7 @@ def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tens
         base_size: side on the finest scale, as a share of the image.
 
     Returns:
-        Box logits ``[B, S, 4]``, infinite where a token may not propose, and where it may
+        Box logits ``[B, S, 4]``, infinite where a token has no anchor, and where it has one
         ``[B, S, 1]``: not on padding, and not within 1 % of the border, where logits explode.
     """
     sizes = torch.cat(
@@ -122,7 +164,11 @@ def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tens
         ]
     )
     boxes = torch.cat([scales.centers, sizes.expand(scales.centers.shape)], dim=-1)
+    # The centres of padding lie beyond 1.
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
-    if scales.padding_mask is not None:
-        usable = usable & ~scales.padding_mask[..., None]
     return torch.log(boxes / (1 - boxes)).masked_fill(~usable, float("inf")), usable
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """``[B, S, C]`` at ``[B, Q]`` -> ``[B, Q, C]``"""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -26,3 +26,9 @@ class Target(NamedTuple):
         boxes = instances.gt_boxes.tensor.to(dtype)
         boxes = boxes / boxes.new_tensor([width, height, width, height])
         return cls(instances.gt_classes, box_convert(boxes, "xyxy", "cxcywh"))
+
+
+def class_agnostic(targets: list[Target]) -> list[Target]:
+    """The same objects, all of the first class: what proposals that only tell objects from
+    background are trained on."""
+    return [target._replace(labels=target.labels * 0) for target in targets]

@@ -36,7 +36,7 @@ def sample_levels(
                 feature_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False
             )
         )
-    return torch.cat(samples, dim=-1).view(batch, heads, channels, queries, -1)
+    return torch.cat(samples, dim=-1).view(batch, heads, channels, queries, len(sizes) * points)
 
 
 def sampling_dtype(dtype: torch.dtype) -> torch.dtype:

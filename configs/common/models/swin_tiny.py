@@ -1,0 +1,15 @@
+from detectron2.config import LazyCall as L
+from detectron2.modeling import SwinTransformer
+
+backbone = L(SwinTransformer)(
+    embed_dim=96,
+    depths=[2, 2, 6, 2],
+    num_heads=[3, 6, 12, 24],
+    drop_path_rate=0.2,
+    out_indices=[1, 2, 3],
+)
+# The Swin authors' release; Detectron2 matches its names to ours by their endings.
+init_checkpoint = (
+    "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+    "swin_tiny_patch4_window7_224.pth?matching_heuristics=True"
+)

@@ -1,0 +1,3 @@
+from .lite_dino_r50_h3l1_2p1x3_36ep import data, dataloader, lr_multiplier, model, optimizer, train
+
+model.encoder.num_high_levels = 2

@@ -1,0 +1,5 @@
+from ..common.schedule import COCO_EPOCH, step_schedule
+from .lite_dino_r50_h3l1_2p1x3_36ep import data, dataloader, model, optimizer, train
+
+lr_multiplier = step_schedule(epochs=12, drop=11)
+train.max_iter = 12 * COCO_EPOCH

@@ -1,0 +1,10 @@
+from .lite_dino_swin_t_h3l1_2p1x3_36ep import (
+    data,
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.encoder.num_high_levels = 2

@@ -1,0 +1,11 @@
+from .lite_h_detr_swin_t_h3l1_2p1x3_36ep import (
+    data,
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.encoder.num_blocks = 1
+model.encoder.updates_per_block = 6

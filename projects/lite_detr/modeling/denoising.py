@@ -1,0 +1,129 @@
+"""Contrastive denoising: extra training queries that start from noised objects."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .queries import Queries
+from .targets import Target
+
+
+class Denoising(NamedTuple):
+    """The denoising part of a batch.
+
+    Attributes:
+        queries: ``[B, N, C]`` content and ``[B, N, 4]`` references, to go before the matching
+            queries; ``N`` is 0 for a batch without objects.
+        matches: for each image the positive queries and the objects they shall restore.
+        num_groups: how often each object is there as a positive query.
+        attn_mask: ``[N + Q, N + Q]`` bool, True where a query may not see another.
+    """
+
+    queries: Queries
+    matches: list[tuple[Tensor, Tensor]]
+    num_groups: int
+    attn_mask: Tensor
+
+
+class ContrastiveDenoising(nn.Module):
+    """DINO's contrastive denoising (arXiv 2203.03605, section 3.3).
+
+    Each group holds every object of an image twice: as a positive query, whose corners are moved by
+    at most half the box's size times ``box_noise`` and which shall restore the object, and as a
+    negative one, moved by more, which shall predict none. A group sees itself and the matching
+    queries; the other groups are hidden from it, and all groups from the matching queries.
+
+    Args:
+        embed_dim: channels ``C``.
+        num_classes: foreground classes.
+        num_queries: about how many positive queries an image has; there are as many groups as the
+            largest number of objects in the batch allows, at least one.
+        label_noise: half of this share of the queries gets a random class.
+        box_noise: the largest move of a positive corner, in half extents of the box.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_classes: int = 80,
+        num_queries: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 1.0,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        # One more than there are classes, as in the released weights; the last one is never used.
+        self.label_embed = nn.Embedding(num_classes + 1, embed_dim)
+
+    def forward(self, targets: list[Target], num_matching: int) -> Denoising:
+        """
+        Args:
+            targets: the objects of each image.
+            num_matching: ``Q``, the matching queries behind the denoising ones.
+        """
+        counts = [len(target.labels) for target in targets]
+        largest = max(counts)
+        num_groups = max(self.num_queries // largest, 1) if largest else 1
+        labels = self._noised_labels(targets, num_groups)
+        boxes = self._noised_boxes(targets, num_groups)
+
+        device = self.label_embed.weight.device
+        # A group is all its positive queries and then all its negative ones, each image's padded
+        # to the largest number of objects: slot = ((group * 2) + negative) * largest + object.
+        starts = torch.arange(2 * num_groups, device=device) * largest
+        image = torch.cat(
+            [torch.full((2 * num_groups * n,), i, device=device) for i, n in enumerate(counts)]
+        )
+        slots = [(starts[:, None] + torch.arange(n, device=device)).flatten() for n in counts]
+        slot = torch.cat(slots)
+        num_denoising = 2 * num_groups * largest
+
+        embedded = self.label_embed(labels)
+        content = embedded.new_zeros(len(targets), num_denoising, embedded.shape[-1])
+        content = content.index_put((image, slot), embedded)
+        reference = boxes.new_full((len(targets), num_denoising, 4), 0.5)
+        reference[image, slot] = boxes
+        matches = [
+            (
+                (starts[::2, None] + torch.arange(n, device=device)).flatten().cpu(),
+                torch.arange(n).repeat(num_groups),
+            )
+            for n in counts
+        ]
+        queries = Queries(content, None, reference)
+        mask = self._attention_mask(num_groups, 2 * largest, num_matching)
+        return Denoising(queries, matches, num_groups, mask)
+
+    def _noised_labels(self, targets: list[Target], num_groups: int) -> Tensor:
+        """The classes of all queries, image by image: ``[2 * num_groups * objects]``."""
+        labels = torch.cat([target.labels.repeat(2 * num_groups) for target in targets])
+        flipped = torch.rand(labels.shape, device=labels.device) < self.label_noise * 0.5
+        return torch.where(flipped, torch.randint_like(labels, self.num_classes), labels)
+
+    def _noised_boxes(self, targets: list[Target], num_groups: int) -> Tensor:
+        """Their boxes ``[2 * num_groups * objects, 4]``: each corner is moved on its own."""
+        noised = []
+        for target in targets:
+            center, size = target.boxes.split(2, dim=-1)
+            corners = torch.cat([center - size / 2, center + size / 2], dim=-1)
+            half_size = torch.cat([size, size], dim=-1) / 2
+            amount = torch.rand(num_groups, 2, *corners.shape, device=corners.device)
+            amount[:, 1] += 1.0  # the negative ones
+            sign = torch.randint_like(amount, 2) * 2 - 1
+            moves = (amount * sign).to(corners.dtype) * half_size * self.box_noise
+            noised.append((corners + moves).clamp(min=0, max=1).flatten(0, 2))
+        low, high = torch.cat(noised).split(2, dim=-1)
+        # Corners of negative queries may have passed each other.
+        return torch.cat([(low + high) / 2, (high - low).clamp(min=0)], dim=-1)
+
+    def _attention_mask(self, num_groups: int, group_size: int, num_matching: int) -> Tensor:
+        device = self.label_embed.weight.device
+        group = torch.arange(num_groups, device=device).repeat_interleave(group_size)
+        # The matching queries are a group of their own, which all others may see.
+        matching = torch.full((num_matching,), -1, device=device)
+        group = torch.cat([group, matching])
+        return (group[:, None] != group) & (group != -1)
