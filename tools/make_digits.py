@@ -1,7 +1,9 @@
+#!/usr/bin/env python
 """Make the handwritten-digits detection dataset (offline, a few seconds)."""
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +16,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("datasets/digits"), help="folder")
-    parser.add_argument("--train", type=int, default=400, help="number of training images")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "digits",
+        help="folder; the default is where digits_train and digits_val are registered",
+    )
+    parser.add_argument("--train", type=int, default=500, help="number of training images")
     parser.add_argument("--val", type=int, default=80, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="non-negative random seed")
     return parser.parse_args(argv)

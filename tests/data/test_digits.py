@@ -27,7 +27,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes():
     """Plans of the dataset with the default arguments, by split."""
-    sizes = {"train": 400, "val": 80}
+    sizes = {"train": 500, "val": 80}
     return {split: list(digits.plan_scenes(split, sizes[split], seed=0)) for split in SPLITS}
 
 

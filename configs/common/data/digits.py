@@ -8,7 +8,6 @@ dataloader.train.dataset.names = "digits_train"
 dataloader.train.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=(192, 256), max_size=320, sample_style="range"),
 ]
-dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 0
 dataloader.test.dataset.names = "digits_val"
 dataloader.test.mapper.augmentations = [

@@ -23,7 +23,7 @@ SPLITS = ("train", "val")
 
 CANVAS_SIDE = (224, 320)  # px, inclusive
 MIN_CROP_SIDE = 100  # px of the photograph
-MAX_DIGITS = 8
+MAX_DIGITS = 16
 DIGIT_SIZE = (14, 170)  # px, sqrt(box area)
 MAX_CANVAS_SHARE = 0.9  # of the canvas side that a digit may span
 MAX_ROTATION = 12.0  # degrees
@@ -347,7 +347,7 @@ def count_by_size(annotations: Iterable[dict]) -> dict[str, int]:
 
 def write_digits_dataset(
     root: str | Path,
-    num_train: int = 400,
+    num_train: int = 500,
     num_val: int = 80,
     seed: int = 0,
     *,
@@ -376,7 +376,7 @@ def write_digits_dataset(
     marker.write_text(_marker_text(num_train, num_val, seed))
 
 
-def is_written(root: str | Path, num_train: int = 400, num_val: int = 80, seed: int = 0) -> bool:
+def is_written(root: str | Path, num_train: int = 500, num_val: int = 80, seed: int = 0) -> bool:
     """Whether a whole run of :func:`write_digits_dataset` with these arguments filled ``root``."""
     marker = Path(root) / MARKER
     return marker.is_file() and marker.read_text() == _marker_text(num_train, num_val, seed)

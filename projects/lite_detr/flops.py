@@ -1,0 +1,129 @@
+"""Multiply-adds, parameters and tokens of a detector, counted by fvcore."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from .modeling import attention
+from .modeling.detector import Detector
+from .ops import key_aware_ms_deform_attn, ms_deform_attn
+
+# The parts whose operations are told apart; queries, heads and the rest are in the total alone.
+PARTS = ("backbone", "encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one image costs a detector.
+
+    Attributes:
+        flops: multiply-adds of the whole model, and of each of ``PARTS``; a multiply-add is one
+            operation, as papers on detectors count.
+        parameters: all of them, frozen ones too; statistics of normalisations are none.
+        tokens: of each scale, high resolution first.
+    """
+
+    flops: dict[str, float]
+    parameters: int
+    tokens: tuple[int, ...]
+
+
+def count_cost(model: Detector, height: int, width: int) -> ModelCost:
+    """Counts what a detector does for one image, whichever operators run.
+
+    As in counts of the reference implementations, bilinear sampling is not counted, while the two
+    dot products of key-aware attention are.
+    """
+    model.eval()
+    image = torch.zeros(3, height, width, device=model.device)
+    with _single_operators(), torch.no_grad():
+        _, scales = model.encode(model.preprocess_images([{"image": image}]))
+        counter = FlopCountAnalysis(_Inference(model), (image,))
+        counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        counter.tracer_warnings("none")
+        counter.set_op_handle("lite_detr_flops::ms_deform_attn", _count_nothing)
+        counter.set_op_handle("lite_detr_flops::key_aware_ms_deform_attn", _count_dot_products)
+        counter.set_op_handle("aten::scaled_dot_product_attention", _count_self_attention)
+        by_module = counter.by_module()
+    flops = {"total": float(by_module[""])}
+    flops |= {part: float(by_module[f"detector.{part}"]) for part in PARTS}
+    return ModelCost(
+        flops=flops,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tokens=tuple(h * w for h, w in scales.shapes),
+    )
+
+
+class _Inference(nn.Module):
+    """A detector as a function of one image, since fvcore traces functions of tensors."""
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.detector.preprocess_images([{"image": image}])
+        return tuple(self.detector.predict(*self.detector.encode(images)))
+
+
+@torch.library.custom_op("lite_detr_flops::ms_deform_attn", mutates_args=())
+def _ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    return ms_deform_attn(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+
+
+@torch.library.custom_op("lite_detr_flops::key_aware_ms_deform_attn", mutates_args=())
+def _key_aware_ms_deform_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+) -> Tensor:
+    return key_aware_ms_deform_attn(
+        query, key, value, spatial_shapes, level_start_index, sampling_locations
+    )
+
+
+@contextlib.contextmanager
+def _single_operators() -> Iterator[None]:
+    """Shows each attention to a tracer as one operator, so that its parts are not counted."""
+    with (
+        mock.patch.object(attention, "ms_deform_attn", _ms_deform_attn),
+        mock.patch.object(attention, "key_aware_ms_deform_attn", _key_aware_ms_deform_attn),
+    ):
+        yield
+
+
+def _count_nothing(inputs: list, outputs: list) -> Counter:
+    return Counter(ms_deform_attn=0)
+
+
+def _count_dot_products(inputs: list, outputs: list) -> Counter:
+    """Query times key and weight times value, for each of the ``L * P`` points of a query."""
+    batch, queries, heads, channels = inputs[0].type().sizes()
+    levels, points = inputs[5].type().sizes()[3:5]
+    return Counter(
+        key_aware_ms_deform_attn=2 * batch * queries * heads * channels * levels * points
+    )
+
+
+def _count_self_attention(inputs: list, outputs: list) -> Counter:
+    """Query times key and weight times value, for each pair of queries."""
+    batch, heads, queries, channels = inputs[0].type().sizes()
+    keys = inputs[1].type().sizes()[2]
+    return Counter(attention=2 * batch * heads * queries * keys * channels)

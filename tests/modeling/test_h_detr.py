@@ -1,0 +1,260 @@
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from lite_detr.modeling import (
+    HDETR,
+    DeformableDecoder,
+    HungarianMatcher,
+    HybridQueries,
+    PredictionHeads,
+    SetCriterion,
+)
+from lite_detr.modeling.heads import Predictions
+from lite_detr.modeling.targets import Target
+
+ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
+ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])
+EMBED_DIM, CLASSES, ONE_TO_ONE, ONE_TO_MANY = 64, 5, 8, 16
+MATCHED_ONCE = ("", "_0", "_enc")
+MATCHED_OFTEN = ("_one2many", "_one2many_0")
+
+
+def loss_names(*suffixes):
+    return {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
+
+
+@pytest.fixture
+def make_h_detr(make_detector):
+    """``make_h_detr(encoder, attention, **options)``: a model without dropout."""
+
+    def make(
+        encoder="full",
+        attention="msda",
+        num_one_to_many=ONE_TO_MANY,
+        look_forward_twice=True,
+        one_to_many=3,
+        **options,
+    ):
+        parts = make_detector("two_stage", encoder, attention)
+        heads = PredictionHeads(EMBED_DIM, CLASSES, num_layers=2)
+        return HDETR(
+            backbone=parts.backbone,
+            embed_dim=EMBED_DIM,
+            num_classes=CLASSES,
+            position_encoding=parts.position_encoding,
+            encoder=parts.encoder,
+            queries=HybridQueries(EMBED_DIM, CLASSES, ONE_TO_ONE, num_one_to_many),
+            decoder=DeformableDecoder(
+                parts.decoder.layers[0], heads, look_forward_twice=look_forward_twice
+            ),
+            criterion=SetCriterion(HungarianMatcher()),
+            one_to_many=one_to_many,
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def batch(make_input):
+    return [make_input(64, 96, objects=3), make_input(48, 64), make_input(64, 64, objects=1)]
+
+
+def record(module):
+    """The outputs of every later call of a module."""
+    outputs = []
+    module.register_forward_hook(lambda _, args, output: outputs.append(output))
+    return outputs
+
+
+@ENCODERS
+@ATTENTIONS
+def test_training(make_h_detr, batch, perturb, encoder, attention):
+    """Losses of every prediction, and a gradient for every parameter."""
+    model = perturb(make_h_detr(encoder, attention), std=0.05)
+    losses = model(batch)
+    assert set(losses) == loss_names(*MATCHED_ONCE, *MATCHED_OFTEN)
+    assert all(loss.dim() == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@ENCODERS
+@ATTENTIONS
+def test_inference(make_h_detr, make_input, perturb, encoder, attention):
+    """Best first, in the coordinates asked for, of the one-to-one queries alone."""
+    model = perturb(make_h_detr(encoder, attention)).eval()
+    inputs = [make_input(64, 96) | {"height": 32, "width": 480}, {"image": torch.zeros(3, 80, 64)}]
+    raw = model.forward_queries(inputs)
+    assert raw["pred_logits"].shape == (2, ONE_TO_ONE, CLASSES)
+    assert raw["pred_boxes"].shape == (2, ONE_TO_ONE, 4)
+    for index, (output, size) in enumerate(zip(model(inputs), [(32, 480), (80, 64)], strict=True)):
+        instances = output["instances"]
+        assert instances.image_size == size
+        assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+        scores = raw["pred_logits"][index].sigmoid()
+        torch.testing.assert_close(instances.scores, scores.flatten().sort(descending=True).values)
+        query = int(scores.amax(1).argmax())
+        assert instances.pred_classes[0] == scores[query].argmax()
+        cx, cy, w, h = raw["pred_boxes"][index, query].tolist()
+        xs = [min(max(x, 0), 1) * size[1] for x in (cx - w / 2, cx + w / 2)]
+        ys = [min(max(y, 0), 1) * size[0] for y in (cy - h / 2, cy + h / 2)]
+        expected = torch.tensor([xs[0], ys[0], xs[1], ys[1]])
+        torch.testing.assert_close(instances.pred_boxes.tensor[0], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_inference_does_without_one_to_many_queries(make_h_detr, make_input, perturb):
+    model = perturb(make_h_detr())
+    inputs = [make_input(64, 96)]
+    expected = model.forward_queries(inputs)
+    with torch.no_grad():
+        model.queries.content.weight[ONE_TO_ONE:].normal_()
+    model.one_to_many, model.weight_one_to_many = 1, 0.0
+    for name, tensor in model.forward_queries(inputs).items():
+        assert torch.equal(tensor, expected[name])
+    with torch.no_grad():
+        model.queries.content.weight[:ONE_TO_ONE].normal_()
+    changed = model.forward_queries(inputs)["pred_logits"]
+    assert not torch.allclose(changed, expected["pred_logits"])
+
+
+@pytest.mark.parametrize("changed", range(0, ONE_TO_ONE + ONE_TO_MANY, 5))
+def test_the_two_kinds_of_queries_do_not_see_each_other(make_h_detr, batch, perturb, changed):
+    """In training a query's content changes all predictions of its kind and none of the other."""
+    model = perturb(make_h_detr()).double()
+    decoded = record(model.decoder)
+    model(batch)
+    with torch.no_grad():
+        model.queries.content.weight[changed] += 1.0
+    model(batch)
+    kinds = slice(0, ONE_TO_ONE), slice(ONE_TO_ONE, None)
+    own, other = kinds if changed < ONE_TO_ONE else kinds[::-1]
+    for before, after in zip(*decoded, strict=True):
+        assert before.logits.shape == (3, ONE_TO_ONE + ONE_TO_MANY, CLASSES)
+        torch.testing.assert_close(after.logits[:, other], before.logits[:, other])
+        torch.testing.assert_close(after.boxes[:, other], before.boxes[:, other])
+        difference = (after.logits - before.logits)[:, own].abs().amax(-1)
+        assert (difference > 1e-8).all()
+
+
+def test_one_to_many_losses_are_those_of_repeated_targets(make_h_detr, batch, perturb):
+    """Each object is there three times: as many queries answer for it, and losses are means."""
+    model = perturb(make_h_detr(one_to_many=3)).double()
+    decoded = record(model.decoder)
+    losses = model(batch)
+    targets = model.prepare_targets(batch, model.encode(model.preprocess_images(batch))[1])
+    repeated = [
+        Target(torch.cat([target.labels] * 3), torch.cat([target.boxes] * 3)) for target in targets
+    ]
+    for suffix, (logits, boxes) in zip(("_one2many_0", "_one2many"), decoded[0], strict=True):
+        predictions = Predictions(logits[:, ONE_TO_ONE:], boxes[:, ONE_TO_ONE:])
+        for name, loss in model.criterion({"": predictions}, repeated).items():
+            torch.testing.assert_close(losses[name + suffix], loss)
+        queries, objects = model.criterion.matcher(predictions, repeated)[0]
+        assert len(set(queries.tolist())) == 9
+        assert sorted((objects % 3).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_one_to_one_losses_are_those_of_the_targets(make_h_detr, batch, perturb):
+    """With labels as they are; the encoder's proposals only tell objects from background."""
+    model = perturb(make_h_detr()).double()
+    decoded, chosen = record(model.decoder), record(model.queries)
+    losses = model(batch)
+    targets = model.prepare_targets(batch, model.encode(model.preprocess_images(batch))[1])
+    assert any(target.labels.any() for target in targets)
+    for suffix, (logits, boxes) in zip(("_0", ""), decoded[0], strict=True):
+        predictions = Predictions(logits[:, :ONE_TO_ONE], boxes[:, :ONE_TO_ONE])
+        for name, loss in model.criterion({"": predictions}, targets).items():
+            torch.testing.assert_close(losses[name + suffix], loss)
+    objects = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
+    for name, loss in model.criterion({"_enc": chosen[0][1]}, objects).items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_weight_of_the_one_to_many_losses(make_h_detr, batch, perturb, weight):
+    model = perturb(make_h_detr()).double()
+    expected = model(batch)
+    model.weight_one_to_many = weight
+    for name, loss in model(batch).items():
+        factor = weight if "_one2many" in name else 1.0
+        torch.testing.assert_close(loss, factor * expected[name])
+
+
+def test_one_to_one_losses_are_the_same_without_one_to_many_queries(make_h_detr, batch, perturb):
+    model = perturb(make_h_detr()).double()
+    losses = model(batch)
+    model.queries.num_one_to_many = 0
+    without = model(batch)
+    assert set(without) == set(losses)
+    for name in loss_names(*MATCHED_ONCE):
+        torch.testing.assert_close(without[name], losses[name])
+    assert all(without[name] == 0 for name in loss_names(*MATCHED_OFTEN))
+
+
+def test_training_without_objects(make_h_detr, make_input):
+    model = make_h_detr()
+    losses = model([make_input(64, 96), make_input(64, 64)])
+    assert set(losses) == loss_names(*MATCHED_ONCE, *MATCHED_OFTEN)
+    for name, loss in losses.items():
+        assert loss.isfinite()
+        assert loss > 0 if "_ce" in name else loss == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_more_repeated_objects_than_queries(make_h_detr, make_input):
+    model = make_h_detr()
+    losses = model([make_input(64, 64, objects=10), make_input(64, 64)])
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("sizes", [[(1, 1)], [(40, 40)], [(1, 200), (150, 3)]], ids=str)
+def test_tiny_images(make_h_detr, make_input, sizes):
+    """Down to four tokens, which are fewer than the queries of one kind; then there is but one."""
+    model = make_h_detr()
+    inputs = [make_input(*size, objects=1) for size in sizes]
+    losses = model(inputs)
+    assert set(losses) == loss_names(*MATCHED_ONCE, *MATCHED_OFTEN)
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    for output, size in zip(model.eval()(inputs), sizes):
+        assert output["instances"].image_size == size
+        assert output["instances"].pred_boxes.tensor.isfinite().all()
+
+
+def test_mixed_precision(make_h_detr, batch):
+    model = make_h_detr("interleaved", "kda")
+    expected = sum(model(batch).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    total = sum(losses.values())
+    torch.testing.assert_close(total, expected, rtol=0.02, atol=0)
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("look_forward_twice", [True, False])
+def test_look_forward_twice(make_h_detr, batch, perturb, look_forward_twice):
+    """The second layer's boxes train the first layer's box head, through the references only."""
+    model = perturb(make_h_detr(look_forward_twice=look_forward_twice))
+    losses = model(batch)
+    loss = losses["loss_bbox"] + losses["loss_bbox_one2many"]
+    first, second = (
+        torch.autograd.grad(loss, list(head.parameters()), retain_graph=True, allow_unused=True)
+        for head in model.decoder.heads.bbox_embed
+    )
+    assert all(grad is not None and grad.any() for grad in second)
+    if look_forward_twice:
+        assert all(grad is not None and grad.any() for grad in first)
+    else:
+        assert all(grad is None for grad in first)
+
+
+def test_registered_with_detectron2():
+    assert META_ARCH_REGISTRY.get("HDETR") is HDETR

@@ -1,0 +1,351 @@
+"""Counts of a model's cost against closed forms, and the tool that prints them."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyCall, LazyConfig, instantiate
+
+from lite_detr import flops, model_zoo
+from lite_detr.modeling import (
+    DeformableEncoder,
+    KeyAwareDeformableAttention,
+    MultiScaleDeformableAttention,
+    attention,
+)
+
+ROOT = Path(__file__).parents[1]
+HEIGHT, WIDTH = 64, 96
+TOKENS = (8 * 12, 4 * 6, 2 * 3, 1 * 2)
+ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAttention}
+# Of tests/configs/tiny.py.
+C, HIDDEN, HEADS, LEVELS, POINTS, QUERIES, CLASSES = 32, 32, 4, 4, 4, 10, 80
+BOTH = pytest.mark.parametrize(
+    "encoder, kind", [(e, kind) for e in ("full", "interleaved") for kind in ATTENTIONS]
+)
+
+
+@pytest.fixture
+def make_tiny():
+    """``make_tiny(encoder, kind, **model)``: the tiny model, with two encoder layers."""
+
+    def make(encoder="interleaved", kind="kda", **options):
+        config = LazyConfig.load(str(ROOT / "tests" / "configs" / "tiny.py")).model
+        config.encoder.layer.attention._target_ = ATTENTIONS[kind]
+        if encoder == "full":
+            config.encoder = LazyCall(DeformableEncoder)(layer=config.encoder.layer, num_layers=2)
+        for name, value in options.items():
+            config[name] = value
+        return instantiate(config)
+
+    return make
+
+
+def linear(rows, inputs, outputs):
+    return rows * inputs * outputs
+
+
+def layer_norm(rows):
+    """fvcore's estimate: five operations for each number."""
+    return 5 * rows * C
+
+
+def deformable_attention(kind, queries, tokens):
+    """The projections of queries and tokens; of sampling only the dot products with keys."""
+    points = HEADS * LEVELS * POINTS
+    count = linear(queries, C, 2 * points)  # offsets
+    count += linear(tokens, C, C) + linear(queries, C, C)  # values and output
+    if kind == "msda":
+        return count + linear(queries, C, points)  # weights
+    head_dim = C // HEADS
+    return count + linear(queries, C, C) + 2 * queries * points * head_dim
+
+
+def feed_forward(rows, hidden):
+    return linear(rows, C, hidden) + linear(rows, hidden, C) + layer_norm(rows)
+
+
+def encoder_by_hand(encoder, kind):
+    every, high = sum(TOKENS), sum(TOKENS[1:])
+    low = every - high
+    whole_layer = deformable_attention(kind, every, every) + layer_norm(every)
+    if encoder == "full":
+        return 2 * (whole_layer + feed_forward(every, HIDDEN))
+    # A block of two updates: the high-level tokens alone, then all tokens; the low-level ones pass
+    # a feed-forward network of hidden width C.
+    first = deformable_attention(kind, high, every) + layer_norm(high) + feed_forward(high, HIDDEN)
+    return first + whole_layer + feed_forward(high, HIDDEN) + feed_forward(low, C)
+
+
+def decoder_by_hand(kind):
+    """With the heads of each of its two layers."""
+    layer = 4 * linear(QUERIES, C, C) + 2 * QUERIES * QUERIES * C + layer_norm(QUERIES)
+    layer += deformable_attention(kind, QUERIES, sum(TOKENS)) + layer_norm(QUERIES)
+    layer += feed_forward(QUERIES, HIDDEN)
+    heads = linear(QUERIES, C, CLASSES) + 2 * linear(QUERIES, C, C) + linear(QUERIES, C, 4)
+    return 2 * (layer + heads)
+
+
+@BOTH
+def test_encoder_by_closed_form(make_tiny, encoder, kind):
+    cost = flops.count_cost(make_tiny(encoder, kind), HEIGHT, WIDTH)
+    assert cost.flops["encoder"] == encoder_by_hand(encoder, kind)
+
+
+def test_light_feed_forward_network_of_the_low_level_tokens(make_tiny):
+    """Its hidden width is C whatever that of the full one is; above both are 32."""
+    model = make_tiny()
+    expected = flops.count_cost(model, HEIGHT, WIDTH).flops["encoder"]
+    for layer in model.encoder.layers:
+        layer.ffn.linear1 = torch.nn.Linear(C, 3 * HIDDEN)
+        layer.ffn.linear2 = torch.nn.Linear(3 * HIDDEN, C)
+    expected += 2 * 2 * linear(sum(TOKENS[1:]), C, 2 * HIDDEN)
+    assert flops.count_cost(model, HEIGHT, WIDTH).flops["encoder"] == expected
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_decoder_by_closed_form(make_tiny, kind):
+    cost = flops.count_cost(make_tiny(kind=kind), HEIGHT, WIDTH)
+    assert cost.flops["decoder"] == decoder_by_hand(kind)
+
+
+def test_the_rest_is_neck_and_proposals(make_tiny):
+    """The total less the parts: the neck's convolutions and norms, and two-stage queries."""
+    every = sum(TOKENS)
+    neck = linear(TOKENS[0], 128, C) + linear(TOKENS[1], 256, C) + linear(TOKENS[2], 512, C)
+    neck += linear(TOKENS[3], 9 * 512, C) + layer_norm(every)
+    proposals = linear(every, C, C) + layer_norm(every) + linear(every, C, CLASSES)
+    proposals += 2 * linear(every, C, C) + linear(every, C, 4)
+    encoding = linear(QUERIES, 2 * C, 2 * C) + 2 * layer_norm(QUERIES)
+    count = flops.count_cost(make_tiny(), HEIGHT, WIDTH).flops
+    assert set(count) == {"total", "backbone", "encoder", "decoder"}
+    rest = count["total"] - count["backbone"] - count["encoder"] - count["decoder"]
+    assert rest == neck + proposals + encoding
+
+
+def test_backbone_of_torchvision_counts_the_same(make_tiny):
+    """The stem and the first block of a ResNet-18 for 64x96, written out, and all of it more."""
+    count = flops.count_cost(make_tiny(), HEIGHT, WIDTH).flops["backbone"]
+    expected = linear(32 * 48, 49 * 3, 64)  # stem
+    cells, inputs = 16 * 24, 64
+    for channels in (64, 128, 256, 512):
+        if channels != inputs:
+            cells //= 4
+            expected += linear(cells, inputs, channels)  # shortcut
+        expected += linear(cells, 9 * inputs, channels) + 3 * linear(cells, 9 * channels, channels)
+        inputs = channels
+    assert count == expected
+
+
+@pytest.mark.parametrize("height, width", [(64, 96), (50, 70), (1, 1)])
+def test_tokens_and_parameters(make_tiny, height, width):
+    model = make_tiny()
+    cost = flops.count_cost(model, height, width)
+    shapes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64)]
+    assert cost.tokens == tuple(h * w for h, w in shapes)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.parameters > sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def slower(operator):
+    """The same result after a product of matrices that fvcore would count."""
+
+    def run(*args):
+        large = torch.ones(64, 64) @ torch.ones(64, 64)
+        return operator(*args) + 0 * large[0, 0]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_counts_do_not_depend_on_the_operators(make_tiny, monkeypatch, kind):
+    model = make_tiny(kind=kind)
+    expected = flops.count_cost(model, HEIGHT, WIDTH)
+    others = {}
+    for name in ("ms_deform_attn", "key_aware_ms_deform_attn"):
+        others[name] = slower(getattr(attention, name))
+        monkeypatch.setattr(attention, name, others[name])
+        monkeypatch.setattr(flops, name, others[name])
+    assert flops.count_cost(model, HEIGHT, WIDTH) == expected
+    for name, operator in others.items():
+        assert getattr(attention, name) is operator  # put back
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@torch.no_grad()
+def test_counting_changes_no_predictions(make_tiny, kind):
+    """What is counted is the model itself: the stand-in operators give the operators' results."""
+    torch.manual_seed(0)
+    model = make_tiny(kind=kind).eval()
+    image = torch.randint(0, 256, (3, HEIGHT, WIDTH)).float()
+    expected = model.forward_queries([{"image": image}])
+    with flops._single_operators():
+        output = model.forward_queries([{"image": image}])
+    for name, tensor in expected.items():
+        assert torch.equal(output[name], tensor)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("analyze_model", ROOT / "tools/analyze_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TWO_STAGE = "deformable_detr/deformable_detr_r50_two_stage_50ep.py"
+DINO_3_SCALE = "dino/dino_r50_3scale_36ep.py"
+COST = flops.ModelCost(
+    {"total": 12.34e9, "backbone": 5.0e9, "encoder": 6.06e9, "decoder": 0.04e9},
+    41_160_000,
+    (75, 20, 4, 1),
+)
+OURS = ["12.3", "5.0", "6.1", "0.0", "41.16"]
+
+
+def test_text_table(tool):
+    lines = tool.text_table({"a.py": COST, "longer/name.py": COST}).splitlines()
+    assert len(lines) == 3
+    cells = [line.split("  ") for line in lines]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in cells]
+    assert cells[0] == "config|GFLOPs|backbone|encoder|decoder|params (M)|tokens of each scale".split(
+        "|"
+    )
+    share = "75 (75.0%), 20 (20.0%), 4 (4.0%), 1 (1.0%)"
+    assert cells[1:] == [["a.py", *OURS, share], ["longer/name.py", *OURS, share]]
+    starts = {line.index("12.3") for line in lines[1:]} | {lines[0].index("GFLOPs")}
+    assert len(starts) == 1
+
+
+def rows_of(tables):
+    """The cells of each config in markdown tables."""
+    lines = [line for line in tables.splitlines() if line.startswith("| `")]
+    return {line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+
+
+def test_markdown_tables(tool):
+    names = [TWO_STAGE, "dino/dino_r50_4scale_36ep.py", "dino/dino_r50_4scale_12ep.py"]
+    tables = tool.markdown_tables(dict.fromkeys([*names, "h_detr/own.py"], COST), "10x10")
+    rows = rows_of(tables)
+    assert rows == {
+        "deformable_detr_r50_two_stage_50ep.py": [*OURS, "177", "90", "40", "46.8"],
+        "dino_r50_4scale_36ep.py": [*OURS, "235", "137", "47", "50.7"],
+        "dino_r50_4scale_12ep.py": [*OURS, "–", "–", "–", "–"],
+        "own.py": [*OURS, "–", "–", "–", "–"],
+    }
+    for title in ("Deformable DETR", "DINO", "H-DETR"):
+        assert f"### {title}\n\n| config in `" in tables
+    columns = {line.count("|") for line in tables.splitlines() if line.startswith("|")}
+    assert columns == {11}
+    assert tables.endswith(
+        "At 10x10 the four scales have 75, 20, 4, 1 tokens: 75.0%, 20.0%, 4.0%, 1.0%."
+    )
+
+
+def test_a_figure_that_is_not_reported_is_a_dash(tool):
+    """The paper has no parameters of the three-scale DINO: null in reported.json."""
+    rows = rows_of(tool.markdown_tables({DINO_3_SCALE: COST, TWO_STAGE: COST}, "10x10"))
+    assert rows["dino_r50_3scale_36ep.py"] == [*OURS, "122", "31", "–", "48.2"]
+
+
+def test_markdown_without_a_model_of_four_scales(tool):
+    cost = flops.ModelCost(COST.flops, COST.parameters, (20, 4, 1))
+    rows = rows_of(tool.markdown_tables({DINO_3_SCALE: cost}, "10x10"))
+    assert list(rows) == ["dino_r50_3scale_36ep.py"]
+
+
+def test_replace_tables(tool):
+    text = f"before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n"
+    replaced = tool.replace_tables(text, "| new |")
+    assert replaced == f"before\n{tool.BEGIN}\n\n| new |\n\n{tool.END}\nafter\n"
+    assert tool.replace_tables(replaced, "| new |") == replaced
+    assert "new" not in tool.replace_tables(replaced, "| newer |".replace("new", "old"))
+
+
+@pytest.mark.parametrize("left", ["begin", "end", "neither"])
+def test_replace_tables_needs_both_markers(tool, left):
+    text = {"begin": tool.BEGIN, "end": tool.END, "neither": "text"}[left]
+    with pytest.raises(ValueError, match="tables: begin.*tables: end"):
+        tool.replace_tables(text, "tables")
+
+
+def test_markers_stand_in_the_documentation(tool):
+    tool.replace_tables((ROOT / "docs" / "MODEL_ZOO.md").read_text(), "")
+
+
+def test_reported_figures_are_of_configs_of_the_zoo():
+    rows = json.loads((ROOT / "tools" / "reported.json").read_text())["rows"]
+    names = [row["config"] for row in rows]
+    assert len(set(names)) == len(names) > 0
+    assert set(names) <= set(model_zoo.list_configs())
+    for row in rows:
+        assert set(row) == {
+            *("config", "model", "backbone", "AP", "GFLOPs", "encoder_GFLOPs", "params_M")
+        }
+        backbone = "swin_t" if "swin_t" in row["config"] else "r50"
+        assert row["backbone"].lower().replace("-", "_") == backbone
+        assert row["model"].startswith("Lite-") == ("/lite_" in row["config"])
+
+
+@pytest.mark.parametrize("text, size", [("64x96", (64, 96)), ("1x1", (1, 1))])
+def test_image_size(tool, text, size):
+    assert tool.image_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["64", "64x", "x64", "0x64", "64x0", "-1x5", "64x96x3", "axb", ""])
+def test_image_size_says_what_is_accepted(tool, text):
+    with pytest.raises(argparse.ArgumentTypeError, match="HEIGHTxWIDTH"):
+        tool.image_size(text)
+
+
+def run_main(tool, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["analyze_model.py", *map(str, arguments)])
+    tool.main()
+
+
+def test_main_prints_what_it_counts(tool, monkeypatch, capsys):
+    run_main(tool, monkeypatch, TWO_STAGE, "--size", f"{HEIGHT}x{WIDTH}")
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.startswith("config ")
+    cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+    cost = flops.count_cost(instantiate(model_zoo.get_config(TWO_STAGE).model), HEIGHT, WIDTH)
+    figures = [cost.flops[part] / 1e9 for part in ("total", "backbone", "encoder", "decoder")]
+    assert all(figure > 0 for figure in figures)
+    assert sum(figures[1:]) < figures[0]
+    assert cells[:6] == [TWO_STAGE, *(f"{figure:.1f}" for figure in figures), "41.16"]
+    assert cells[6] == "96 (75.0%), 24 (18.8%), 6 (4.7%), 2 (1.6%)"
+
+
+def test_main_counts_all_of_the_papers_configs(tool, monkeypatch, tmp_path):
+    counted = []
+    monkeypatch.setattr(tool, "analyze", lambda name, *size: counted.append((name, size)) or COST)
+    path = tmp_path / "zoo.md"
+    path.write_text(f"{tool.BEGIN}\n{tool.END}\n")
+    run_main(tool, monkeypatch, "--all", "--markdown", path)
+    expected = [n for n in model_zoo.list_configs() if not n.startswith("digits/")]
+    assert counted == [(name, (800, 1066)) for name in expected]
+    assert set(rows_of(path.read_text())) == {name.split("/")[1] for name in expected}
+    assert "At 800x1066 the four scales" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        ([], "name configs, or give --all"),
+        ([TWO_STAGE, "--size", "64"], "accepted is HEIGHTxWIDTH"),
+    ],
+)
+def test_main_says_how_it_is_used(tool, monkeypatch, capsys, arguments, problem):
+    with pytest.raises(SystemExit) as error:
+        run_main(tool, monkeypatch, *arguments)
+    assert error.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_main_names_the_nearest_config(tool, monkeypatch):
+    with pytest.raises(SystemExit, match=f"error: .*did you mean {TWO_STAGE}"):
+        run_main(tool, monkeypatch, TWO_STAGE.replace("two_stage", "twostage"))

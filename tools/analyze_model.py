@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Count the multiply-adds, parameters and tokens of the model zoo's detectors.
+
+analyze_model.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py   # one or several configs
+analyze_model.py --all --markdown docs/MODEL_ZOO.md      # rewrites the tables there
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from detectron2.config import instantiate
+from tqdm import tqdm
+
+from lite_detr import model_zoo
+from lite_detr.flops import PARTS, ModelCost, count_cost
+
+REPORTED = Path(__file__).with_name("reported.json")
+# The markers in a markdown file between which the tables stand.
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
+
+
+def analyze(name: str, height: int, width: int) -> ModelCost:
+    """The cost of one config; the classes are COCO's, unless the config has others."""
+    config = model_zoo.get_config(name)
+    config.train.init_checkpoint = ""
+    return count_cost(instantiate(config.model), height, width)
+
+
+def row(cost: ModelCost) -> list[str]:
+    flops = [cost.flops[part] / 1e9 for part in ("total", *PARTS)]
+    return [f"{value:.1f}" for value in flops] + [f"{cost.parameters / 1e6:.2f}"]
+
+
+def text_table(costs: dict[str, ModelCost]) -> str:
+    header = ["config", "GFLOPs", *PARTS, "params (M)", "tokens of each scale"]
+    rows = [header]
+    for name, cost in costs.items():
+        share = ", ".join(f"{n} ({n / sum(cost.tokens):.1%})" for n in cost.tokens)
+        rows.append([name, *row(cost), share])
+    widths = [max(len(line[column]) for line in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in rows
+    )
+
+
+def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
+    """A table for each family: our counts beside what the paper reports."""
+    reported = {entry["config"]: entry for entry in json.loads(REPORTED.read_text())["rows"]}
+    parts = []
+    for folder, title in FAMILIES.items():
+        parts += [
+            f"### {title}",
+            "",
+            f"| config in `{folder}/` | GFLOPs | backbone | encoder | decoder | params (M) "
+            "| reported GFLOPs | reported encoder | reported params (M) | reported AP |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for name, cost in costs.items():
+            if not name.startswith(f"{folder}/"):
+                continue
+            entry = reported.get(name, {})
+            theirs = [
+                str(entry.get(key, "–")) for key in ("GFLOPs", "encoder_GFLOPs", "params_M", "AP")
+            ]
+            cells = [f"`{name.split('/')[1]}`", *row(cost), *theirs]
+            parts.append(f"| {' | '.join(cells)} |")
+        parts.append("")
+    tokens = next(cost.tokens for cost in costs.values() if len(cost.tokens) == 4)
+    shares = ", ".join(f"{count / sum(tokens):.1%}" for count in tokens)
+    parts.append(f"At {size} the four scales have {', '.join(map(str, tokens))} tokens: {shares}.")
+    return "\n".join(parts)
+
+
+def replace_tables(text: str, tables: str) -> str:
+    """Puts tables between the markers of a markdown text."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"the markdown file must hold the lines {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"given {text}, accepted is HEIGHTxWIDTH like 800x1066")
+    return int(height), int(width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="*", help="files or names of the model zoo")
+    parser.add_argument("--all", action="store_true", help="every R50 and Swin-T config of the zoo")
+    parser.add_argument("--size", type=image_size, default=(800, 1066), help="HEIGHTxWIDTH")
+    parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")
+    args = parser.parse_args()
+    zoo = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
+    names = zoo if args.all else args.configs
+    if not names:
+        parser.error("name configs, or give --all")
+    try:
+        costs = {name: analyze(name, *args.size) for name in tqdm(names, disable=len(names) < 2)}
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
+    print(text_table(costs))
+    if args.markdown:
+        tables = markdown_tables(costs, "{}x{}".format(*args.size))
+        args.markdown.write_text(replace_tables(args.markdown.read_text(), tables))
+
+
+if __name__ == "__main__":
+    main()
