@@ -238,7 +238,9 @@ def test_batch_without_objects(images):
     output = denoising(make_targets([0] * images), 5)
     assert output.queries.content.shape == (images, 0, CHANNELS)
     assert output.queries.reference.shape == (images, 0, 4)
-    assert [(len(queries), len(objects)) for queries, objects in output.matches] == [(0, 0)] * images
+    assert [(len(queries), len(objects)) for queries, objects in output.matches] == [
+        (0, 0)
+    ] * images
     assert output.num_groups == 1
     assert not output.attn_mask.any()
     assert output.attn_mask.shape == (5, 5)

@@ -84,7 +84,9 @@ def test_dino_classifies_the_tokens_of_all_scales(dino, encoded):
         best = []
         for token, is_usable in zip(memory[image], usable[image]):
             features = dino.enc_output_norm(dino.enc_output(token * is_usable))
-            best.append(max((features @ dino.class_embed.weight.T + dino.class_embed.bias).tolist()))
+            best.append(
+                max((features @ dino.class_embed.weight.T + dino.class_embed.bias).tolist())
+            )
         expected = torch.tensor(sorted(best, reverse=True)[:4], dtype=torch.float64)
         torch.testing.assert_close(proposals.logits[image].amax(-1), expected)
 
