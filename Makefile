@@ -12,9 +12,8 @@ DEMO_CONFIG ?= digits/lite_dino_efficientnet_lite0.py
 DEMO_OUTPUT ?= output/demo
 
 # glibc gives large blocks back to the kernel at every free; training on a CPU takes a third longer
-# for the page faults that follow. Threads that wait without spinning lose little, and much less
-# where other programs share the cores.
-CPU_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_WAIT_POLICY=PASSIVE
+# for the page faults that follow.
+CPU_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
 .PHONY: install demo test lint clean
 
