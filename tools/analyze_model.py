@@ -62,23 +62,23 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
             if not name.startswith(f"{folder}/"):
                 continue
             entry = reported.get(name, {})
-            theirs = [
-                str(entry.get(key, "–")) for key in ("GFLOPs", "encoder_GFLOPs", "params_M", "AP")
-            ]
+            figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "params_M", "AP")]
+            theirs = ["–" if figure is None else str(figure) for figure in figures]
             cells = [f"`{name.split('/')[1]}`", *row(cost), *theirs]
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
-    tokens = next(cost.tokens for cost in costs.values() if len(cost.tokens) == 4)
-    shares = ", ".join(f"{count / sum(tokens):.1%}" for count in tokens)
-    parts.append(f"At {size} the four scales have {', '.join(map(str, tokens))} tokens: {shares}.")
+    for tokens in sorted({cost.tokens for cost in costs.values()}, reverse=True):
+        shares = ", ".join(f"{count} ({count / sum(tokens):.1%})" for count in tokens)
+        parts.append(f"At {size}, {len(tokens)} scales have {shares} tokens.")
     return "\n".join(parts)
 
 
 def replace_tables(text: str, tables: str) -> str:
     """Puts tables between the markers of a markdown text."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"the markdown file must hold the lines {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the markdown file must hold the lines {BEGIN} and {END}, in this order")
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
@@ -103,13 +103,17 @@ def main() -> None:
     if not names:
         parser.error("name configs, or give --all")
     try:
+        # A file without the markers is better refused before minutes of counting.
+        page = args.markdown.read_text() if args.markdown else ""
+        if args.markdown:
+            replace_tables(page, "")
         costs = {name: analyze(name, *args.size) for name in tqdm(names, disable=len(names) < 2)}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(text_table(costs))
     if args.markdown:
         tables = markdown_tables(costs, "{}x{}".format(*args.size))
-        args.markdown.write_text(replace_tables(args.markdown.read_text(), tables))
+        args.markdown.write_text(replace_tables(page, tables))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from .modeling import attention
-from .modeling.detector import Detector
+from .modeling.detector import Detector, evaluating
 from .ops import key_aware_ms_deform_attn, ms_deform_attn
 
-# The parts whose operations are told apart; queries, heads and the rest are in the total alone.
+# The parts whose operations are told apart; the total also holds the neck and the proposals.
 PARTS = ("backbone", "encoder", "decoder")
 
 
@@ -40,9 +40,8 @@ def count_cost(model: Detector, height: int, width: int) -> ModelCost:
     As in counts of the reference implementations, bilinear sampling is not counted, while the two
     dot products of key-aware attention are.
     """
-    model.eval()
     image = torch.zeros(3, height, width, device=model.device)
-    with _single_operators(), torch.no_grad():
+    with evaluating(model), _single_operators(), torch.no_grad():
         _, scales = model.encode(model.preprocess_images([{"image": image}]))
         counter = FlopCountAnalysis(_Inference(model), (image,))
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

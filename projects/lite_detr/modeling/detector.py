@@ -134,7 +134,8 @@ class Detector(nn.Module):
         ]
         return ImageList.from_tensors(
             images,
-            self.backbone.size_divisibility,
+            # The property of Detectron2's SwinTransformer fails, as it misspells its attribute.
+            getattr(self.backbone, "size_divisibility", 0),
             padding_constraints=self.backbone.padding_constraints,
         )
 
