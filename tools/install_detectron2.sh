@@ -22,7 +22,8 @@ fi
 # What the wheel asks for, less its limit to numpy 1, and what its visualizer imports besides.
 "$python" -m pip install --quiet --constraint constraints.txt \
     black cloudpickle fvcore hydra-core iopath matplotlib 'omegaconf>=2.1,<2.4' \
-    opencv-python-headless packaging 'Pillow>=7.1' pycocotools tabulate tensorboard 'termcolor>=1.1' tqdm 'yacs>=0.1.8'
+    opencv-python-headless packaging 'Pillow>=7.1' pycocotools tabulate tensorboard \
+    'termcolor>=1.1' tqdm 'yacs>=0.1.8'
 "$python" -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.10 \
     --implementation cp --abi none --platform any \
     --target "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \

@@ -1,0 +1,216 @@
+"""Checks of COCO-format datasets."""
+
+import shutil
+
+import pytest
+from coco_samples import add_boxes, error_of
+
+from lite_detr.data.coco import (
+    CocoSummary,
+    check_coco,
+)
+
+
+class TestCheckCoco:
+    def test_good_dataset(self, content, write, images, warnings):
+        summary = check_coco(write(content), images, for_evaluation=True)
+        assert summary == CocoSummary(2, 2, ("cat", "dog"), (3, 7))
+        assert warnings == []
+
+    def test_paths_as_strings(self, content, write, images):
+        assert check_coco(str(write(content)), str(images)).num_images == 2
+
+    def test_no_annotations(self, content, write, images, warnings):
+        content["annotations"] = []
+        assert check_coco(write(content), images).num_annotations == 0
+        assert warnings == []
+
+    def test_missing_json(self, tmp_path, images):
+        for path in (tmp_path / "nowhere.json", tmp_path):
+            assert error_of(check_coco, path, images).startswith(f"{path}: annotation file not")
+
+    def test_not_json(self, write, images):
+        path = write('{"images": [],\n  "annotations" []}')
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and "line 2, column 17" in message
+
+    def test_not_text(self, write, images):
+        path = write("")
+        path.write_bytes(b"\xff\xd8\xff\xe0 a jpeg")
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and "UTF-8" in message
+
+    def test_list_instead_of_object(self, write, images):
+        path = write([{"image_id": 1, "score": 0.5}])
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and "holds a JSON list" in message
+
+    @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+    def test_missing_or_wrong_section(self, key, content, write, images):
+        content[key] = {"id": 1}
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert message.startswith(f"{path}: '{key}' is a dict")
+        del content[key]
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert message.startswith(f"{path}: '{key}' is missing")
+        assert "images, annotations, categories" in message
+
+    @pytest.mark.parametrize("key", ["images", "categories"])
+    def test_empty_section(self, key, content, write, images):
+        content[key] = []
+        path = write(content)
+        assert error_of(check_coco, path, images).startswith(f"{path}: '{key}' is empty")
+
+    @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+    def test_duplicate_id(self, key, content, write, images):
+        repeated = content[key][0]
+        content[key].append(repeated)
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and f"'{key}'" in message and str(repeated["id"]) in message
+
+    @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+    @pytest.mark.parametrize("entry", [17, {"name": "no id"}, {"id": "5"}, {"id": True}])
+    def test_entry_without_integer_id(self, key, entry, content, write, images):
+        content[key].append(entry)
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert f"{path}: entry 2 of '{key}'" in message and repr(entry) in message
+
+    def test_category_without_name(self, content, write, images):
+        del content["categories"][0]["name"]
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and "category 7" in message
+
+    @pytest.mark.parametrize("name", [None, "", 5])
+    def test_image_without_file_name(self, name, content, write, images):
+        content["images"][1]["file_name"] = name
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and "image 20" in message and "'file_name'" in message
+
+    @pytest.mark.parametrize("height", [None, 0, -4, "50"])
+    def test_image_without_size(self, height, content, write, images):
+        content["images"][1]["height"] = height
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert str(path) in message and "image 20" in message and repr(height) in message
+
+    def test_missing_image_folder(self, content, write, tmp_path):
+        path = write(content)
+        message = error_of(check_coco, path, tmp_path / "photos")
+        assert str(path) in message and f"image folder {tmp_path / 'photos'} not found" in message
+
+    def test_missing_images(self, content, write, images):
+        for i in range(5):
+            content["images"].append(
+                {
+                    "id": i,
+                    "file_name": f"lost/{i}.jpg",
+                    "width": 5,
+                    "height": 5,
+                }
+            )
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert f"{path}: 5 of 7 image files not found under {images}" in message
+        assert "lost/0.jpg, lost/1.jpg, lost/2.jpg, ..." in message
+
+    def test_folder_in_place_of_an_image(self, content, write, images):
+        (images / "a.jpg").unlink()
+        (images / "a.jpg").mkdir()
+        assert "1 of 2 image files not found" in error_of(check_coco, write(content), images)
+
+    def test_linked_images(self, content, write, images):
+        shutil.move(images / "a.jpg", images / "elsewhere.jpg")
+        (images / "a.jpg").symlink_to(images / "elsewhere.jpg")
+        check_coco(write(content), images)
+        (images / "elsewhere.jpg").unlink()
+        assert "a.jpg" in error_of(check_coco, write(content), images)
+
+    @pytest.mark.parametrize("category_id", [9, None, "3", [3]])
+    def test_unlisted_category(self, category_id, content, write, images):
+        content["annotations"][1]["category_id"] = category_id
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert f"{path}: annotation 102 has category_id {category_id!r}" in message
+        assert "(listed: 3, 7)" in message
+
+    def test_unlisted_image(self, content, write, images):
+        for annotation in content["annotations"]:
+            annotation["image_id"] = 99
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert f"{path}: annotation 101 has image_id 99" in message
+        assert "(and 1 more like it)" in message
+
+    @pytest.mark.parametrize(
+        "box",
+        [
+            None,
+            [],
+            [1, 2, 3],
+            [1, 2, 3, 4, 5],
+            "1234",
+            [1, 2, "3", 4],
+            [1, 2, None, 4],
+            [1, 2, True, 4],
+            [1, 2, float("nan"), 4],
+            [1, 2, float("inf"), 4],
+            [1, 2, 10**400, 4],
+            {"x": 1},
+        ],
+    )
+    def test_malformed_box(self, box, content, write, images):
+        content["annotations"][1]["bbox"] = box
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert f"{path}: annotation 102 must have a 'bbox' of four finite numbers" in message
+
+    def test_missing_box(self, content, write, images):
+        del content["annotations"][0]["bbox"]
+        path = write(content)
+        assert f"{path}: annotation 101 must have a 'bbox'" in error_of(check_coco, path, images)
+
+    def test_ignore_flag(self, content, write, images):
+        content["annotations"][0]["ignore"] = 1
+        path = write(content)
+        assert f"{path}: annotation 101 has 'ignore'" in error_of(check_coco, path, images)
+
+    @pytest.mark.parametrize("key", ["area", "iscrowd"])
+    def test_fields_that_only_evaluation_needs(self, key, content, write, images):
+        del content["annotations"][1][key]
+        path = write(content)
+        check_coco(path, images)
+        message = error_of(check_coco, path, images, for_evaluation=True)
+        assert f"{path}: annotation 102 must have a number as '{key}'" in message
+
+    @pytest.mark.parametrize(
+        ("boxes", "problem"),
+        [
+            ([[5, 5, 0, 9], [5, 5, 9, -1]], "zero or negative width or height, ignored"),
+            ([[100, 5, 9, 9], [5, -9, 9, 9]], "wholly outside the image, ignored"),
+            ([[95, 5, 9, 9], [-1, 5, 9, 9]], "reaching outside the image, clipped"),
+        ],
+    )
+    def test_warns_about_boxes(self, boxes, problem, content, write, images, warnings):
+        add_boxes(content, *boxes)
+        path = write(content)
+        assert check_coco(path, images).num_annotations == 4
+        (message,) = warnings
+        assert message.startswith(f"{path}: 2 box(es)")
+        assert problem in message and message.endswith("annotation ids 201, 202")
+
+    def test_warns_once_for_each_kind(self, content, write, images, warnings):
+        add_boxes(content, [300, 5, 9, 9], [95, 5, 9, 9], *[[5, 5, 0, 0]] * 9)
+        check_coco(write(content), images)
+        assert len(warnings) == 3
+        assert "9 box(es)" in warnings[0] and warnings[0].endswith("203, 204, 205, 206, 207, ...")
+
+    def test_does_not_warn_about_rounding(self, content, write, images, warnings):
+        add_boxes(content, [50.01, 5, 50, 9], [-0.01, 5, 9, 9])
+        check_coco(write(content), images)
+        assert warnings == []
