@@ -70,14 +70,14 @@ def test_config_survives_saving(name, tmp_path):
 
 
 def hyperparameters(name):
-    """The base learning rate, what has a tenth of it, the weight decay and the clipping norm."""
+    """The base learning rate, what has a share of it and which, weight decay, clipping norm."""
     family = name.split("/")[0]
     if family == "dino":
-        return 1e-4, ("backbone.",), 1e-4, 0.1
-    slow = ("backbone.", ".sampling_offsets.", "queries.reference_points.")
+        return 1e-4, ("backbone.",), 0.1, 1e-4, 0.1
     if family == "digits":
-        return 5e-4, slow, 1e-4, 1.0
-    return 2e-4, slow, 0.05 if "swin" in name else 1e-4, 0.1
+        return 8e-4, ("backbone.",), 0.5, 1e-4, 1.0
+    slow = ("backbone.", ".sampling_offsets.", "queries.reference_points.")
+    return 2e-4, slow, 0.1, 0.05 if "swin" in name else 1e-4, 0.1
 
 
 @ALL
@@ -87,7 +87,7 @@ def test_model_and_optimizer(name):
     model = instantiate(config.model)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
-    base_lr, slow, weight_decay, clip_norm = hyperparameters(name)
+    base_lr, slow, share, weight_decay, clip_norm = hyperparameters(name)
     assert isinstance(optimizer, ClippedAdamW)
     assert optimizer.clip_norm == clip_norm
 
@@ -96,11 +96,12 @@ def test_model_and_optimizer(name):
     assert len(optimised) == len(set(optimised))
     assert set(optimised) == set(names)
     lrs = sorted(group["lr"] for group in optimizer.param_groups)
-    assert lrs == pytest.approx([base_lr / 10, base_lr])
+    assert lrs == pytest.approx([base_lr * share, base_lr])
     for group in optimizer.param_groups:
         assert group["weight_decay"] == weight_decay
         for parameter in group["params"]:
-            lr = base_lr / 10 if any(part in names[parameter] for part in slow) else base_lr
+            is_slow = any(part in names[parameter] for part in slow)
+            lr = base_lr * share if is_slow else base_lr
             assert group["lr"] == pytest.approx(lr), names[parameter]
 
 

@@ -222,7 +222,7 @@ def test_markdown_tables(tool):
     columns = {line.count("|") for line in tables.splitlines() if line.startswith("|")}
     assert columns == {11}
     assert tables.endswith(
-        "At 10x10 the four scales have 75, 20, 4, 1 tokens: 75.0%, 20.0%, 4.0%, 1.0%."
+        "At 10x10, 4 scales have 75 (75.0%), 20 (20.0%), 4 (4.0%), 1 (1.0%) tokens."
     )
 
 
@@ -309,7 +309,7 @@ def test_main_counts_all_of_the_papers_configs(tool, monkeypatch, tmp_path):
     expected = [n for n in model_zoo.list_configs() if not n.startswith("digits/")]
     assert counted == [(name, (800, 1066)) for name in expected]
     assert set(rows_of(path.read_text())) == {name.split("/")[1] for name in expected}
-    assert "At 800x1066 the four scales" in path.read_text()
+    assert "At 800x1066, 4 scales have" in path.read_text()
 
 
 @pytest.mark.parametrize(
