@@ -11,8 +11,8 @@ DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 DEMO_CONFIG ?= digits/lite_deformable_detr_efficientnet_lite0.py
 DEMO_OUTPUT ?= output/demo
 
-# glibc gives large blocks back to the kernel at every free; training on a CPU takes a third longer
-# for the page faults that follow.
+# glibc gives large blocks back to the kernel at every free; a training step on a CPU took half as
+# long again for the page faults that follow.
 CPU_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
 .PHONY: install demo test lint clean

@@ -24,9 +24,7 @@ FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-D
 
 def analyze(name: str, height: int, width: int) -> ModelCost:
     """The cost of one config; the classes are COCO's, unless the config has others."""
-    config = model_zoo.get_config(name)
-    config.train.init_checkpoint = ""
-    return count_cost(instantiate(config.model), height, width)
+    return count_cost(instantiate(model_zoo.get_config(name).model), height, width)
 
 
 def row(cost: ModelCost) -> list[str]:

@@ -42,8 +42,8 @@ def count_cost(model: Detector, height: int, width: int) -> ModelCost:
     """
     image = torch.zeros(3, height, width, device=model.device)
     with evaluating(model), _single_operators(), torch.no_grad():
-        _, scales = model.encode(model.preprocess_images([{"image": image}]))
-        counter = FlopCountAnalysis(_Inference(model), (image,))
+        inference = _Inference(model)
+        counter = FlopCountAnalysis(inference, (image,))
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         counter.tracer_warnings("none")
         counter.set_op_handle("lite_detr_flops::ms_deform_attn", _count_nothing)
@@ -55,47 +55,36 @@ def count_cost(model: Detector, height: int, width: int) -> ModelCost:
     return ModelCost(
         flops=flops,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        tokens=tuple(h * w for h, w in scales.shapes),
+        tokens=inference.tokens,
     )
 
 
 class _Inference(nn.Module):
-    """A detector as a function of one image, since fvcore traces functions of tensors."""
+    """A detector as a function of one image, since fvcore traces functions of tensors.
+
+    Attributes:
+        tokens: of each scale of the last image.
+    """
 
     def __init__(self, detector: Detector):
         super().__init__()
         self.detector = detector
+        self.tokens: tuple[int, ...] = ()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         images = self.detector.preprocess_images([{"image": image}])
-        return tuple(self.detector.predict(*self.detector.encode(images)))
+        memory, scales = self.detector.encode(images)
+        self.tokens = tuple(int(height) * int(width) for height, width in scales.shapes)
+        return tuple(self.detector.predict(memory, scales))
 
 
-@torch.library.custom_op("lite_detr_flops::ms_deform_attn", mutates_args=())
-def _ms_deform_attn(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    return ms_deform_attn(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    )
-
-
-@torch.library.custom_op("lite_detr_flops::key_aware_ms_deform_attn", mutates_args=())
-def _key_aware_ms_deform_attn(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-) -> Tensor:
-    return key_aware_ms_deform_attn(
-        query, key, value, spatial_shapes, level_start_index, sampling_locations
-    )
+# The operators under names of their own, which a tracer does not look into.
+_ms_deform_attn = torch.library.custom_op(
+    "lite_detr_flops::ms_deform_attn", ms_deform_attn, mutates_args=()
+)
+_key_aware_ms_deform_attn = torch.library.custom_op(
+    "lite_detr_flops::key_aware_ms_deform_attn", key_aware_ms_deform_attn, mutates_args=()
+)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detector_checks import ATTENTIONS, ENCODERS, assert_infers, assert_trains, loss_names, record
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
@@ -19,15 +20,9 @@ from lite_detr.modeling import (
 from lite_detr.modeling.heads import Predictions
 from lite_detr.modeling.queries import Queries
 
-ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
-ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])
 EMBED_DIM, CLASSES, QUERIES = 64, 5, 12
 MATCHING = ("", "_0", "_enc")
 DENOISING = ("_dn", "_dn_0")
-
-
-def loss_names(*suffixes):
-    return {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
 
 
 @pytest.fixture
@@ -66,49 +61,18 @@ def batch(make_input):
     return [make_input(64, 96, objects=3), make_input(48, 64), make_input(64, 64, objects=1)]
 
 
-def record(module):
-    """The outputs of every later call of a module."""
-    outputs = []
-    module.register_forward_hook(lambda _, args, output: outputs.append(output))
-    return outputs
-
-
 @ENCODERS
 @ATTENTIONS
 def test_training(make_dino, batch, perturb, encoder, attention):
-    """Losses of every prediction, and a gradient for every parameter."""
     model = perturb(make_dino(encoder, attention), std=0.05)
-    losses = model(batch)
-    assert set(losses) == loss_names(*MATCHING, *DENOISING)
-    assert all(loss.dim() == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert_trains(model, batch, loss_names(*MATCHING, *DENOISING))
 
 
 @ENCODERS
 @ATTENTIONS
 def test_inference(make_dino, make_input, perturb, encoder, attention):
-    """Best first, in the coordinates asked for, of the matching queries alone."""
-    model = perturb(make_dino(encoder, attention)).eval()
-    inputs = [make_input(64, 96) | {"height": 32, "width": 480}, {"image": torch.zeros(3, 80, 64)}]
-    raw = model.forward_queries(inputs)
-    assert raw["pred_logits"].shape == (2, QUERIES, CLASSES)
-    assert raw["pred_boxes"].shape == (2, QUERIES, 4)
-    for index, (output, size) in enumerate(zip(model(inputs), [(32, 480), (80, 64)], strict=True)):
-        instances = output["instances"]
-        assert instances.image_size == size
-        assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
-        scores = raw["pred_logits"][index].sigmoid()
-        torch.testing.assert_close(instances.scores, scores.flatten().sort(descending=True).values)
-        query = int(scores.amax(1).argmax())
-        assert instances.pred_classes[0] == scores[query].argmax()
-        cx, cy, w, h = raw["pred_boxes"][index, query].tolist()
-        xs = [min(max(x, 0), 1) * size[1] for x in (cx - w / 2, cx + w / 2)]
-        ys = [min(max(y, 0), 1) * size[0] for y in (cy - h / 2, cy + h / 2)]
-        expected = torch.tensor([xs[0], ys[0], xs[1], ys[1]])
-        torch.testing.assert_close(instances.pred_boxes.tensor[0], expected, rtol=1e-4, atol=1e-3)
+    """Of the matching queries alone."""
+    assert_infers(perturb(make_dino(encoder, attention)), make_input, QUERIES, CLASSES)
 
 
 def test_inference_does_without_denoising(make_dino, make_input, perturb):

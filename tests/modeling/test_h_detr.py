@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detector_checks import ATTENTIONS, ENCODERS, assert_infers, assert_trains, loss_names, record
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from lite_detr.modeling import (
@@ -13,15 +14,9 @@ from lite_detr.modeling import (
 from lite_detr.modeling.heads import Predictions
 from lite_detr.modeling.targets import Target
 
-ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
-ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])
 EMBED_DIM, CLASSES, ONE_TO_ONE, ONE_TO_MANY = 64, 5, 8, 16
 MATCHED_ONCE = ("", "_0", "_enc")
 MATCHED_OFTEN = ("_one2many", "_one2many_0")
-
-
-def loss_names(*suffixes):
-    return {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
 
 
 @pytest.fixture
@@ -61,49 +56,18 @@ def batch(make_input):
     return [make_input(64, 96, objects=3), make_input(48, 64), make_input(64, 64, objects=1)]
 
 
-def record(module):
-    """The outputs of every later call of a module."""
-    outputs = []
-    module.register_forward_hook(lambda _, args, output: outputs.append(output))
-    return outputs
-
-
 @ENCODERS
 @ATTENTIONS
 def test_training(make_h_detr, batch, perturb, encoder, attention):
-    """Losses of every prediction, and a gradient for every parameter."""
     model = perturb(make_h_detr(encoder, attention), std=0.05)
-    losses = model(batch)
-    assert set(losses) == loss_names(*MATCHED_ONCE, *MATCHED_OFTEN)
-    assert all(loss.dim() == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert_trains(model, batch, loss_names(*MATCHED_ONCE, *MATCHED_OFTEN))
 
 
 @ENCODERS
 @ATTENTIONS
 def test_inference(make_h_detr, make_input, perturb, encoder, attention):
-    """Best first, in the coordinates asked for, of the one-to-one queries alone."""
-    model = perturb(make_h_detr(encoder, attention)).eval()
-    inputs = [make_input(64, 96) | {"height": 32, "width": 480}, {"image": torch.zeros(3, 80, 64)}]
-    raw = model.forward_queries(inputs)
-    assert raw["pred_logits"].shape == (2, ONE_TO_ONE, CLASSES)
-    assert raw["pred_boxes"].shape == (2, ONE_TO_ONE, 4)
-    for index, (output, size) in enumerate(zip(model(inputs), [(32, 480), (80, 64)], strict=True)):
-        instances = output["instances"]
-        assert instances.image_size == size
-        assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
-        scores = raw["pred_logits"][index].sigmoid()
-        torch.testing.assert_close(instances.scores, scores.flatten().sort(descending=True).values)
-        query = int(scores.amax(1).argmax())
-        assert instances.pred_classes[0] == scores[query].argmax()
-        cx, cy, w, h = raw["pred_boxes"][index, query].tolist()
-        xs = [min(max(x, 0), 1) * size[1] for x in (cx - w / 2, cx + w / 2)]
-        ys = [min(max(y, 0), 1) * size[0] for y in (cy - h / 2, cy + h / 2)]
-        expected = torch.tensor([xs[0], ys[0], xs[1], ys[1]])
-        torch.testing.assert_close(instances.pred_boxes.tensor[0], expected, rtol=1e-4, atol=1e-3)
+    """Of the one-to-one queries alone."""
+    assert_infers(perturb(make_h_detr(encoder, attention)), make_input, ONE_TO_ONE, CLASSES)
 
 
 def test_inference_does_without_one_to_many_queries(make_h_detr, make_input, perturb):
