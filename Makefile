@@ -19,9 +19,10 @@ CPU_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt tools/install_detectron2.sh
+$(VENV)/installed: pyproject.toml setup.py constraints.txt tools/install_detectron2.sh \
+		$(shell find kernels -name '*.cpp' -o -name '*.h')
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt 'setuptools<81' wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt 'setuptools<81' wheel ninja
 	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
 	tools/install_detectron2.sh $(BIN)/python $(DETECTRON2)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \

@@ -1,6 +1,13 @@
-"""Multi-scale sampling operators: the one place where models reach native or PyTorch kernels."""
+"""Sampling operators, native where the extension was built and in PyTorch elsewhere."""
 
-from .key_aware_ms_deform_attn import key_aware_ms_deform_attn
-from .ms_deform_attn import ms_deform_attn
+from .key_aware_ms_deform_attn import key_aware_ms_deform_attn, key_aware_ms_deform_attn_pytorch
+from .ms_deform_attn import ms_deform_attn, ms_deform_attn_pytorch
+from .native import backend
 
-__all__ = ["key_aware_ms_deform_attn", "ms_deform_attn"]
+__all__ = [
+    "backend",
+    "key_aware_ms_deform_attn",
+    "key_aware_ms_deform_attn_pytorch",
+    "ms_deform_attn",
+    "ms_deform_attn_pytorch",
+]

@@ -1,7 +1,9 @@
 """Key-aware multi-scale deformable attention (Lite DETR, arXiv 2303.07335, section 3.4)."""
 
+import torch
 from torch import Tensor
 
+from . import native
 from .checks import check_like, check_locations, check_value, level_sizes
 from .sampling import sample_levels, sampling_dtype
 
@@ -36,6 +38,31 @@ def key_aware_ms_deform_attn(
         ValueError: a shape, device or level size does not fit.
         TypeError: a dtype does not fit.
     """
+    if native.AVAILABLE:
+        # Where key and value are one tensor, it is read once.
+        output, _ = torch.ops.lite_detr.key_aware_ms_deform_attn(
+            query,
+            None if key is value else key,
+            value,
+            spatial_shapes,
+            level_start_index,
+            sampling_locations,
+        )
+        return output
+    return key_aware_ms_deform_attn_pytorch(
+        query, key, value, spatial_shapes, level_start_index, sampling_locations
+    )
+
+
+def key_aware_ms_deform_attn_pytorch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+) -> Tensor:
+    """:func:`key_aware_ms_deform_attn` by ``grid_sample``; differentiable more than once."""
     check_value("value", value)
     sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
     check_locations(sampling_locations, value, len(sizes))

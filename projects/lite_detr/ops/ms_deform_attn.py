@@ -1,7 +1,9 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, eq. 3)."""
 
+import torch
 from torch import Tensor
 
+from . import native
 from .checks import check_like, check_locations, check_value, level_sizes
 from .sampling import sample_levels, sampling_dtype
 
@@ -30,6 +32,23 @@ def ms_deform_attn(
         ValueError: a shape, device or level size does not fit.
         TypeError: a dtype does not fit.
     """
+    if native.AVAILABLE:
+        return torch.ops.lite_detr.ms_deform_attn(
+            value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+        )
+    return ms_deform_attn_pytorch(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+
+
+def ms_deform_attn_pytorch(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """:func:`ms_deform_attn` by ``grid_sample``; differentiable more than once."""
     check_value("value", value)
     sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
     check_locations(sampling_locations, value, len(sizes))

@@ -1,0 +1,60 @@
+// Where a sampling location lies on a feature map: the arithmetic that the CPU and the CUDA kernels
+// share.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define LITE_DETR_INLINE __host__ __device__ __forceinline__
+#else
+#define LITE_DETR_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace lite_detr {
+
+// The four cells around a location, in the order top left, top right, bottom left, bottom right.
+template <typename Real>
+struct Corners {
+  int32_t token[4];  // of S tokens, or -1 outside the map, where values are zero
+  Real right;        // share of the two right cells, 0 to 1
+  Real lower;        // share of the two lower cells, 0 to 1
+};
+
+// Finds the corners of (x, y), given in [0, 1] across a map of width x height cells that begins at
+// token `start`. The centre of the first cell is at (0.5 / width, 0.5 / height).
+//
+// Without branches, so that a compiler can do several locations at once. A location that is NaN,
+// infinite or anywhere outside fails the comparison and becomes a cell that is never read, before
+// any conversion to an integer that could overflow.
+template <typename Real>
+LITE_DETR_INLINE Corners<Real> find_corners(
+    Real x, Real y, int32_t width, int32_t height, int32_t start) {
+  Real column = x * Real(width) - Real(0.5);
+  Real row = y * Real(height) - Real(0.5);
+  const bool inside = (column > Real(-1)) & (column < Real(width)) & (row > Real(-1)) &
+      (row < Real(height));
+  column = inside ? column : Real(0);
+  row = inside ? row : Real(0);
+  // Rounds towards zero, then down for what is negative.
+  int32_t left = int32_t(column);
+  int32_t upper = int32_t(row);
+  left -= column < Real(left);
+  upper -= row < Real(upper);
+
+  const bool has_left = inside & (left >= 0);
+  const bool has_right = inside & (left + 1 < width);
+  const bool has_upper = upper >= 0;
+  const bool has_lower = upper + 1 < height;
+  const int32_t token = start + upper * width + left;
+
+  Corners<Real> corners;
+  corners.token[0] = has_left & has_upper ? token : -1;
+  corners.token[1] = has_right & has_upper ? token + 1 : -1;
+  corners.token[2] = has_left & has_lower ? token + width : -1;
+  corners.token[3] = has_right & has_lower ? token + width + 1 : -1;
+  corners.right = column - Real(left);
+  corners.lower = row - Real(upper);
+  return corners;
+}
+
+}  // namespace lite_detr

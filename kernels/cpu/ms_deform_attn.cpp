@@ -1,0 +1,80 @@
+// Deformable attention on the CPU.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "run.h"
+
+namespace lite_detr::cpu {
+
+namespace {
+
+const char* const kWeightsLayout = "[B, Q, M, L, P]";
+
+at::Tensor ms_deform_attn_cpu(
+    const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
+  const Problem problem =
+      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
+  check_like(
+      "attention_weights", attention_weights, sampling_locations.sizes().slice(0, 5),
+      kWeightsLayout, value);
+  const at::Tensor weights = attention_weights.contiguous();
+  const at::Tensor locations =
+      sampling_locations.to(compute_dtype(value.scalar_type())).contiguous();
+  const at::Tensor output =
+      at::empty(
+      {problem.batch, problem.queries, problem.heads, padded_channels(problem.channels)},
+      value.options());
+
+  for_storage_type(value.scalar_type(), [&](auto* storage) {
+    using T = std::remove_pointer_t<decltype(storage)>;
+    const PlainForward<T> tensors{
+        data<compute_t<T>>(locations), data<T>(weights), data<T>(output)};
+    run_forward<T>(
+        problem, Source<T>(value), Source<T>(), kernels_for<T>().plain_forward, tensors);
+  });
+  return output.narrow(3, 0, problem.channels).flatten(2);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& value, const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index, const at::Tensor& sampling_locations,
+    const at::Tensor& attention_weights) {
+  const Problem problem =
+      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
+  check_like(
+      "attention_weights", attention_weights, sampling_locations.sizes().slice(0, 5),
+      kWeightsLayout, value);
+  check_like(
+      "grad_output", grad_output,
+      {problem.batch, problem.queries, problem.heads * problem.channels}, "[B, Q, M * D]", value);
+  const at::ScalarType dtype = value.scalar_type();
+  const at::Tensor grads =
+      pad_channels(grad_output.unflatten(2, {problem.heads, problem.channels}));
+  const at::Tensor weights = attention_weights.contiguous();
+  const at::Tensor locations = sampling_locations.to(compute_dtype(dtype)).contiguous();
+  const at::Tensor grad_value = at::empty(value.sizes(), value.options());
+  const at::Tensor grad_locations = at::empty(locations.sizes(), locations.options());
+  const at::Tensor grad_weights = at::empty(weights.sizes(), weights.options());
+
+  for_storage_type(dtype, [&](auto* storage) {
+    using T = std::remove_pointer_t<decltype(storage)>;
+    using A = compute_t<T>;
+    const PlainBackward<T> tensors{
+        data<A>(locations), data<T>(weights), data<T>(grads), data<A>(grad_locations),
+        data<T>(grad_weights)};
+    run_backward<T>(
+        problem, Source<T>(value), Source<T>(), data<T>(grad_value), nullptr,
+        kernels_for<T>().plain_backward, tensors);
+  });
+  return {grad_value, grad_locations.to(sampling_locations.scalar_type()), grad_weights};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lite_detr, CPU, library) {
+  library.impl("ms_deform_attn", ms_deform_attn_cpu);
+  library.impl("ms_deform_attn_backward", ms_deform_attn_backward_cpu);
+}
+
+}  // namespace lite_detr::cpu

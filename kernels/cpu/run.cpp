@@ -1,0 +1,64 @@
+#include "run.h"
+
+#include <ATen/ops/constant_pad_nd.h>
+#include <c10/util/Exception.h>
+
+#include <cstdlib>
+#include <string>
+
+namespace lite_detr::cpu {
+
+namespace {
+
+const AllKernels& choose_kernels() {
+  const char* variable = std::getenv("LITE_DETR_CPU_CAPABILITY");
+  const std::string wanted = variable == nullptr ? "" : variable;
+  TORCH_CHECK_VALUE(
+      wanted.empty() || wanted == "portable" || wanted == "avx2" || wanted == "avx512",
+      "LITE_DETR_CPU_CAPABILITY must be portable, avx2 or avx512, got ", wanted);
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && (wanted.empty() || wanted == "avx512")) return avx512_kernels;
+  if (has_avx2 && (wanted.empty() || wanted != "portable")) return avx2_kernels;
+#endif
+  return portable_kernels;
+}
+
+}  // namespace
+
+const AllKernels& kernels() {
+  static const AllKernels& chosen = choose_kernels();
+  return chosen;
+}
+
+at::Tensor pad_channels(const at::Tensor& tensor) {
+  const int64_t channels = tensor.size(-1);
+  return at::constant_pad_nd(tensor, {0, padded_channels(channels) - channels}).contiguous();
+}
+
+PointLevels::PointLevels(const Problem& problem) {
+  const int64_t count = problem.points_in_all();
+  const int64_t padded = (count + kGroup - 1) / kGroup * kGroup;
+  width_.resize(padded);
+  height_.resize(padded);
+  start_.resize(padded);
+  for (int64_t point = 0; point < count; ++point) {
+    const Level& level = problem.levels[point / problem.points];
+    width_[point] = level.width;
+    height_[point] = level.height;
+    start_[point] = level.start;
+  }
+}
+
+Geometry PointLevels::geometry(const Problem& problem) const {
+  return {
+      problem.tokens,        problem.queries, problem.heads,  padded_channels(problem.channels),
+      problem.points_in_all(), width_.data(),   height_.data(), start_.data()};
+}
+
+}  // namespace lite_detr::cpu

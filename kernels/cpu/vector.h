@@ -1,0 +1,161 @@
+// Vectors of the width of the instruction set that the including file is compiled for, by the
+// extension that GCC and Clang share: +, * and < work on whole vectors.
+//
+// The including file defines LITE_DETR_ISA, the namespace to compile into, and
+// LITE_DETR_VECTOR_BYTES.
+#pragma once
+
+#include <cstring>
+#include <utility>
+#if LITE_DETR_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
+
+#include "../bilinear.h"
+#include "kernels.h"
+
+namespace lite_detr::cpu::LITE_DETR_ISA {
+
+template <typename A>
+constexpr int kLanes = LITE_DETR_VECTOR_BYTES / int(sizeof(A));
+
+template <typename E, int N>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(sizeof(E) * N)));
+};
+template <typename A>
+using Vec = typename VectorOf<A, kLanes<A>>::type;
+template <typename E>
+using FloatLanes = typename VectorOf<E, kLanes<float>>::type;
+
+template <typename V>
+LITE_DETR_INLINE V load_bytes(const void* source) {
+  V vector;
+  std::memcpy(&vector, source, sizeof(V));
+  return vector;
+}
+
+LITE_DETR_INLINE Vec<float> load(const float* source) { return load_bytes<Vec<float>>(source); }
+LITE_DETR_INLINE Vec<double> load(const double* source) { return load_bytes<Vec<double>>(source); }
+LITE_DETR_INLINE Vec<float> load(const BFloat16* source) {
+  const auto bits = load_bytes<FloatLanes<uint16_t>>(source);
+  return (Vec<float>)(__builtin_convertvector(bits, FloatLanes<uint32_t>) << 16);
+}
+
+LITE_DETR_INLINE void store(float* target, Vec<float> v) { std::memcpy(target, &v, sizeof(v)); }
+LITE_DETR_INLINE void store(double* target, Vec<double> v) { std::memcpy(target, &v, sizeof(v)); }
+LITE_DETR_INLINE void store(BFloat16* target, Vec<float> v) {
+  const auto bits = (FloatLanes<uint32_t>)v;
+  // To the nearest, ties to even; a NaN must not round up to infinity.
+  const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const auto is_nan = (FloatLanes<uint32_t>)(v != v);
+  const auto chosen = (rounded & ~is_nan) | (0x7fc0 & is_nan);
+  const auto narrow = __builtin_convertvector(chosen, FloatLanes<uint16_t>);
+  std::memcpy(target, &narrow, sizeof(narrow));
+}
+
+#if LITE_DETR_VECTOR_BYTES == 64
+LITE_DETR_INLINE Vec<float> load(const Float16* source) {
+  return (Vec<float>)_mm512_cvtph_ps(load_bytes<__m256i>(source));
+}
+LITE_DETR_INLINE void store(Float16* target, Vec<float> v) {
+  const __m256i narrow = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(target, &narrow, sizeof(narrow));
+}
+#elif LITE_DETR_VECTOR_BYTES == 32
+LITE_DETR_INLINE Vec<float> load(const Float16* source) {
+  return (Vec<float>)_mm256_cvtph_ps(load_bytes<__m128i>(source));
+}
+LITE_DETR_INLINE void store(Float16* target, Vec<float> v) {
+  const __m128i narrow = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(target, &narrow, sizeof(narrow));
+}
+#else
+// By integers, as compilers call a function for every number where there is no instruction.
+LITE_DETR_INLINE Vec<float> load(const Float16* source) {
+  const auto bits = __builtin_convertvector(
+      load_bytes<FloatLanes<uint16_t>>(source), FloatLanes<uint32_t>);
+  // The exponents' biases differ by 112; the product also makes subnormal numbers right.
+  const auto magnitude = (Vec<float>)((bits & 0x7fff) << 13) * 0x1p112f;
+  // What lies beyond the largest number is infinite or NaN.
+  const auto special = (FloatLanes<uint32_t>)(magnitude > 65504.0f) & 0x7f800000;
+  return (Vec<float>)((FloatLanes<uint32_t>)magnitude | special | ((bits & 0x8000) << 16));
+}
+LITE_DETR_INLINE void store(Float16* target, Vec<float> v) {
+  for (int lane = 0; lane < kLanes<float>; ++lane) {
+    const _Float16 number = static_cast<_Float16>(v[lane]);
+    std::memcpy(target + lane, &number, sizeof(number));
+  }
+}
+#endif
+
+template <typename A>
+LITE_DETR_INLINE Vec<A> broadcast(A value) {
+  return value - Vec<A>{};
+}
+
+// Adds lanes of a and b pairwise: lane i becomes x[i] + x[i ^ kSpan] of x = (i & kSpan ? b : a).
+template <int kSpan, typename V, int... kLane>
+LITE_DETR_INLINE V fold(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr int kCount = sizeof...(kLane);
+  const V kept = __builtin_shufflevector(a, b, (kLane & kSpan ? kCount + kLane : kLane)...);
+  const V moved = __builtin_shufflevector(
+      a, b, ((kLane & kSpan ? kCount + kLane : kLane) ^ kSpan)...);
+  return kept + moved;
+}
+
+template <int kSpan, typename A>
+LITE_DETR_INLINE void fold_all(Vec<A>* vectors) {
+  if constexpr (kSpan > 0) {
+    for (int i = 0; i < kSpan; ++i) {
+      vectors[i] = fold<kSpan>(
+          vectors[i], vectors[i + kSpan], std::make_integer_sequence<int, kLanes<A>>());
+    }
+    fold_all<kSpan / 2, A>(vectors);
+  }
+}
+
+// The sums over the lanes of kGroup vectors, by halving: about three instructions for each vector
+// where summing them one by one takes a dozen. Destroys the vectors.
+template <typename A>
+LITE_DETR_INLINE void sum_lanes(Vec<A>* vectors, A* sums) {
+  for (int first = 0; first < kGroup; first += kLanes<A>) {
+    fold_all<kLanes<A> / 2, A>(vectors + first);
+    store(sums + first, vectors[first]);
+  }
+}
+
+template <typename A>
+LITE_DETR_INLINE A sum_lanes(Vec<A> vector) {
+  A sum = 0;
+  for (int lane = 0; lane < kLanes<A>; ++lane) sum += vector[lane];
+  return sum;
+}
+
+LITE_DETR_INLINE double exponential(double x) { return __builtin_exp(x); }
+
+// exp of x <= 88 to about 1e-7: 2^n * p(r) with x = n ln 2 + r. Scalar and free of branches, so
+// that the loops around it become vector code.
+LITE_DETR_INLINE float exponential(float x) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  // Below -87 the result is subnormal and as good as zero. NaN has no integer part: see the end.
+  const float bounded = x > -87.0f ? x : -87.0f;
+  const float shifted = bounded * kLog2E;
+  const int32_t n = int32_t(shifted + (shifted < 0 ? -0.5f : 0.5f));
+  const float r = (bounded - float(n) * kLn2High) - float(n) * kLn2Low;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const uint32_t power = uint32_t(n + 127) << 23;
+  float two_to_n;
+  std::memcpy(&two_to_n, &power, sizeof(power));
+  const float result = x < -87.0f ? 0.0f : p * two_to_n;
+  return x == x ? result : x;
+}
+
+}  // namespace lite_detr::cpu::LITE_DETR_ISA

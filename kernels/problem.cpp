@@ -1,0 +1,108 @@
+#include "problem.h"
+
+#include <c10/util/Exception.h>
+
+#include <limits>
+
+namespace lite_detr {
+
+namespace {
+
+std::vector<Level> check_levels(
+    const at::Tensor& spatial_shapes, const at::Tensor& level_start_index, int64_t tokens) {
+  TORCH_CHECK_VALUE(
+      spatial_shapes.dim() == 2 && spatial_shapes.size(1) == 2 && spatial_shapes.size(0) > 0,
+      "spatial_shapes must be [L, 2] with L >= 1, got ", spatial_shapes.sizes());
+  const int64_t count = spatial_shapes.size(0);
+  TORCH_CHECK_VALUE(
+      level_start_index.dim() == 1 && level_start_index.size(0) == count,
+      "level_start_index must be [L] = [", count, "], got ", level_start_index.sizes());
+  TORCH_CHECK_TYPE(
+      spatial_shapes.scalar_type() == at::kLong, "spatial_shapes must be torch.int64, got ",
+      spatial_shapes.scalar_type());
+  TORCH_CHECK_TYPE(
+      level_start_index.scalar_type() == at::kLong, "level_start_index must be torch.int64, got ",
+      level_start_index.scalar_type());
+  TORCH_CHECK_VALUE(
+      tokens <= std::numeric_limits<int32_t>::max(),
+      "the value has S = ", tokens, " tokens; at most 2147483647 can be numbered");
+
+  const at::Tensor shapes = spatial_shapes.cpu().contiguous();
+  const at::Tensor starts = level_start_index.cpu().contiguous();
+  const int64_t* shape = shapes.const_data_ptr<int64_t>();
+  const int64_t* start = starts.const_data_ptr<int64_t>();
+  std::vector<Level> levels;
+  int64_t end = 0;
+  for (int64_t level = 0; level < count; ++level) {
+    const int64_t height = shape[2 * level], width = shape[2 * level + 1];
+    TORCH_CHECK_VALUE(
+        height > 0 && width > 0, "every level needs a positive height and width, got ", height,
+        " x ", width, " for level ", level);
+    TORCH_CHECK_VALUE(
+        start[level] == end, "level_start_index[", level, "] must be ", end,
+        ", where the levels before it end, got ", start[level]);
+    // Compared by division, as a product of what was given may overflow.
+    TORCH_CHECK_VALUE(
+        height <= (tokens - end) / width, "level ", level, " of ", height, " x ", width,
+        " that starts at token ", end, " reaches past the value's S = ", tokens, " tokens");
+    levels.push_back({int32_t(height), int32_t(width), int32_t(end)});
+    end += height * width;
+  }
+  TORCH_CHECK_VALUE(
+      end == tokens, "the levels have ", end, " tokens in all, but the value has S = ", tokens);
+  return levels;
+}
+
+}  // namespace
+
+Problem check_sampling(
+    const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations) {
+  TORCH_CHECK_VALUE(value.dim() == 4, "value must be [B, S, M, D], got shape ", value.sizes());
+  const at::ScalarType dtype = value.scalar_type();
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+      "value must be float32, float64, float16 or bfloat16, got ", dtype);
+
+  Problem problem;
+  problem.batch = value.size(0);
+  problem.tokens = value.size(1);
+  problem.heads = value.size(2);
+  problem.channels = value.size(3);
+  problem.levels = check_levels(spatial_shapes, level_start_index, problem.tokens);
+
+  const at::IntArrayRef shape = sampling_locations.sizes();
+  TORCH_CHECK_VALUE(
+      shape.size() == 6 && shape[0] == problem.batch && shape[2] == problem.heads &&
+          shape[3] == int64_t(problem.levels.size()) && shape[5] == 2,
+      "sampling_locations must be [B, Q, M, L, P, 2] with B = ", problem.batch,
+      ", M = ", problem.heads, ", L = ", problem.levels.size(), ", got ", shape);
+  TORCH_CHECK_TYPE(
+      sampling_locations.scalar_type() == dtype || sampling_locations.scalar_type() == at::kFloat,
+      "sampling_locations must be ", dtype, " (as the value) or Float, got ",
+      sampling_locations.scalar_type());
+  TORCH_CHECK_VALUE(
+      sampling_locations.device() == value.device(),
+      "sampling_locations must be on the value's device ", value.device(), ", got ",
+      sampling_locations.device());
+  TORCH_CHECK_VALUE(
+      shape[4] > 0, "sampling_locations must hold at least one point a level, got ", shape);
+  problem.queries = shape[1];
+  problem.points = shape[4];
+  return problem;
+}
+
+void check_like(
+    const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const char* layout,
+    const at::Tensor& value) {
+  TORCH_CHECK_VALUE(
+      tensor.sizes() == shape, name, " must be ", layout, " = ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == value.scalar_type(), name, " must have the value's dtype ",
+      value.scalar_type(), ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(
+      tensor.device() == value.device(), name, " must be on the value's device ", value.device(),
+      ", got ", tensor.device());
+}
+
+}  // namespace lite_detr

@@ -1,0 +1,89 @@
+"""The compiled operators, ``torch.ops.lite_detr``, where the package was built with them."""
+
+import importlib.util
+import logging
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("lite_detr")
+
+
+def load_library() -> bool:
+    """Loads the extension; says once why not if it cannot."""
+    spec = importlib.util.find_spec("lite_detr._C")
+    if spec is None or spec.origin is None:
+        reason = "the package was installed without them"
+    else:
+        try:
+            torch.ops.load_library(spec.origin)
+            return True
+        except OSError as error:
+            # Built for another version of PyTorch, most often.
+            reason = str(error).splitlines()[0]
+    logger.warning(
+        "lite_detr's native operators are not at hand (%s); the PyTorch ones run instead, several "
+        "times slower. docs/kernels.md says how to build them",
+        reason,
+    )
+    return False
+
+
+AVAILABLE = load_library()
+
+
+def backend() -> str:
+    """``"native"`` where the compiled operators run, ``"pytorch"`` where they are missing."""
+    return "native" if AVAILABLE else "pytorch"
+
+
+def register_fakes() -> None:
+    """Tells tracers the shapes of the results, from the shapes of the arguments."""
+
+    @torch.library.register_fake("lite_detr::ms_deform_attn")
+    def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+        batch, _, heads, channels = value.shape
+        return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
+
+    @torch.library.register_fake("lite_detr::ms_deform_attn_backward")
+    def _(
+        grad_output,
+        value,
+        spatial_shapes,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+    ):
+        return _like(value), _like(sampling_locations), _like(attention_weights)
+
+    @torch.library.register_fake("lite_detr::key_aware_ms_deform_attn")
+    def _(query, key, value, spatial_shapes, level_start_index, sampling_locations):
+        batch, queries, heads, channels = query.shape
+        exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+        return (
+            value.new_empty(batch, queries, heads * channels),
+            value.new_empty(batch, queries, heads, dtype=exact),
+        )
+
+    @torch.library.register_fake("lite_detr::key_aware_ms_deform_attn_backward")
+    def _(
+        grad_output,
+        query,
+        key,
+        value,
+        spatial_shapes,
+        level_start_index,
+        sampling_locations,
+        output,
+        logsumexp,
+    ):
+        grad_key = value.new_empty(0) if key is None else _like(key)
+        return _like(query), grad_key, _like(value), _like(sampling_locations)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+if AVAILABLE:
+    register_fakes()
