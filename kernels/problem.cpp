@@ -1,7 +1,9 @@
 #include "problem.h"
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <limits>
 
 namespace lite_detr {
@@ -53,8 +55,7 @@ std::vector<Level> check_levels(
   return levels;
 }
 
-}  // namespace
-
+// What both attentions take. Shapes and starts that lie on a device are copied to the host.
 Problem check_sampling(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations) {
@@ -92,17 +93,62 @@ Problem check_sampling(
   return problem;
 }
 
+}  // namespace
+
 void check_like(
     const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const char* layout,
-    const at::Tensor& value) {
+    const at::Tensor& like) {
   TORCH_CHECK_VALUE(
       tensor.sizes() == shape, name, " must be ", layout, " = ", shape, ", got ", tensor.sizes());
   TORCH_CHECK_TYPE(
-      tensor.scalar_type() == value.scalar_type(), name, " must have the value's dtype ",
-      value.scalar_type(), ", got ", tensor.scalar_type());
+      tensor.scalar_type() == like.scalar_type(), name, " must have the value's dtype ",
+      like.scalar_type(), ", got ", tensor.scalar_type());
   TORCH_CHECK_VALUE(
-      tensor.device() == value.device(), name, " must be on the value's device ", value.device(),
+      tensor.device() == like.device(), name, " must be on the value's device ", like.device(),
       ", got ", tensor.device());
+}
+
+Problem check_plain(
+    const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
+  const Problem problem =
+      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
+  check_like(
+      "attention_weights", attention_weights, sampling_locations.sizes().slice(0, 5),
+      "[B, Q, M, L, P]", value);
+  return problem;
+}
+
+Problem check_key_aware(
+    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
+    const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations) {
+  const Problem problem =
+      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
+  check_like(
+      "query", query, {problem.batch, problem.queries, problem.heads, problem.channels},
+      "[B, Q, M, D]", value);
+  if (key) check_like("key", *key, value.sizes(), "[B, S, M, D]", value);
+  return problem;
+}
+
+void check_output(
+    const char* name, const at::Tensor& tensor, const Problem& problem, const at::Tensor& value) {
+  check_like(
+      name, tensor, {problem.batch, problem.queries, problem.heads * problem.channels},
+      "[B, Q, M * D]", value);
+}
+
+at::ScalarType compute_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+double logit_scale(const Problem& problem) { return 1.0 / std::sqrt(double(problem.channels)); }
+
+at::Tensor pad_channels(const at::Tensor& tensor, int64_t multiple) {
+  const int64_t channels = tensor.size(-1);
+  const int64_t missing = round_up(channels, multiple) - channels;
+  return (missing == 0 ? tensor : at::constant_pad_nd(tensor, {0, missing})).contiguous();
 }
 
 }  // namespace lite_detr

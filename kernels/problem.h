@@ -1,4 +1,5 @@
-// The sizes of a call, checked before any kernel touches memory.
+// The sizes of a call, checked before any kernel touches memory: what is wrong raises ValueError or
+// TypeError.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,15 +27,35 @@ struct Problem {
   int64_t points_in_all() const { return int64_t(levels.size()) * points; }
 };
 
-// Checks the tensors that both attentions take; what is wrong raises ValueError or TypeError.
-// Shapes and starts that lie on a device are copied to the host.
-Problem check_sampling(
+// What each operator's arguments must be, on any device.
+Problem check_plain(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations, const at::Tensor& attention_weights);
+Problem check_key_aware(
+    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
+    const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations);
 
-// Checks that a tensor has a shape, and the dtype and device of the value.
+// Checks that a tensor has a shape, and the dtype and device of another one.
 void check_like(
     const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const char* layout,
-    const at::Tensor& value);
+    const at::Tensor& like);
+
+// Checks an output or its gradient, [B, Q, M * D].
+void check_output(
+    const char* name, const at::Tensor& tensor, const Problem& problem, const at::Tensor& value);
+
+// float32, or float64 for float64: what locations are taken in and sums are made in.
+at::ScalarType compute_dtype(at::ScalarType dtype);
+
+// Of key-aware attention's logits: 1 / sqrt(D), by the channels that are not padding.
+double logit_scale(const Problem& problem);
+
+// [..., D] -> contiguous [..., D'], padded with zeros to a multiple.
+at::Tensor pad_channels(const at::Tensor& tensor, int64_t multiple);
+
+inline int64_t round_up(int64_t number, int64_t multiple) {
+  return (number + multiple - 1) / multiple * multiple;
+}
 
 }  // namespace lite_detr

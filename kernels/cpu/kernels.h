@@ -5,27 +5,9 @@
 
 #include <cstdint>
 
+#include "../number_types.h"
+
 namespace lite_detr::cpu {
-
-// Storage of 16-bit floating-point numbers; arithmetic is done in float.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-// The type to compute in.
-template <typename T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-template <typename T>
-using compute_t = typename Compute<T>::type;
 
 // Points are handled in groups of so many; `Geometry`'s arrays are padded to a multiple of it.
 constexpr int kGroup = 16;

@@ -2,40 +2,20 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
-
 #include "run.h"
 
 namespace lite_detr::cpu {
 
 namespace {
 
-Problem check(
-    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
-    const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations) {
-  const Problem problem =
-      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
-  check_like(
-      "query", query, {problem.batch, problem.queries, problem.heads, problem.channels},
-      "[B, Q, M, D]", value);
-  if (key) check_like("key", *key, value.sizes(), "[B, S, M, D]", value);
-  return problem;
-}
-
-// Of the logits: 1 / sqrt(D), by the channels that are not padding.
-double logit_scale(const Problem& problem) {
-  return 1.0 / std::sqrt(double(problem.channels));
-}
-
 std::tuple<at::Tensor, at::Tensor> key_aware_ms_deform_attn_cpu(
     const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
     const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations) {
   const Problem problem =
-      check(query, key, value, spatial_shapes, level_start_index, sampling_locations);
+      check_key_aware(query, key, value, spatial_shapes, level_start_index, sampling_locations);
   const at::ScalarType dtype = value.scalar_type();
-  const at::Tensor queries = pad_channels(query);
+  const at::Tensor queries = pad_channels(query, kChannelMultiple);
   const at::Tensor locations = sampling_locations.to(compute_dtype(dtype)).contiguous();
   const at::Tensor output = at::empty(queries.sizes(), value.options());
   const at::Tensor logsumexp =
@@ -59,21 +39,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> key_aware_ms_deform_a
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations, const at::Tensor& output, const at::Tensor& logsumexp) {
   const Problem problem =
-      check(query, key, value, spatial_shapes, level_start_index, sampling_locations);
-  const std::vector<int64_t> output_shape{
-      problem.batch, problem.queries, problem.heads * problem.channels};
-  check_like("grad_output", grad_output, output_shape, "[B, Q, M * D]", value);
-  check_like("output", output, output_shape, "[B, Q, M * D]", value);
+      check_key_aware(query, key, value, spatial_shapes, level_start_index, sampling_locations);
+  check_output("grad_output", grad_output, problem, value);
+  check_output("output", output, problem, value);
   const at::ScalarType dtype = value.scalar_type();
-  const at::Tensor queries = pad_channels(query);
+  const at::Tensor queries = pad_channels(query, kChannelMultiple);
   const at::Tensor locations = sampling_locations.to(compute_dtype(dtype)).contiguous();
   check_like(
       "logsumexp", logsumexp, {problem.batch, problem.queries, problem.heads}, "[B, Q, M]",
       locations);
   const at::Tensor log_sums = logsumexp.contiguous();
   const std::vector<int64_t> by_head{problem.heads, problem.channels};
-  const at::Tensor grads = pad_channels(grad_output.unflatten(2, by_head));
-  const at::Tensor outputs = pad_channels(output.unflatten(2, by_head));
+  const at::Tensor grads = pad_channels(grad_output.unflatten(2, by_head), kChannelMultiple);
+  const at::Tensor outputs = pad_channels(output.unflatten(2, by_head), kChannelMultiple);
   const at::Tensor grad_query = at::empty(queries.sizes(), queries.options());
   const at::Tensor grad_value = at::empty(value.sizes(), value.options());
   const at::Tensor grad_key = at::empty(key ? value.sizes() : at::IntArrayRef{0}, value.options());

@@ -8,21 +8,15 @@ namespace lite_detr::cpu {
 
 namespace {
 
-const char* const kWeightsLayout = "[B, Q, M, L, P]";
-
 at::Tensor ms_deform_attn_cpu(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
-  const Problem problem =
-      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
-  check_like(
-      "attention_weights", attention_weights, sampling_locations.sizes().slice(0, 5),
-      kWeightsLayout, value);
+  const Problem problem = check_plain(
+      value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
   const at::Tensor weights = attention_weights.contiguous();
   const at::Tensor locations =
       sampling_locations.to(compute_dtype(value.scalar_type())).contiguous();
-  const at::Tensor output =
-      at::empty(
+  const at::Tensor output = at::empty(
       {problem.batch, problem.queries, problem.heads, padded_channels(problem.channels)},
       value.options());
 
@@ -40,17 +34,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cpu(
     const at::Tensor& grad_output, const at::Tensor& value, const at::Tensor& spatial_shapes,
     const at::Tensor& level_start_index, const at::Tensor& sampling_locations,
     const at::Tensor& attention_weights) {
-  const Problem problem =
-      check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
-  check_like(
-      "attention_weights", attention_weights, sampling_locations.sizes().slice(0, 5),
-      kWeightsLayout, value);
-  check_like(
-      "grad_output", grad_output,
-      {problem.batch, problem.queries, problem.heads * problem.channels}, "[B, Q, M * D]", value);
+  const Problem problem = check_plain(
+      value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  check_output("grad_output", grad_output, problem, value);
   const at::ScalarType dtype = value.scalar_type();
   const at::Tensor grads =
-      pad_channels(grad_output.unflatten(2, {problem.heads, problem.channels}));
+      pad_channels(grad_output.unflatten(2, {problem.heads, problem.channels}), kChannelMultiple);
   const at::Tensor weights = attention_weights.contiguous();
   const at::Tensor locations = sampling_locations.to(compute_dtype(dtype)).contiguous();
   const at::Tensor grad_value = at::empty(value.sizes(), value.options());

@@ -1,6 +1,5 @@
 #include "run.h"
 
-#include <ATen/ops/constant_pad_nd.h>
 #include <c10/util/Exception.h>
 
 #include <cstdlib>
@@ -36,14 +35,9 @@ const AllKernels& kernels() {
   return chosen;
 }
 
-at::Tensor pad_channels(const at::Tensor& tensor) {
-  const int64_t channels = tensor.size(-1);
-  return at::constant_pad_nd(tensor, {0, padded_channels(channels) - channels}).contiguous();
-}
-
 PointLevels::PointLevels(const Problem& problem) {
   const int64_t count = problem.points_in_all();
-  const int64_t padded = (count + kGroup - 1) / kGroup * kGroup;
+  const int64_t padded = round_up(count, kGroup);
   width_.resize(padded);
   height_.resize(padded);
   start_.resize(padded);
@@ -57,8 +51,14 @@ PointLevels::PointLevels(const Problem& problem) {
 
 Geometry PointLevels::geometry(const Problem& problem) const {
   return {
-      problem.tokens,        problem.queries, problem.heads,  padded_channels(problem.channels),
-      problem.points_in_all(), width_.data(),   height_.data(), start_.data()};
+      problem.tokens,
+      problem.queries,
+      problem.heads,
+      padded_channels(problem.channels),
+      problem.points_in_all(),
+      width_.data(),
+      height_.data(),
+      start_.data()};
 }
 
 }  // namespace lite_detr::cpu

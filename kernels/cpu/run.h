@@ -44,21 +44,12 @@ void for_storage_type(at::ScalarType dtype, Run run) {
   }
 }
 
-inline at::ScalarType compute_dtype(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 template <typename T>
 T* data(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// [..., D] -> contiguous [..., D'], padded with zeros to a multiple of kChannelMultiple.
-at::Tensor pad_channels(const at::Tensor& tensor);
-
-inline int64_t padded_channels(int64_t channels) {
-  return (channels + kChannelMultiple - 1) / kChannelMultiple * kChannelMultiple;
-}
+inline int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelMultiple); }
 
 // The levels of a problem, point by point, as the kernels want them.
 class PointLevels {

@@ -81,24 +81,37 @@ class DeformableAttention(nn.Module):
         Offsets count cells of a scale around a point, and half extents over ``P`` around a box.
         """
         batch, queries, _ = query.shape
-        offsets = self.sampling_offsets(query).to(reference_points.dtype)
-        offsets = offsets.view(batch, queries, self.num_heads, self.num_levels, self.num_points, 2)
-        anchors = reference_points[:, :, None, :, None, :]
         if reference_points.shape[-1] == 2:
-            cells = [[width, height] for height, width in scales.shapes]
-            return anchors + offsets / anchors.new_tensor(cells)[:, None]
-        if reference_points.shape[-1] == 4:
-            return anchors[..., :2] + offsets / self.num_points * anchors[..., 2:] * 0.5
-        raise ValueError(
-            "reference_points must be [B, Q, L, 2] points or [B, Q, L, 4] boxes, "
-            f"got {tuple(reference_points.shape)}"
+            steps = scales.cell_sizes[None, None]
+        elif reference_points.shape[-1] == 4:
+            steps = reference_points[..., 2:] * (0.5 / self.num_points)
+        else:
+            raise ValueError(
+                "reference_points must be [B, Q, L, 2] points or [B, Q, L, 4] boxes, "
+                f"got {tuple(reference_points.shape)}"
+            )
+        # Heads share centres and steps. Repeated for each point beforehand, they run along with the
+        # offsets in one pass over whole rows, which is several times faster than in pairs (x, y).
+        offsets = self.sampling_offsets(query).to(reference_points.dtype)
+        locations = torch.addcmul(
+            self.repeat_points(reference_points[..., :2]),
+            offsets.view(batch, queries, self.num_heads, -1),
+            self.repeat_points(steps),
         )
+        return locations.view(
+            batch, queries, self.num_heads, self.num_levels, self.num_points, 2
+        )
+
+    def repeat_points(self, pairs: Tensor) -> Tensor:
+        """``[..., L, 2]`` of a query's levels -> ``[..., 1, L * P * 2]`` of its points."""
+        points = pairs.unsqueeze(-2).expand(*pairs.shape[:-1], self.num_points, 2)
+        return points.flatten(-3).unsqueeze(-2)
 
     def project(self, projection: nn.Linear, memory: Tensor, scales: Scales) -> Tensor:
         """``[B, S, C]`` -> ``[B, S, M, D]``, zero on padding as it is outside the maps."""
         projected = projection(memory)
         if scales.padding_mask is not None:
-            projected = projected.masked_fill(scales.padding_mask[..., None], 0.0)
+            projected = projected.masked_fill_(scales.padding_mask[..., None], 0.0)
         return projected.unflatten(-1, (self.num_heads, -1))
 
 

@@ -21,6 +21,7 @@ class Scales:
             (beyond 1 on padding).
         reference_points: ``[B, S, L, 2]``, the same centres in the padded frame of every scale:
             where the encoder's queries look.
+        cell_sizes: ``[L, 2]``, the ``(x, y)`` extent of a cell in the padded frame of each scale.
         spatial_shapes: ``[L, 2]`` int64 on the host, ``shapes`` as the operators take them.
         level_start_index: ``[L]`` int64 on the host, the first token of each scale.
     """
@@ -30,6 +31,7 @@ class Scales:
     valid_ratios: Tensor
     centers: Tensor
     reference_points: Tensor
+    cell_sizes: Tensor
     spatial_shapes: Tensor
     level_start_index: Tensor
 
@@ -57,6 +59,7 @@ class Scales:
             valid_ratios=valid_ratios.to(dtype),
             centers=centers.to(dtype),
             reference_points=(centers[:, :, None] * valid_ratios[:, None]).to(dtype),
+            cell_sizes=(1.0 / spatial_shapes.flip(1).to(dtype)).to(valid_ratios.device),
             spatial_shapes=spatial_shapes,
             level_start_index=sizes.cumsum(0) - sizes,
         )
