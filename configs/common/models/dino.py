@@ -26,4 +26,7 @@ model.denoising = L(ContrastiveDenoising)(
     box_noise=1.0,
 )
 model.criterion.weight_class = 1.0
+# As in the released code, which Deformable DETR's and H-DETR's is not.
+model.criterion.giou_eps = 1e-6
+model.criterion.matcher.giou_eps = "${..giou_eps}"
 model.detections_per_image = 300

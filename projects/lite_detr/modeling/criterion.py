@@ -6,9 +6,10 @@ import torch
 import torch.distributed
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from .heads import Predictions
+from .iou import generalized_iou
 from .matcher import HungarianMatcher
 from .targets import Target
 
@@ -23,6 +24,7 @@ class SetCriterion(nn.Module):
         matcher: assigns queries to objects, for each set of predictions on its own.
         weight_class, weight_bbox, weight_giou: the weights of the three losses.
         alpha, gamma: of the focal loss.
+        giou_eps: see :func:`generalized_iou`.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class SetCriterion(nn.Module):
         weight_giou: float = 2.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        giou_eps: float = 0.0,
     ):
         super().__init__()
         self.matcher = matcher
@@ -43,6 +46,7 @@ class SetCriterion(nn.Module):
         }
         self.alpha = alpha
         self.gamma = gamma
+        self.giou_eps = giou_eps
 
     def forward(
         self,
@@ -95,13 +99,11 @@ class SetCriterion(nn.Module):
             logits, one_hot, alpha=self.alpha, gamma=self.gamma, reduction="sum"
         )
         matched = boxes[image, query]
-        giou = generalized_box_iou(
-            box_convert(matched, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
-        )
+        giou = generalized_iou(matched, target_boxes, self.giou_eps)
         return {
             "loss_ce": loss_class / num_objects,
             "loss_bbox": (matched - target_boxes).abs().sum() / num_objects,
-            "loss_giou": (1 - giou.diagonal()).sum() / num_objects,
+            "loss_giou": (1 - giou).sum() / num_objects,
         }
 
 

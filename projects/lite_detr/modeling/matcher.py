@@ -3,9 +3,9 @@
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou
 
 from .heads import Predictions
+from .iou import generalized_iou
 from .targets import Target
 
 
@@ -18,6 +18,7 @@ class HungarianMatcher(nn.Module):
     Args:
         cost_class, cost_bbox, cost_giou: the weights of the three parts.
         alpha, gamma: of the focal loss.
+        giou_eps: see :func:`generalized_iou`.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class HungarianMatcher(nn.Module):
         cost_giou: float = 2.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        giou_eps: float = 0.0,
     ):
         super().__init__()
         self.cost_class = cost_class
@@ -34,6 +36,7 @@ class HungarianMatcher(nn.Module):
         self.cost_giou = cost_giou
         self.alpha = alpha
         self.gamma = gamma
+        self.giou_eps = giou_eps
 
     @torch.no_grad()
     def forward(
@@ -64,9 +67,7 @@ class HungarianMatcher(nn.Module):
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + eps).log()
         classification = (positive - negative)[:, target.labels]
         distance = torch.cdist(boxes, target.boxes, p=1)
-        giou = generalized_box_iou(
-            box_convert(boxes, "cxcywh", "xyxy"), box_convert(target.boxes, "cxcywh", "xyxy")
-        )
+        giou = generalized_iou(boxes[:, None], target.boxes, self.giou_eps)
         return self.cost_class * classification + self.cost_bbox * distance - self.cost_giou * giou
 
     def _match(self, logits: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor]:

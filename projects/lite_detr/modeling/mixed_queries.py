@@ -56,6 +56,8 @@ class DinoQueries(ProposalQueries):
         num_queries: ``Q``; an image with fewer tokens gets as many queries as it has tokens.
     """
 
+    class_agnostic = False
+
     def __init__(self, embed_dim: int = 256, num_classes: int = 80, num_queries: int = 900):
         super().__init__(embed_dim, num_classes)
         self.num_queries = num_queries

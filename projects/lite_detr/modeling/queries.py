@@ -63,6 +63,9 @@ class ProposalQueries(nn.Module):
         num_classes: foreground classes; the references give the proposal head all of them.
     """
 
+    # Whether one channel of the proposal head stands for any object; otherwise each has its class.
+    class_agnostic = True
+
     def __init__(self, embed_dim: int, num_classes: int):
         super().__init__()
         self.enc_output = nn.Linear(embed_dim, embed_dim)

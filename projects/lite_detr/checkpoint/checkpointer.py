@@ -1,20 +1,18 @@
 """Detectron2's checkpointer, with a word on weights that do not fit."""
 
 import logging
-import pickle
-import re
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
+
+from .convert import as_tensors, convert_weights
+from .errors import WeightsError
+from .files import explained, read_pickle, read_safetensors, read_torch
+from .heads import CLASS_WEIGHT
+from .sources import recognise
 
 logger = logging.getLogger("lite_detr")
-
-# The only weights whose shapes depend on the number of classes.
-CLASS_HEAD = re.compile(r"(^|\.)class_embed\.")
-
-
-class WeightsError(ValueError):
-    """Weights cannot be read or do not fit the model."""
 
 
 class DetrCheckpointer(DetectionCheckpointer):
@@ -47,21 +45,29 @@ class DetrCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
+        if filename.endswith(".safetensors"):
+            return {"model": read_safetensors(filename)}
+        if filename.endswith(".pkl"):
+            # Detectron2 would run what the file says.
+            read_pickle(filename)
+        with explained(self._path):
             return super()._load_file(filename)
-        except (EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WeightsError(f"weights {self._path} are no checkpoint: {reason}") from error
 
-    def _load_model(self, checkpoint: Any):
-        has_detector = any("decoder." in name for name in checkpoint["model"])
+    def _torch_load(self, f: str) -> Any:
+        return read_torch(f)
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        weights = as_tensors(checkpoint["model"])
+        has_detector = any("decoder." in name for name in weights)
         if not has_detector and not self.fine_tune:
             raise WeightsError(
                 f"weights {self._path} hold no detector: a backbone's weights alone are only for "
                 "starting a training"
             )
+        if recognise(weights) is not None:
+            checkpoint |= {"model": self._convert(weights), "matching_heuristics": False}
         incompatible = super()._load_model(checkpoint)
-        heads = [entry for entry in incompatible.incorrect_shapes if CLASS_HEAD.search(entry[0])]
+        heads = [entry for entry in incompatible.incorrect_shapes if CLASS_WEIGHT.match(entry[0])]
         others = [entry for entry in incompatible.incorrect_shapes if entry not in heads]
         if others:
             name, given, expected = others[0]
@@ -72,12 +78,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             )
         if heads:
             _, given, expected = heads[0]
-            message = (
-                f"weights {self._path} are for {given[0]} classes, the model has {expected[0]}"
-            )
-            if not self.fine_tune:
-                raise WeightsError(f"{message}: set model.num_classes={given[0]}")
-            logger.warning("%s: its class heads start anew", message)
+            self._renew_heads(given[0], expected[0])
         renewed = {entry[0] for entry in heads}
         missing = [name for name in incompatible.missing_keys if name not in renewed]
         if has_detector and missing:
@@ -86,3 +87,21 @@ class DetrCheckpointer(DetectionCheckpointer):
                 "Use the config that the weights were trained with"
             )
         return incompatible
+
+    def _convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Another implementation's weights by our names, see :func:`convert`."""
+        try:
+            conversion = convert_weights(weights, self.model)
+        except WeightsError as error:
+            raise WeightsError(f"{self._path}: {error}") from error
+        logger.info("%s", conversion.summary())
+        if conversion.renewed:
+            self._renew_heads(conversion.num_classes, self.model.num_classes)
+        return conversion.state_dict
+
+    def _renew_heads(self, given: int, expected: int) -> None:
+        """Says that class heads start anew, or refuses where nothing is trained afterwards."""
+        message = f"weights {self._path} are for {given} classes, the model has {expected}"
+        if not self.fine_tune:
+            raise WeightsError(f"{message}: set model.num_classes={given}")
+        logger.warning("%s: its class heads start anew", message)

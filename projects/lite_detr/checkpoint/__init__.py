@@ -1,0 +1,16 @@
+"""Reads checkpoints, ours and those of other implementations, through Detectron2's checkpointer."""
+
+from .checkpointer import DetrCheckpointer
+from .convert import convert, convert_weights
+from .errors import WeightsError
+from .files import read_weights
+from .report import Conversion
+
+__all__ = [
+    "Conversion",
+    "DetrCheckpointer",
+    "WeightsError",
+    "convert",
+    "convert_weights",
+    "read_weights",
+]

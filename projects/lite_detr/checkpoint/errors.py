@@ -1,0 +1,5 @@
+"""The error that all parts of this package raise."""
+
+
+class WeightsError(ValueError):
+    """Weights cannot be read or do not fit the model."""

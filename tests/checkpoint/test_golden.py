@@ -1,0 +1,149 @@
+"""Our graph against what the authors' code computes, in float64; see tests/golden/README.md."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from reference_weights import reference_checkpoint
+from torch import Tensor
+
+from lite_detr import model_zoo
+from lite_detr.checkpoint import Conversion, convert_weights
+from lite_detr.modeling.detector import evaluating
+from lite_detr.modeling.targets import Target
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIGS = {
+    "lite_dino_r50_h3l1_2p1x3": "dino/lite_dino_r50_h3l1_2p1x3_36ep.py",
+    "lite_dino_swin_t_h3l1_2p1x3": "dino/lite_dino_swin_t_h3l1_2p1x3_36ep.py",
+    "dino_r50_4scale": "dino/dino_r50_4scale_36ep.py",
+    "deformable_detr_r50_single_stage": "deformable_detr/deformable_detr_r50_single_stage_50ep.py",
+    "deformable_detr_r50_two_stage": "deformable_detr/deformable_detr_r50_two_stage_50ep.py",
+    "h_detr_r50": "h_detr/h_detr_r50_36ep.py",
+}
+BATCHES = ("single", "padded")
+OUTPUTS = ("memory", "pred_logits", "pred_boxes")
+
+pytestmark = [
+    # Of Detectron2's Swin.
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning"),
+]
+
+
+class Run(NamedTuple):
+    """What a golden file holds, and what our model makes of the same input."""
+
+    golden: dict[str, np.ndarray]
+    conversion: Conversion
+    outputs: dict[str, dict[str, Tensor]]
+    losses: dict[str, Tensor]
+    weights: dict[str, float]
+    gradients: dict[str, Tensor | None]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def run(request):
+    """One conversion, two forward passes and a training step for all tests of a file."""
+    path = GOLDEN / f"{request.param}.npz"
+    if "_swin_" in request.param:
+        pytest.importorskip("timm")  # Detectron2's Swin takes its stochastic depth from there
+    golden = dict(np.load(path))
+    config = model_zoo.get_config(CONFIGS[request.param]).model
+    config.num_classes = 91
+    # The losses of the files are without dropout.
+    config.encoder.layer.dropout = 0.0
+    if "drop_path_rate" in config.backbone:
+        config.backbone.drop_path_rate = 0.0
+    model = instantiate(config)
+    conversion = convert_weights(reference_checkpoint(path), model)
+    model.load_state_dict(conversion.state_dict)
+    model.double()
+    outputs = {"single": model.forward_queries(batch(golden, "single"))}
+    # Encoded once for the outputs and the losses.
+    memory, scales = model.train().encode(model.preprocess_images(batch(golden, "padded")))
+    with evaluating(model), torch.no_grad():
+        logits, boxes = model.predict(memory, scales)
+    outputs["padded"] = {"memory": memory, "pred_logits": logits, "pred_boxes": boxes}
+    # The files are without denoising.
+    model.denoising = None
+    losses = model.losses(memory, scales, targets(golden))
+    sum(losses.values()).backward()
+    return Run(
+        golden,
+        conversion,
+        outputs,
+        {name: loss.detach() for name, loss in losses.items()},
+        model.criterion.weights,
+        {name: p.grad for name, p in model.named_parameters() if p.requires_grad},
+    )
+
+
+def batch(golden, name):
+    images = [golden[key] for key in sorted(golden) if key.startswith(f"{name}.image_")]
+    return [{"image": torch.from_numpy(image).permute(2, 0, 1)} for image in images]
+
+
+def targets(golden):
+    """As they are, since Detectron2's ``Boxes`` would round them to float32."""
+    return [
+        Target(
+            torch.from_numpy(golden[f"targets.labels_{image}"]),
+            torch.from_numpy(golden[f"targets.boxes_{image}"]).double(),
+        )
+        for image in range(2)
+    ]
+
+
+def reference_name(loss, golden):
+    """``loss_ce_one2many_0`` is ``loss_ce_0_one2many`` in H-DETR, ``_enc`` is ``_interm`` in DINO."""
+    name = re.sub(r"_one2many_(\d)", r"_\1_one2many", loss)
+    if "loss.loss_ce_interm" in golden:
+        name = name.replace("_enc", "_interm")
+    return f"loss.{name}"
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_outputs(run, name, output):
+    ours = run.outputs[name][output].detach()
+    if output == "memory":
+        ours = ours[:, ::37]
+    reference = torch.from_numpy(run.golden[f"{name}.{output}"])
+    print(name, output, reference.dtype, (ours - reference).abs().max().item(), reference.abs().max().item())
+    # A file in float32 is rounded.
+    tolerance = 1e-6 if reference.dtype == torch.float64 else 5e-6
+    torch.testing.assert_close(ours, reference.double(), rtol=0, atol=tolerance)
+
+
+def test_every_loss_before_weighting(run):
+    ours = {
+        reference_name(name, run.golden): loss.item() / run.weights["_".join(name.split("_")[:2])]
+        for name, loss in run.losses.items()
+    }
+    total = sum(loss.item() for loss in run.losses.values())
+    reference = {key: float(value) for key, value in run.golden.items() if key.startswith("loss.")}
+    print('loss',max(abs(v/reference[k]-1) for k,v in ours.items()), total/reference['loss.total']-1)
+    assert ours | {"loss.total": total} == pytest.approx(reference, rel=1e-6, abs=0)
+
+
+def test_gradient_norms_of_every_trained_parameter(run):
+    # Denoising, whose embedding of classes the references always have, is off.
+    ours = {
+        name: 0.0 if gradient is None else gradient.norm().item()
+        for name, gradient in run.gradients.items()
+    }
+    squares = {}
+    for name, norm in ours.items():
+        for key in run.conversion.used[name]:
+            squares[key] = squares.get(key, 0.0) + norm**2
+    reference = dict(zip(map(str, run.golden["gradnorm_names"]), run.golden["gradnorm"]))
+    norms = {name: square**0.5 for name, square in squares.items()}
+    rel=sorted((abs(norms[k]-v)/max(v,1e-300),k,v) for k,v in reference.items() if k in norms); print(len(reference),len(ours),rel[-4:], rel[0], sorted(reference.values())[:4], [k for k in reference if k not in norms])
+    covered = {name for name in ours if any(k in reference for k in run.conversion.used[name])}
+    print('uncovered', set(ours)-covered)
+    assert {name: norms[name] for name in reference} == pytest.approx(reference, rel=1e-5, abs=0)
