@@ -8,8 +8,8 @@ backbone = L(SwinTransformer)(
     drop_path_rate=0.2,
     out_indices=[1, 2, 3],
 )
-# The Swin authors' release; Detectron2 matches its names to ours by their endings.
+# The Swin authors' release, whose names lite_detr.checkpoint knows.
 init_checkpoint = (
     "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-    "swin_tiny_patch4_window7_224.pth?matching_heuristics=True"
+    "swin_tiny_patch4_window7_224.pth"
 )

@@ -75,8 +75,8 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     source = recognise(given)
     if source is None:
         raise WeightsError(
-            f"weights are of no known implementation, with keys such as {list(given)[:3]}; known are "
-            + ", ".join(known.name for known in SOURCES)
+            f"weights are of no known implementation, their keys begin with {list(given)[:3]}; "
+            f"known are {', '.join(known.name for known in SOURCES)}"
         )
     weights, ignored, left = to_our_names(given, source)
     theirs = {name: weight.value for name, weight in weights.items()}

@@ -1,5 +1,6 @@
 """Which config of the model zoo weights fit."""
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -15,7 +16,8 @@ META_ARCHITECTURES = {"DINO": "DINO", "H-DETR": "HDETR"}
 PLAIN, KEY_AWARE = "MultiScaleDeformableAttention", "KeyAwareDeformableAttention"
 
 
-def suggest_configs(facts: Facts) -> list[str]:
+@functools.cache
+def suggest_configs(facts: Facts) -> tuple[str, ...]:
     """The configs that weights with these facts fit, each with the options it needs besides.
 
     Those with the fewest options; none where no options of this module's make a config fit.

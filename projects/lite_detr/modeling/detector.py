@@ -127,9 +127,13 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say how it is trained")
 
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises the images and pads them at the bottom and right to one size."""
+        """Normalises the images and pads them at the bottom and right to one size.
+
+        As in the references in float32 and in units of 255: their weights see the same rounding.
+        """
+        mean, std = self.pixel_mean.float() / 255, self.pixel_std.float() / 255
         images = [
-            (inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+            ((inputs["image"].to(self.device).float() / 255 - mean) / std).to(self.pixel_mean.dtype)
             for inputs in batched_inputs
         ]
         return ImageList.from_tensors(

@@ -150,7 +150,8 @@ class BoxEncoding(nn.Module):
 def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tensor]:
     """The box that each token proposes before its features have a say.
 
-    Boxes are square in the image's normalised frame and double with each scale.
+    Boxes are square in the image's normalised frame and double with each scale. As all geometry
+    they are computed in float32.
 
     Args:
         scales: the geometry of the tokens.
@@ -166,10 +167,11 @@ def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tens
             for level, (height, width) in enumerate(scales.shapes)
         ]
     )
-    boxes = torch.cat([scales.centers, sizes.expand(scales.centers.shape)], dim=-1)
+    boxes = torch.cat([scales.centers, sizes.expand(scales.centers.shape)], dim=-1).float()
     # The centres of padding lie beyond 1.
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
-    return torch.log(boxes / (1 - boxes)).masked_fill(~usable, float("inf")), usable
+    logits = torch.log(boxes / (1 - boxes)).masked_fill(~usable, float("inf"))
+    return logits.to(scales.centers.dtype), usable
 
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:

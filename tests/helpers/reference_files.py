@@ -1,0 +1,119 @@
+"""Checkpoints under the references' names, without the references.
+
+Names and shapes are those that the golden files list, changed as the references' code changes them
+from one variant to another. Values are cheap: each weight is filled with a number of its own.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+WIDTH, HEADS, LEVELS, POINTS = 256, 8, 4, 4
+
+
+def reference_file(name: str) -> dict[str, Tensor]:
+    """The names and shapes of a golden file's checkpoint; weights that are one are equal."""
+    entries = json.loads(str(np.load(GOLDEN / f"{name}.npz")["state_dict_json"]))
+    floats = {key: entry for key, entry in entries.items() if entry["dtype"].startswith("float")}
+    numbers = {key: float(index) for index, key in enumerate(floats)}
+    return {
+        key: torch.tensor(numbers[entry["like"]]).expand(entry["shape"])
+        for key, entry in floats.items()
+    }
+
+
+def with_linear(
+    weights: Mapping[str, Tensor], modules: Iterable[str], outputs: int
+) -> dict[str, Tensor]:
+    """Adds linear layers to every module that some pattern names, such as a key projection."""
+    added = dict(weights)
+    for number, module in enumerate(modules):
+        added[f"{module}.weight"] = torch.tensor(-1.0 - number).expand(outputs, WIDTH)
+        added[f"{module}.bias"] = torch.tensor(-1.0 - number).expand(outputs)
+    return added
+
+
+def attentions(part: str, name: str) -> list[str]:
+    """The modules ``name`` in the deformable attention of all six layers of a part."""
+    attention = {"encoder": "self_attn", "decoder": "cross_attn"}[part]
+    return [f"transformer.{part}.layers.{layer}.{attention}.{name}" for layer in range(6)]
+
+
+def without(weights: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
+    """Drops the keys that a pattern finds."""
+    return {key: value for key, value in weights.items() if not re.search(pattern, key)}
+
+
+def plain_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Lite-DINO with ``key_aware=False``, which builds ``query_proj`` all the same."""
+    modules = attentions("encoder", "attention_weights")
+    modules += attentions("decoder", "attention_weights")
+    return with_linear(weights, modules, HEADS * LEVELS * POINTS)
+
+
+def levels(weights: Mapping[str, Tensor], count: int, channels: list[int]) -> dict[str, Tensor]:
+    """Plain DINO with another number of scales, made from maps with these channels."""
+    changed = without(weights, r"^input_proj\.")
+    for key, value in weights.items():
+        if match := re.search(r"(sampling_offsets|attention_weights)\.(weight|bias)$", key):
+            outputs = HEADS * count * POINTS * (2 if match[1] == "sampling_offsets" else 1)
+            changed[key] = value.flatten()[0].expand(outputs, *value.shape[1:])
+    changed["transformer.level_embed"] = torch.zeros(count, WIDTH)
+    for index in range(count):
+        extra = index >= len(channels)
+        inputs = WIDTH if index > len(channels) else channels[min(index, len(channels) - 1)]
+        kernel = 3 if extra else 1
+        changed[f"input_proj.{index}.0.weight"] = torch.zeros(WIDTH, inputs, kernel, kernel)
+        for leaf in ("0.bias", "1.weight", "1.bias"):
+            changed[f"input_proj.{index}.{leaf}"] = torch.zeros(WIDTH)
+    return changed
+
+
+def small_two_stage(num_classes: int, width: int = 32, layers: int = 2) -> dict[str, Tensor]:
+    """Two-stage Deformable DETR, narrow and shallow but for its ResNet-50, with random weights.
+
+    Heads have 4 channels groups of ``width / 4``; the feed-forward networks are ``width`` wide.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = {WIDTH: width, 2 * WIDTH: 2 * width, 3 * WIDTH: 3 * width, 1024: width}
+    outputs = {
+        "sampling_offsets": 4 * LEVELS * POINTS * 2,
+        "attention_weights": 4 * LEVELS * POINTS,
+    }
+    small: dict[str, Tensor] = {}
+    for key, value in reference_file("deformable_detr_r50_two_stage").items():
+        layer = re.search(r"(?:layers|class_embed|bbox_embed)\.(\d+)\.", key)
+        is_head = "class_embed" in key or "bbox_embed" in key
+        if layer and not key.startswith("backbone"):
+            # The last pair of heads makes the proposals and stays the last one.
+            if is_head and layer[1] == "6":
+                key = re.sub(r"(_embed)\.6\.", rf"\1.{layers}.", key)
+            elif int(layer[1]) >= layers:
+                continue
+        shape = list(value.shape)
+        if not key.startswith("backbone"):
+            kept = 1 if key.startswith("input_proj") and "3.0" not in key else len(shape)
+            shape[:kept] = [sizes.get(size, size) for size in shape[:kept]]
+            if key == "input_proj.3.0.weight":
+                shape[1] = 2048
+        for module, count in outputs.items():
+            if f".{module}." in key:
+                shape[0] = count
+        if "class_embed" in key:
+            shape[0] = num_classes
+        tensor = torch.randn(shape, generator=generator) * 0.05
+        if key.endswith(
+            ("running_var", "bn1.weight", "bn2.weight", "bn3.weight", "sample.1.weight")
+        ):
+            tensor = tensor + 1
+        small[key] = tensor
+    # The decoder refers to the heads.
+    for key in [key for key in small if key.startswith(("class_embed", "bbox_embed"))]:
+        small[key] = small[f"transformer.decoder.{key}"]
+    return small
