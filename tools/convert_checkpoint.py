@@ -12,6 +12,7 @@ classes. docs/checkpoints.md lists the releases.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def convert_file(config_file: str, options: list[str], path: str) -> Conversion:
     return convert_weights(weights, instantiate(config.model))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +47,7 @@ def main() -> None:
     add("--output", required=True, type=Path, metavar="FILE.pth", help="where the result goes")
     add("--every-key", action="store_true", help="print what became of every key")
     add("opts", nargs="*", metavar="key=value", help="change the config's values")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(argv)
     try:
         conversion = convert_file(args.config_file, args.opts, args.input)
     except (FileNotFoundError, WeightsError) as error:

@@ -112,6 +112,15 @@ VARIANTS = {
         SINGLE_STAGE,
         [],
     ),
+    "one scale": (
+        lambda: levels(reference_file("deformable_detr_r50_single_stage"), 1, [2048]),
+        SINGLE_STAGE,
+        [
+            "model.backbone.out_features=[res5]",
+            "model.in_features=[res5]",
+            "model.num_levels=1",
+        ],
+    ),
     "refinement": (refine, REFINE, []),
     "two-stage": (lambda: reference_file("deformable_detr_r50_two_stage"), TWO_STAGE, []),
     "H-DETR": (lambda: reference_file("h_detr_r50"), "h_detr/h_detr_r50_12ep.py", []),

@@ -58,7 +58,7 @@ def plain_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def levels(weights: Mapping[str, Tensor], count: int, channels: list[int]) -> dict[str, Tensor]:
-    """Plain DINO with another number of scales, made from maps with these channels."""
+    """Plain attention over another number of scales, made from maps with these channels."""
     changed = without(weights, r"^input_proj\.")
     for key, value in weights.items():
         if match := re.search(r"(sampling_offsets|attention_weights)\.(weight|bias)$", key):

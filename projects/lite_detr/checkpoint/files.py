@@ -119,8 +119,8 @@ def explained(path: str) -> Iterator[None]:
         raise
     except ForbiddenGlobal as error:
         raise WeightsError(
-            f"weights {path} are refused: they refer to {error}, which could run code. Accepted are "
-            "tensors, plain containers and argparse.Namespace, and arrays in a .pkl file"
+            f"weights {path} are refused: they refer to {error}, which could run code. Accepted "
+            "are tensors, plain containers and argparse.Namespace, and arrays in a .pkl file"
         ) from error
     except BROKEN as error:
         raise WeightsError(f"weights {path} are no checkpoint: {first_line(error)}") from error
