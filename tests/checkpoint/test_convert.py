@@ -71,6 +71,18 @@ def key_proj(parts):
     return with_linear(lite_dino(), modules, 256)
 
 
+def swin_h_detr():
+    """H-DETR wraps its Swin Transformer once more than DINO does."""
+    swin = reference_file("lite_dino_swin_t_h3l1_2p1x3")
+    weights = without(reference_file("h_detr_r50"), r"^(backbone|input_proj)\.")
+    weights |= {key: value for key, value in swin.items() if key.startswith("input_proj.")}
+    return weights | {
+        key.replace("backbone.0.", "backbone.0.body."): value
+        for key, value in swin.items()
+        if key.startswith("backbone.")
+    }
+
+
 # Checkpoints, and the config and options that they fit.
 VARIANTS = {
     "H3L1-(2+1)x3": (lite_dino, LITE, []),
@@ -124,6 +136,7 @@ VARIANTS = {
     "refinement": (refine, REFINE, []),
     "two-stage": (lambda: reference_file("deformable_detr_r50_two_stage"), TWO_STAGE, []),
     "H-DETR": (lambda: reference_file("h_detr_r50"), "h_detr/h_detr_r50_12ep.py", []),
+    "H-DETR, Swin-T": (swin_h_detr, "h_detr/h_detr_swin_t_36ep.py", []),
     # H-DETR's authors also release their tricks without the one-to-many branch.
     "H-DETR without one-to-many queries": (
         lambda: reference_file("h_detr_r50") | {"query_embed.weight": torch.zeros(300, 256)},
@@ -275,6 +288,13 @@ def test_a_missing_key_is_an_error(key, ours):
     del weights[key]
     with pytest.raises(WeightsError, match=f"1 keys missing such as {ours}"):
         convert(weights, build(LITE))
+
+
+@pytest.mark.parametrize("pattern", ["class_embed", r"class_embed.*bias", "bbox_embed"])
+def test_missing_heads_are_an_error(pattern):
+    """And no reason to take a detector for a backbone."""
+    with pytest.raises(WeightsError, match="keys missing such as .*(class|bbox)_embed"):
+        convert(without(lite_dino(), pattern), build(LITE))
 
 
 def test_a_shape_that_differs_is_an_error():

@@ -81,6 +81,7 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     weights, ignored, left = to_our_names(given, source)
     theirs = {name: weight.value for name, weight in weights.items()}
     mine = model.state_dict()
+    is_backbone = all(name.startswith("backbone.") for name in theirs)
     classes = count_classes(theirs)
     fitted = theirs if classes is None else adapt_classes(theirs, model)
 
@@ -95,9 +96,9 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     own: dict[str, str] = {}
     missing: list[str] = []
     for name in mine:
-        if name in used or (classes is None and not name.startswith("backbone.")):
+        if name in used or (is_backbone and not name.startswith("backbone.")):
             continue
-        if why := why_own(name, theirs, fitted, is_backbone=classes is None):
+        if why := why_own(name, theirs, fitted, is_backbone):
             own[name] = why
         else:
             missing.append(name)
