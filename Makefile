@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DETECTRON2 ?=
 
 DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
-DEMO_CONFIG ?= digits/lite_deformable_detr_efficientnet_lite0.py
+DEMO_CONFIG ?= digits/lite_dino_efficientnet_lite0.py
 DEMO_OUTPUT ?= output/demo
 
 # glibc gives large blocks back to the kernel at every free; a training step on a CPU took half as

@@ -12,9 +12,9 @@ optimizer.clip_norm = 1.0
 # Digits look little like what ImageNet taught the backbone.
 optimizer.params.lr_factor_func.factors = {"backbone.": 0.5}
 lr_multiplier = cosine_schedule(warmup=0.05)
-train.max_iter = 1000
-train.eval_period = 250
-train.checkpointer.period = 250
+train.max_iter = 1300
+train.eval_period = 325
+train.checkpointer.period = 325
 
 
 def small(model):
