@@ -37,9 +37,14 @@ def build_options() -> dict:
         "lite_detr._C",
         sorted(str(path.relative_to(root)) for path in (root / "kernels").rglob("*.cpp")),
         extra_compile_args={
-            # Neither flag lets a NaN pass for a number; both let loops become vector code.
-            "cxx": ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+            # -fno-...: neither lets a NaN pass for a number; both let loops become vector code.
+            # Without OpenMP, as PyTorch has it, at::parallel_for is a loop on one thread.
+            "cxx": [
+                *"-O3 -g0 -fopenmp".split(),
+                *"-fno-math-errno -fno-trapping-math -Wno-psabi".split(),
+            ]
         },
+        extra_link_args=["-fopenmp"],
     )
     return {
         "ext_modules": [extension],
