@@ -1,0 +1,166 @@
+"""The native operators against the PyTorch form, over random shapes and dtypes."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sampling_problems import (
+    LEAVES,
+    cast,
+    make_problem,
+    needs_native,
+    run,
+    run_with_gradients,
+    transform,
+)
+
+from lite_detr.ops.sampling import sample_levels
+
+pytestmark = needs_native
+BOTH = pytest.mark.parametrize("attention", list(LEAVES))
+
+
+@st.composite
+def problems(draw):
+    """With fewer and more samples than tokens, widths and numbers of points across the blocks."""
+    side = st.integers(1, 9)
+    sizes = draw(st.lists(st.tuples(side, side), min_size=1, max_size=5))
+    return make_problem(
+        sizes=tuple(sizes),
+        points=draw(st.integers(1, 9)),
+        channels=draw(st.integers(1, 20) | st.sampled_from([31, 32, 33, 48, 64, 96])),
+        batch=draw(st.integers(1, 3)),
+        queries=draw(st.integers(1, 5) | st.sampled_from([127, 128, 129])),
+        heads=draw(st.integers(1, 3)),
+        shared_key=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+def relative_error(result, expected):
+    """Of the largest magnitude, or of 0.1 where that is less.
+
+    The problems' numbers are about 1, and a gradient can be exactly zero: that of the softmax of
+    one logit, which comes out as the difference of two equal numbers.
+    """
+    difference = (result.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max().clamp(min=0.1)).item()
+
+
+@BOTH
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@given(problem=problems())
+@settings(max_examples=60, deadline=None, derandomize=True)
+# 5 levels of 9 points are 45: two whole groups of 16 and 13 more.
+@example(make_problem(((3, 4), (2, 2), (1, 1), (1, 5), (2, 1)), 9, 33))
+@example(make_problem(((3, 4), (2, 2), (1, 1), (1, 5), (2, 1)), 9, 32, shared_key=True))
+@example(make_problem(((9, 9),), 1, 16, queries=1, shared_key=True))
+def test_native_equals_pytorch(attention, dtype, bound, problem):
+    problem = cast(problem, dtype)
+    expected = run_with_gradients(attention, "pytorch", problem)
+    for name, result in run_with_gradients(attention, "native", problem).items():
+        assert result.shape == expected[name].shape
+        error = relative_error(result, expected[name])
+        assert error <= bound, f"{name} is {error:.1e} off"
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@given(problem=problems())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_16_bit_rounds_once(attention, dtype, problem):
+    """Against float64 from the same 16-bit numbers: float32 arithmetic and one rounding."""
+    problem = cast(problem, dtype, locations_dtype=torch.float32)
+    grad_output = problem["query"].flip(1).flatten(2)
+    results = run_with_gradients(attention, "native", problem, grad_output)
+    assert results["locations"].dtype == torch.float32
+
+    exact = cast(problem, torch.float64)
+    expected = run_with_gradients(attention, "pytorch", exact, grad_output.double())
+    if attention == "key_aware_ms_deform_attn":
+        rounding = results["output"].double() - expected["output"]
+        for name, change in through_the_softmax(exact, grad_output.double() * rounding).items():
+            expected[name] = expected[name] - change
+    for name, result in results.items():
+        bound = 1e-5 * expected[name].abs().max().clamp(min=0.1)
+        if result.dtype == dtype:
+            # Half a step of the number; below the smallest normal number, of that one.
+            normal = expected[name].abs().clamp(min=torch.finfo(dtype).tiny)
+            bound = bound + torch.finfo(dtype).eps / 2 * normal
+        assert ((result.double() - expected[name]).abs() <= bound).all(), name
+
+
+def through_the_softmax(problem, mean_changes):
+    """What the gradients lose where the mean in the softmax's Jacobian is off by so much.
+
+    The backward takes the mean from the output, which was rounded. The weights' derivatives times
+    it are the logsumexp's. ``mean_changes`` is ``[B, Q, M * D]``, still to be summed by head.
+    """
+    leaves = transform(problem, lambda tensor: tensor.detach().requires_grad_())
+    query, key = leaves["query"], leaves["key"]
+    sampled_key = sample_levels(key, problem["sizes"], leaves["locations"])
+    query = query.permute(0, 2, 3, 1).unsqueeze(-1) * key.shape[-1] ** -0.5
+    logsumexp = (query * sampled_key).sum(2).logsumexp(-1)  # [B, M, Q]
+    changes = mean_changes.unflatten(2, key.shape[2:]).sum(-1).transpose(1, 2)
+    names = ["query", "value" if leaves["key"] is leaves["value"] else "key", "locations"]
+    return dict(
+        zip(names, torch.autograd.grad(logsumexp, [leaves[name] for name in names], changes))
+    )
+
+
+@BOTH
+def test_float32_locations_of_16_bit_values_keep_their_precision(attention):
+    """A map of 2000 columns has more of them than bfloat16 has numbers between 0.5 and 1."""
+    width = 2000
+    problem = make_problem(((1, width),), points=1, queries=64, channels=16)
+    problem["value"] = torch.arange(width).double().view(1, width, 1, 1).expand(2, -1, 2, 16)
+    problem["key"] = problem["value"]
+    problem["weights"] = torch.ones_like(problem["weights"])
+    problem["locations"][..., 1] = 0.5
+    problem = cast(problem, torch.bfloat16, locations_dtype=torch.float32)
+    columns = (problem["locations"][..., 0].double() * width - 0.5).squeeze().flatten(2)
+    inside = ((columns > 0) & (columns < width - 1))[..., None]
+    output = run(attention, "native", problem).double().view(2, 64, 2, 16)
+    expected = columns.unflatten(2, (2, 1)).expand_as(output)
+    # Values and result are rounded to nearest, each by half an eps at most.
+    error = ((output - expected).abs() <= torch.finfo(torch.bfloat16).eps * expected) | ~inside
+    assert inside.float().mean() > 0.9
+    assert error.all()
+
+
+@BOTH
+def test_locations_of_16_bits_are_taken_as_they_are(attention):
+    problem = cast(make_problem(channels=16), torch.float16)
+    wide = problem | {"locations": problem["locations"].float()}
+    expected = run_with_gradients(attention, "native", wide)
+    results = run_with_gradients(attention, "native", problem)
+    expected["locations"] = expected["locations"].half()
+    for name, result in results.items():
+        assert torch.equal(result, expected[name]), name
+
+
+@pytest.mark.parametrize("shared_key", [False, True])
+@pytest.mark.parametrize("points", [4, 16, 17, 40])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_softmax_of_large_logits(points, scale, shared_key):
+    """Far apart logits, over one group of points and several: the maximum moves between groups."""
+    problem = make_problem(((6, 6),), points, 16, queries=20, shared_key=shared_key)
+    problem["query"] = problem["query"] * scale
+    expected = run("key_aware_ms_deform_attn", "pytorch", problem)
+    output = run("key_aware_ms_deform_attn", "native", cast(problem, torch.float32))
+    # A logit's own rounding in float32 is what the exponential makes an error of the weight.
+    assert relative_error(output, expected) <= 1e-5 * scale
+
+
+@BOTH
+def test_maps_up_to_the_last_number_of_a_token(attention):
+    """2**31 - 1 tokens, which take no memory by a stride of 0; nothing may overflow on the way."""
+    tokens = 2**31 - 1
+    inputs = make_problem(((1, 1),), points=2, channels=16, batch=1, queries=1, heads=1)
+    for dtype in (torch.float32, torch.float64):
+        problem = cast(inputs, dtype) | {"sizes": ((1, tokens),)}
+        rows = problem["value"].expand(-1, tokens, -1, -1)
+        problem |= {"value": rows, "key": rows}
+        problem["locations"] = torch.tensor([[0.0, 0.5], [1.0 - 2**-24, 0.5]], dtype=dtype)
+        problem["locations"] = problem["locations"].view(1, 1, 1, 1, 2, 2)
+        assert run(attention, "native", problem).isfinite().all()
