@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import lite_detr
 from lite_detr import ops
 
 Sizes = tuple[tuple[int, int], ...]
@@ -123,13 +122,21 @@ def run_with_gradients(
     return {"output": output.detach()} | dict(zip(names, grads))
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs code in a Python of its own, which imports the package that is tested."""
-    package_root = Path(lite_detr.__file__).absolute().parents[1]
-    path = os.pathsep.join([str(package_root), str(Path(__file__).parent)])
+# Detectron2, which the operators can do without, takes seconds to import.
+OPERATORS_ALONE = """
+import sys, types
+sys.modules["lite_detr"] = types.ModuleType("lite_detr")
+sys.modules["lite_detr"].__path__ = [{package!r}]
+"""
+
+
+def run_python(
+    code: str, package: Path = Path(ops.__file__).parents[1], **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs code in a Python of its own, which imports this module and the package's operators."""
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | {"PYTHONPATH": path} | environment,
+        [sys.executable, "-W", "ignore", "-c", OPERATORS_ALONE.format(package=str(package)) + code],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
         capture_output=True,
         text=True,
         timeout=300,

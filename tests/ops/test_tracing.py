@@ -1,0 +1,195 @@
+"""What PyTorch's tracers, exporters and autocast see of the operators."""
+
+import pytest
+import torch
+from sampling_problems import (
+    LEAVES,
+    cast,
+    level_tensors,
+    make_problem,
+    needs_native,
+    run,
+    run_with_gradients,
+    transform,
+)
+
+from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformableAttention, Scales
+
+pytestmark = needs_native
+SHAPES = ((3, 4), (2, 2))
+MODULES = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(MultiScaleDeformableAttention, id="msda"),
+        pytest.param(KeyAwareDeformableAttention, id="kda"),
+        pytest.param(
+            lambda *sizes: KeyAwareDeformableAttention(*sizes, key_proj=True), id="kda-key_proj"
+        ),
+    ],
+)
+
+
+def arguments(attention, dtype, **sizes):
+    """Of the operator as it is registered, where None stands for a key that is the value."""
+    problem = cast(make_problem(**sizes), dtype, torch.float32)
+    leaves = transform(problem, lambda tensor: tensor.requires_grad_())
+    levels = level_tensors(problem["sizes"])
+    if attention == "ms_deform_attn":
+        return (leaves["value"], *levels, leaves["locations"], leaves["weights"])
+    key = None if leaves["key"] is leaves["value"] else leaves["key"]
+    return (leaves["query"], key, leaves["value"], *levels, leaves["locations"])
+
+
+@pytest.mark.parametrize("shared_key", [False, True])
+@pytest.mark.parametrize(
+    "dtype, sizes",
+    [
+        (torch.float32, dict(channels=5)),
+        (torch.float64, dict(channels=16, queries=0)),
+        (torch.bfloat16, dict(channels=16, points=5)),
+    ],
+)
+def test_registrations(attention, dtype, sizes, shared_key):
+    """Schema, autograd, fake kernels and AOT autograd, of the operator and of its backward."""
+    forward = getattr(torch.ops.lite_detr, attention)
+    backward = getattr(torch.ops.lite_detr, f"{attention}_backward")
+    inputs = arguments(attention, dtype, shared_key=shared_key, **sizes)
+    torch.library.opcheck(forward, inputs)
+    with torch.no_grad():
+        results = forward(*inputs)
+        inputs = tuple(t.detach() if torch.is_tensor(t) else t for t in inputs)
+    output, *saved = results if isinstance(results, tuple) else (results,)
+    saved = (output, *saved) if saved else ()
+    torch.library.opcheck(backward, (torch.randn_like(output), *inputs, *saved))
+
+
+def compiled_gradients(attention, backend, shared_key=False, **options):
+    """The outputs and gradients of a function around the operator: eager, and compiled."""
+    problem = make_problem(points=3, channels=5, shared_key=shared_key)
+    leaves = transform(problem, lambda tensor: tensor.float().requires_grad_())
+
+    def function(leaves):
+        doubled = transform(leaves, lambda tensor: tensor * 2)
+        return run(attention, "native", doubled | {"locations": leaves["locations"]}).sin()
+
+    compiled = torch.compile(function, backend=backend, fullgraph=True, **options)
+    results = []
+    for call in (function, compiled):
+        output = call(leaves)
+        tensors = [leaves[name] for name in LEAVES[attention]]
+        results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
+    return results
+
+
+@pytest.mark.parametrize("shared_key", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(attention, dynamic, shared_key):
+    torch._dynamo.reset()
+    results = compiled_gradients(attention, "aot_eager", shared_key, dynamic=dynamic)
+    for eager, compiled in zip(*results):
+        assert torch.equal(eager, compiled)
+
+
+def test_compile_by_inductor():
+    torch._dynamo.reset()
+    for eager, compiled in zip(*compiled_gradients("key_aware_ms_deform_attn", "inductor")):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+class Attend(torch.nn.Module):
+    """An attention on maps of known sizes, by tensors alone, as exporters want it."""
+
+    def __init__(self, make):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = make(32, 2, 2, 3)
+        torch.nn.init.normal_(self.attention.sampling_offsets.weight)
+        masks = [torch.zeros(2, *shape, dtype=torch.bool) for shape in SHAPES]
+        self.scales = Scales.from_masks(masks, False, torch.float32)
+
+    def forward(self, query, reference_points, memory):
+        return self.attention(query, reference_points, memory, self.scales)
+
+    def inputs(self):
+        """Query, reference points, memory."""
+        tokens = self.scales.num_tokens
+        return torch.randn(2, 5, 32), torch.rand(2, 5, 2, 2), torch.randn(2, tokens, 32)
+
+
+def parameter_gradients(module, call, inputs):
+    output = call(*inputs)
+    return output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))
+
+
+@MODULES
+def test_compile_modules(make):
+    torch._dynamo.reset()
+    module = Attend(make)
+    inputs = module.inputs()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    expected = parameter_gradients(module, module, inputs)
+    for result, eager in zip(parameter_gradients(module, compiled, inputs), expected):
+        torch.testing.assert_close(result, eager)
+
+
+@MODULES
+def test_export_modules(make):
+    """The program holds the operator as one node, and takes any number of queries."""
+    module = Attend(make)
+    inputs = module.inputs()
+    dynamic = ({1: torch.export.Dim("queries", min=2)}, {1: torch.export.Dim("queries", min=2)})
+    program = torch.export.export(module, inputs, dynamic_shapes=(*dynamic, None))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert len([target for target in targets if target.startswith("lite_detr.")]) == 1
+    more = [torch.cat([tensor, tensor], dim=1) for tensor in inputs[:2]]
+    for arguments in (inputs, (*more, inputs[2])):
+        torch.testing.assert_close(program.module()(*arguments), module(*arguments))
+
+
+def test_autocast(attention):
+    """What is read per channel goes in bfloat16, the locations stay; leaves get their own dtype."""
+    leaves = transform(
+        cast(make_problem(channels=16), torch.float32), lambda tensor: tensor.requires_grad_()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        output = run(attention, "native", leaves)
+    assert output.dtype == torch.bfloat16
+    grads = torch.autograd.grad(output.sum(), [leaves[name] for name in LEAVES[attention]])
+    assert {grad.dtype for grad in grads} == {torch.float32}
+    explicit = cast(leaves, torch.bfloat16, locations_dtype=torch.float32)
+    assert torch.equal(output, run(attention, "native", explicit))
+    # By bfloat16 locations it would be another result.
+    assert not torch.equal(output, run(attention, "native", cast(leaves, torch.bfloat16)))
+
+
+def test_autocast_of_a_key_that_is_the_value():
+    """The two stay one tensor, and the gradient comes back whole."""
+    attention = "key_aware_ms_deform_attn"
+    problem = cast(make_problem(channels=16, shared_key=True), torch.float32)
+    explicit = cast(problem, torch.bfloat16, locations_dtype=torch.float32)
+    expected = run_with_gradients(attention, "native", explicit)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = run_with_gradients(attention, "native", problem)
+    for name, result in results.items():
+        assert torch.equal(result, expected[name].to(result.dtype)), name
+
+
+@MODULES
+def test_modules_under_autocast(make):
+    module = Attend(make)
+    inputs = module.inputs()
+    expected = parameter_gradients(module, module, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = parameter_gradients(module, module, inputs)
+    assert results[0].dtype == torch.bfloat16
+    torch.testing.assert_close(results[0].float(), expected[0], rtol=0.1, atol=0.1)
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in results[1:])
+
+
+def test_second_derivative_raises(attention):
+    """The PyTorch form has one: see the tests of gradients."""
+    problem = transform(make_problem(), lambda tensor: tensor.requires_grad_())
+    output = run(attention, "native", problem)
+    (gradient,) = torch.autograd.grad(output.sum(), problem["value"], create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"no second derivative.*_pytorch forms"):
+        gradient.sum().backward()
