@@ -15,7 +15,16 @@ DEMO_OUTPUT ?= output/demo
 # long again for the page faults that follow.
 CPU_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: install demo test lint clean
+# A copy of the package, whose kernels stop at the first invalid access or undefined operation.
+SANITIZED := build/sanitize/lib
+SANITIZERS := -fsanitize=address,undefined,float-cast-overflow
+# Python itself knows nothing of the sanitizer, which has to be loaded before all else.
+SANITIZER_LIBRARIES = $(shell $(CXX) -print-file-name=libasan.so) \
+	$(shell $(CXX) -print-file-name=libstdc++.so)
+# Not under the sanitizer: one measures memory, the other starts compilers.
+SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
+
+.PHONY: install demo test sanitize lint clean
 
 install: $(VENV)/installed
 
@@ -41,6 +50,16 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+sanitize: install
+	CFLAGS='$(SANITIZERS) -fno-sanitize-recover=all -g -O1' LDFLAGS='$(SANITIZERS)' \
+		$(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+	for capability in portable avx2 avx512; do \
+		LD_PRELOAD='$(SANITIZER_LIBRARIES)' ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 LITE_DETR_CPU_CAPABILITY=$$capability \
+		$(BIN)/python -m pytest -o pythonpath='$(SANITIZED) tests/helpers' \
+			-p no:cacheprovider -s $(SANITIZE_TESTS) || exit 1; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

@@ -39,9 +39,11 @@ def build_options() -> dict:
         extra_compile_args={
             # -fno-...: neither lets a NaN pass for a number; both let loops become vector code.
             # Without OpenMP, as PyTorch has it, at::parallel_for is a loop on one thread.
+            # The environment's flags come last, so that they count.
             "cxx": [
                 *"-O3 -g0 -fopenmp".split(),
                 *"-fno-math-errno -fno-trapping-math -Wno-psabi".split(),
+                *os.environ.get("CFLAGS", "").split(),
             ]
         },
         extra_link_args=["-fopenmp"],

@@ -109,7 +109,7 @@ for form in ("native", "pytorch"):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 @pytest.mark.xfail(reason="pad_channels copies where there is nothing to pad", strict=True)
 def test_key_aware_attention_takes_a_tenth_of_the_memory():
-    """Forward and backward, with the output and the gradients counted: an encoder of 2125 tokens."""
+    """Forward and backward, with the output and the gradients counted: 2125 queries."""
     run = run_python(PEAK_MEMORY)
     assert run.returncode == 0, run.stderr
     native, pytorch = map(int, run.stdout.split())

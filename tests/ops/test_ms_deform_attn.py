@@ -18,7 +18,7 @@ CASES = [(1, 1, 3), (2, 5, 5), (3, 2, 7), (4, 3, 4)]
 
 
 def make_inputs(levels, points, channels, seed=0):
-    """With locations from -0.3 to 1.3, so within, across and beyond the border, some right on it."""
+    """With locations from -0.3 to 1.3: within, across and beyond the border, some right on it."""
     problem = make_problem(SIZES[:levels], points, channels, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     shape = problem["locations"].shape

@@ -91,7 +91,7 @@ torch.save(results, sys.argv[1])
 
 @pytest.fixture(scope="module")
 def results_of(tmp_path_factory):
-    """``results_of(capability)``: a collection of outputs and gradients, made in its own process."""
+    """``results_of(capability)``: many outputs and gradients, from a process of its own."""
     folder = tmp_path_factory.mktemp("results")
 
     def results_of(capability):
