@@ -24,7 +24,8 @@ void key_aware_forward(
     const T* query_row = tensors.query + item * channels;
     T* output = tensors.output + item * channels;
     A* sums = scratch.second;  // of the weighted samples, one row
-    A maximum = -__builtin_huge_val(), total = 0;
+    // Finite, so that a group of logits that are all minus infinity leaves no inf - inf.
+    A maximum = sizeof(A) == sizeof(double) ? A(-__DBL_MAX__) : A(-__FLT_MAX__), total = 0;
 
     for (int64_t first = 0; first < geometry.points; first += kGroup) {
       Group<A> group;

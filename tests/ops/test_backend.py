@@ -107,7 +107,6 @@ for form in ("native", "pytorch"):
 
 @needs_native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
-@pytest.mark.xfail(reason="pad_channels copies where there is nothing to pad", strict=True)
 def test_key_aware_attention_takes_a_tenth_of_the_memory():
     """Forward and backward, with the output and the gradients counted: 2125 queries."""
     run = run_python(PEAK_MEMORY)

@@ -127,10 +127,7 @@ def test_sizes_whose_product_overflows(call, size):
     expect_error(call, ValueError, ["S = 8"], spatial_shapes=sizes)
 
 
-def test_points_on_each_level(call, form, request):
-    if form == "pytorch":
-        reason = "the PyTorch form takes P = 0 and returns zeros"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_points_on_each_level(call):
     nothing = torch.zeros(2, 3, 2, 2, 0, 2)
     parts = ["sampling_locations", "at least one point", "(2, 3, 2, 2, 0, 2)"]
     changes = {"sampling_locations": nothing, "attention_weights": nothing[..., 0]}

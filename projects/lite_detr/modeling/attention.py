@@ -98,9 +98,7 @@ class DeformableAttention(nn.Module):
             offsets.view(batch, queries, self.num_heads, -1),
             self.repeat_points(steps),
         )
-        return locations.view(
-            batch, queries, self.num_heads, self.num_levels, self.num_points, 2
-        )
+        return locations.view(batch, queries, self.num_heads, self.num_levels, self.num_points, 2)
 
     def repeat_points(self, pairs: Tensor) -> Tensor:
         """``[..., L, 2]`` of a query's levels -> ``[..., 1, L * P * 2]`` of its points."""

@@ -43,6 +43,8 @@ def check_locations(sampling_locations: Tensor, value: Tensor, num_levels: int) 
             "sampling_locations must be [B, Q, M, L, P, 2] with "
             f"B = {batch}, M = {heads}, L = {num_levels}, got {shape}"
         )
+    if shape[4] == 0:
+        raise ValueError(f"sampling_locations must hold at least one point a level, got {shape}")
     if sampling_locations.dtype not in (value.dtype, torch.float32):
         raise TypeError(
             f"sampling_locations must be {value.dtype} (as the value) or torch.float32, "

@@ -23,7 +23,8 @@ def sample_levels(
     """
     batch, _, heads, channels = tokens.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    grids = 2 * sampling_locations - 1
+    # grid_sample makes NaN of what is not finite; here it lies outside the map, as all of it does.
+    grids = torch.nan_to_num(2 * sampling_locations - 1, nan=-3.0, posinf=3.0, neginf=-3.0)
     samples = []
     levels = tokens.split([height * width for height, width in sizes], dim=1)
     for level, ((height, width), level_tokens) in enumerate(zip(sizes, levels)):
