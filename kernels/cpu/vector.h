@@ -134,13 +134,14 @@ LITE_DETR_INLINE A sum_lanes(Vec<A> vector) {
 
 LITE_DETR_INLINE double exponential(double x) { return __builtin_exp(x); }
 
-// exp of x <= 88 to about 1e-7: 2^n * p(r) with x = n ln 2 + r. Scalar and free of branches, so
-// that the loops around it become vector code.
+// exp to about 1e-7: 2^n * p(r) with x = n ln 2 + r. Scalar and free of branches, so that the loops
+// around it become vector code. A softmax asks for x <= 0; beyond 88 it is cut off.
 LITE_DETR_INLINE float exponential(float x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   // Below -87 the result is subnormal and as good as zero. NaN has no integer part: see the end.
-  const float bounded = x > -87.0f ? x : -87.0f;
+  const float above = x > -87.0f ? x : -87.0f;
+  const float bounded = above < 88.0f ? above : 88.0f;
   const float shifted = bounded * kLog2E;
   const int32_t n = int32_t(shifted + (shifted < 0 ? -0.5f : 0.5f));
   const float r = (bounded - float(n) * kLn2High) - float(n) * kLn2Low;

@@ -152,6 +152,20 @@ def test_softmax_of_large_logits(points, scale, shared_key):
     assert relative_error(output, expected) <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("points", [3, 16, 19])
+def test_softmax_of_equal_logits_far_from_zero(points):
+    """The unused lanes of a group of 16 have a logit of 0, whose exponential means nothing."""
+    for sign in (-1.0, 1.0):
+        problem = make_problem(((2, 2),), points, 16, shared_key=True)
+        problem["locations"][:] = 0.5
+        problem["value"][:] = 1e6
+        problem["query"][:] = sign * 1e6
+        problem = cast(problem, torch.float32)
+        results = run_with_gradients("key_aware_ms_deform_attn", "native", problem)
+        torch.testing.assert_close(results["output"], torch.full((2, 3, 32), 1e6))
+        assert all(result.isfinite().all() for result in results.values())
+
+
 @BOTH
 def test_maps_up_to_the_last_number_of_a_token(attention):
     """2**31 - 1 tokens, which take no memory by a stride of 0; nothing may overflow on the way."""
