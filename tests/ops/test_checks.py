@@ -119,10 +119,11 @@ def test_levels_cover_all_tokens(call, form, tokens):
 
 @pytest.mark.parametrize(
     "size",
-    [(2**31, 2**33), (2**33, 2**31), (2**62, 4), (2**63 - 1, 2), (3, 2**63 - 1), (2**32, 1)],
+    [(2**31, 2**33), (2**33, 2**31), (2**62, 4), (2**63 - 1, 2), (3, 2**63 - 1), (2**32, 1)]
+    + [(239075442, 77158673929), (77158673929, 239075442), (6, 715827883), (2, 2**31 + 1)],
 )
 def test_sizes_whose_product_overflows(call, size):
-    """2**31 x 2**33 cells are 0 in 64 bits, and 2**32 are 0 in 32."""
+    """The last ones are 2**64 + 2 and 2**32 + 2 cells: the 2 that would fit, but for the rest."""
     sizes = torch.tensor([[2, 3], size])
     expect_error(call, ValueError, ["S = 8"], spatial_shapes=sizes)
 
