@@ -54,6 +54,7 @@ test: install
 sanitize: install
 	CFLAGS='$(SANITIZERS) -fno-sanitize-recover=all -g -O1' LDFLAGS='$(SANITIZERS)' \
 		$(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+	test -f $(SANITIZED)/lite_detr/_C.so
 	for capability in portable avx2 avx512; do \
 		LD_PRELOAD='$(SANITIZER_LIBRARIES)' ASAN_OPTIONS=detect_leaks=0 \
 		UBSAN_OPTIONS=print_stacktrace=1 LITE_DETR_CPU_CAPABILITY=$$capability \
