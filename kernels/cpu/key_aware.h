@@ -8,6 +8,10 @@
 
 namespace lite_detr::cpu::LITE_DETR_ISA {
 
+// Below every logit, and finite: a group of logits that are all minus infinity leaves no inf - inf.
+template <typename A>
+constexpr A kLowest = sizeof(A) == sizeof(double) ? A(-__DBL_MAX__) : A(-__FLT_MAX__);
+
 template <typename T, int kChannels>
 void key_aware_forward(
     const Geometry& geometry, const Task<T>& task, const KeyAwareForward<T>& tensors) {
@@ -24,8 +28,7 @@ void key_aware_forward(
     const T* query_row = tensors.query + item * channels;
     T* output = tensors.output + item * channels;
     A* sums = scratch.second;  // of the weighted samples, one row
-    // Finite, so that a group of logits that are all minus infinity leaves no inf - inf.
-    A maximum = sizeof(A) == sizeof(double) ? A(-__DBL_MAX__) : A(-__FLT_MAX__), total = 0;
+    A maximum = kLowest<A>, total = 0;
 
     for (int64_t first = 0; first < geometry.points; first += kGroup) {
       Group<A> group;
@@ -49,19 +52,24 @@ void key_aware_forward(
           }
         }
       }
-      A logits[kGroup];
+      alignas(64) A logits[kGroup], attention[kGroup];
       sum_lanes<A>(products, logits);
-      A group_maximum = maximum;
-      for (int point = 0; point < group.count; ++point) {
-        logits[point] *= tensors.scale;
-        group_maximum = logits[point] > group_maximum ? logits[point] : group_maximum;
+      for (int i = 0; i < kGroup; ++i) {
+        logits[i] = i < group.count ? logits[i] * tensors.scale : kLowest<A>;
       }
-      A attention[kGroup];
-      for (int i = 0; i < kGroup; ++i) attention[i] = exponential(logits[i] - group_maximum);
-      const A earlier = first == 0 ? A(0) : exponential(maximum - group_maximum);
-      maximum = group_maximum;
-      total *= earlier;
-      for (int point = 0; point < group.count; ++point) total += attention[point];
+      Vec<A> largest = load(logits);
+      for (int i = kLanes<A>; i < kGroup; i += kLanes<A>) {
+        const Vec<A> others = load(logits + i);
+        largest = largest > others ? largest : others;
+      }
+      const A group_maximum = max_lanes<A>(largest);
+      const A new_maximum = group_maximum > maximum ? group_maximum : maximum;
+      for (int i = 0; i < kGroup; ++i) attention[i] = exponential(logits[i] - new_maximum);
+      Vec<A> partial_total = load(attention);
+      for (int i = kLanes<A>; i < kGroup; i += kLanes<A>) partial_total += load(attention + i);
+      const A earlier = first == 0 ? A(0) : exponential(maximum - new_maximum);
+      maximum = new_maximum;
+      total = total * earlier + sum_lanes<A>(partial_total);
 
       const bool is_last = first + kGroup >= geometry.points;
       const A share = 1 / total;
@@ -81,7 +89,7 @@ void key_aware_forward(
         }
       }
     }
-    tensors.logsumexp[item] = maximum + A(__builtin_log(double(total)));
+    tensors.logsumexp[item] = maximum + logarithm(total);
   }
 }
 

@@ -125,12 +125,36 @@ LITE_DETR_INLINE void sum_lanes(Vec<A>* vectors, A* sums) {
   }
 }
 
-template <typename A>
-LITE_DETR_INLINE A sum_lanes(Vec<A> vector) {
-  A sum = 0;
-  for (int lane = 0; lane < kLanes<A>; ++lane) sum += vector[lane];
-  return sum;
+// Lane i gets what lane i ^ kSpan has.
+template <int kSpan, typename V, int... kLane>
+LITE_DETR_INLINE V exchange(V vector, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(vector, vector, (kLane ^ kSpan)...);
 }
+
+// The sum and the maximum of one vector's lanes.
+template <typename A, int kSpan = kLanes<A> / 2>
+LITE_DETR_INLINE A sum_lanes(Vec<A> vector) {
+  if constexpr (kSpan == 0) {
+    return vector[0];
+  } else {
+    constexpr std::make_integer_sequence<int, kLanes<A>> lanes;
+    return sum_lanes<A, kSpan / 2>(vector + exchange<kSpan>(vector, lanes));
+  }
+}
+
+template <typename A, int kSpan = kLanes<A> / 2>
+LITE_DETR_INLINE A max_lanes(Vec<A> vector) {
+  if constexpr (kSpan == 0) {
+    return vector[0];
+  } else {
+    constexpr std::make_integer_sequence<int, kLanes<A>> lanes;
+    const Vec<A> moved = exchange<kSpan>(vector, lanes);
+    return max_lanes<A, kSpan / 2>(vector > moved ? vector : moved);
+  }
+}
+
+LITE_DETR_INLINE float logarithm(float x) { return __builtin_logf(x); }
+LITE_DETR_INLINE double logarithm(double x) { return __builtin_log(x); }
 
 LITE_DETR_INLINE double exponential(double x) { return __builtin_exp(x); }
 

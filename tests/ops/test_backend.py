@@ -105,6 +105,10 @@ for form in ("native", "pytorch"):
 """
 
 
+def test_other_devices_get_the_pytorch_form():
+    assert ops.backend("cuda") == ops.backend(torch.device("meta")) == "pytorch"
+
+
 @needs_native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 def test_key_aware_attention_takes_a_tenth_of_the_memory():

@@ -204,10 +204,7 @@ def test_dtypes_that_follow_from_the_values(call, name):
 @pytest.mark.parametrize(
     "attention, name", OWN + [(attention, "sampling_locations") for attention in NAMES]
 )
-def test_tensors_are_on_the_values_device(call, form, request, name):
-    if form == "native":
-        reason = "tracers' kernels take tensors on the meta device and compare no devices"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_tensors_are_on_the_values_device(call, name):
     parts = [name, "device cpu", "meta"]
     expect_error(call, ValueError, parts, **{name: VALID[name].to("meta")})
 

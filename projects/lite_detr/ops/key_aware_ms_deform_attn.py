@@ -38,7 +38,7 @@ def key_aware_ms_deform_attn(
         ValueError: a shape, device or level size does not fit.
         TypeError: a dtype does not fit.
     """
-    if native.AVAILABLE:
+    if native.runs_on(value.device):
         # Where key and value are one tensor, it is read once.
         output, _ = torch.ops.lite_detr.key_aware_ms_deform_attn(
             query,

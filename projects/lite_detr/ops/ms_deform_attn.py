@@ -32,7 +32,7 @@ def ms_deform_attn(
         ValueError: a shape, device or level size does not fit.
         TypeError: a dtype does not fit.
     """
-    if native.AVAILABLE:
+    if native.runs_on(value.device):
         return torch.ops.lite_detr.ms_deform_attn(
             value, spatial_shapes, level_start_index, sampling_locations, attention_weights
         )

@@ -6,6 +6,8 @@ import logging
 import torch
 from torch import Tensor
 
+from .checks import check_like, check_locations, check_value
+
 logger = logging.getLogger("lite_detr")
 
 
@@ -30,18 +32,29 @@ def load_library() -> bool:
 
 
 AVAILABLE = load_library()
+# The devices that the extension has kernels for.
+DEVICES = ("cpu",)
 
 
-def backend() -> str:
-    """``"native"`` where the compiled operators run, ``"pytorch"`` where they are missing."""
-    return "native" if AVAILABLE else "pytorch"
+def runs_on(device: torch.device) -> bool:
+    """Whether tensors on a device are for the compiled operators."""
+    return AVAILABLE and device.type in DEVICES
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """``"native"`` where the compiled operators run on a device, ``"pytorch"`` elsewhere."""
+    return "native" if runs_on(torch.device(device)) else "pytorch"
 
 
 def register_fakes() -> None:
-    """Tells tracers the shapes of the results, from the shapes of the arguments."""
+    """Tells tracers the shapes of the results, and checks what can be known of the arguments."""
 
     @torch.library.register_fake("lite_detr::ms_deform_attn")
     def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+        check_value("value", value)
+        check_locations(sampling_locations, value, spatial_shapes.shape[0])
+        shape = sampling_locations.shape[:-1]
+        check_like("attention_weights", attention_weights, shape, "[B, Q, M, L, P]", value)
         batch, _, heads, channels = value.shape
         return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
 
@@ -58,7 +71,13 @@ def register_fakes() -> None:
 
     @torch.library.register_fake("lite_detr::key_aware_ms_deform_attn")
     def _(query, key, value, spatial_shapes, level_start_index, sampling_locations):
-        batch, queries, heads, channels = query.shape
+        check_value("value", value)
+        check_locations(sampling_locations, value, spatial_shapes.shape[0])
+        batch, _, heads, channels = value.shape
+        queries = sampling_locations.shape[1]
+        check_like("query", query, (batch, queries, heads, channels), "[B, Q, M, D]", value)
+        if key is not None:
+            check_like("key", key, value.shape, "[B, S, M, D]", value)
         exact = torch.float64 if value.dtype == torch.float64 else torch.float32
         return (
             value.new_empty(batch, queries, heads * channels),
