@@ -53,6 +53,27 @@ def check_locations(sampling_locations: Tensor, value: Tensor, num_levels: int) 
     check_device("sampling_locations", sampling_locations, value)
 
 
+def check_plain(
+    value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, num_levels: int
+) -> None:
+    """Raises unless what deformable attention takes beside ``value`` fits it."""
+    check_locations(sampling_locations, value, num_levels)
+    shape = sampling_locations.shape[:-1]
+    check_like("attention_weights", attention_weights, shape, "[B, Q, M, L, P]", value)
+
+
+def check_key_aware(
+    query: Tensor, key: Tensor | None, value: Tensor, sampling_locations: Tensor, num_levels: int
+) -> None:
+    """Raises unless what key-aware attention takes beside ``value`` fits it."""
+    check_locations(sampling_locations, value, num_levels)
+    if key is not None:
+        check_like("key", key, value.shape, "[B, S, M, D]", value)
+    batch, _, heads, channels = value.shape
+    query_shape = (batch, sampling_locations.shape[1], heads, channels)
+    check_like("query", query, query_shape, "[B, Q, M, D]", value)
+
+
 def level_sizes(
     spatial_shapes: Tensor, level_start_index: Tensor, num_tokens: int
 ) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .checks import check_like, check_locations, check_value, level_sizes
+from .checks import check_key_aware, check_value, level_sizes
 from .sampling import sample_levels, sampling_dtype
 
 
@@ -65,17 +65,13 @@ def key_aware_ms_deform_attn_pytorch(
     """:func:`key_aware_ms_deform_attn` by ``grid_sample``; differentiable more than once."""
     check_value("value", value)
     sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
-    check_locations(sampling_locations, value, len(sizes))
-    batch, _, heads, channels = value.shape
-    check_like("key", key, value.shape, "[B, S, M, D]", value)
-    query_shape = (batch, sampling_locations.shape[1], heads, channels)
-    check_like("query", query, query_shape, "[B, Q, M, D]", value)
+    check_key_aware(query, key, value, sampling_locations, len(sizes))
 
     dtype = sampling_dtype(value.dtype)
     locations = sampling_locations.to(dtype)
     sampled_value = sample_levels(value.to(dtype), sizes, locations)  # [B, M, D, Q, L * P]
     sampled_key = sampled_value if key is value else sample_levels(key.to(dtype), sizes, locations)
-    scaled_query = (query.to(dtype) * channels**-0.5).permute(0, 2, 3, 1).unsqueeze(-1)
+    scaled_query = (query.to(dtype) * value.shape[-1] ** -0.5).permute(0, 2, 3, 1).unsqueeze(-1)
     weights = (scaled_query * sampled_key).sum(2).softmax(-1)  # [B, M, Q, L * P]
     output = (sampled_value * weights.unsqueeze(2)).sum(-1)  # [B, M, D, Q]
     return output.permute(0, 3, 1, 2).flatten(2).to(value.dtype)

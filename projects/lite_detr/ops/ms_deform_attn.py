@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .checks import check_like, check_locations, check_value, level_sizes
+from .checks import check_plain, check_value, level_sizes
 from .sampling import sample_levels, sampling_dtype
 
 
@@ -51,14 +51,7 @@ def ms_deform_attn_pytorch(
     """:func:`ms_deform_attn` by ``grid_sample``; differentiable more than once."""
     check_value("value", value)
     sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
-    check_locations(sampling_locations, value, len(sizes))
-    check_like(
-        "attention_weights",
-        attention_weights,
-        sampling_locations.shape[:-1],
-        "[B, Q, M, L, P]",
-        value,
-    )
+    check_plain(value, sampling_locations, attention_weights, len(sizes))
     dtype = sampling_dtype(value.dtype)
     sampled = sample_levels(value.to(dtype), sizes, sampling_locations.to(dtype))
     weights = attention_weights.to(dtype).flatten(-2).transpose(1, 2).unsqueeze(2)

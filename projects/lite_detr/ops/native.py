@@ -6,7 +6,7 @@ import logging
 import torch
 from torch import Tensor
 
-from .checks import check_like, check_locations, check_value
+from .checks import check_key_aware, check_plain, check_value
 
 logger = logging.getLogger("lite_detr")
 
@@ -52,9 +52,7 @@ def register_fakes() -> None:
     @torch.library.register_fake("lite_detr::ms_deform_attn")
     def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
         check_value("value", value)
-        check_locations(sampling_locations, value, spatial_shapes.shape[0])
-        shape = sampling_locations.shape[:-1]
-        check_like("attention_weights", attention_weights, shape, "[B, Q, M, L, P]", value)
+        check_plain(value, sampling_locations, attention_weights, spatial_shapes.shape[0])
         batch, _, heads, channels = value.shape
         return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
 
@@ -72,12 +70,8 @@ def register_fakes() -> None:
     @torch.library.register_fake("lite_detr::key_aware_ms_deform_attn")
     def _(query, key, value, spatial_shapes, level_start_index, sampling_locations):
         check_value("value", value)
-        check_locations(sampling_locations, value, spatial_shapes.shape[0])
-        batch, _, heads, channels = value.shape
-        queries = sampling_locations.shape[1]
-        check_like("query", query, (batch, queries, heads, channels), "[B, Q, M, D]", value)
-        if key is not None:
-            check_like("key", key, value.shape, "[B, S, M, D]", value)
+        check_key_aware(query, key, value, sampling_locations, spatial_shapes.shape[0])
+        batch, queries, heads, channels = query.shape
         exact = torch.float64 if value.dtype == torch.float64 else torch.float32
         return (
             value.new_empty(batch, queries, heads * channels),
