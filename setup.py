@@ -29,7 +29,9 @@ def build_options() -> dict:
             try:
                 super().run()
             except Exception as error:
-                print(HINT.format(reason=str(error).splitlines()[0]), file=sys.stderr)
+                # Some errors have no message.
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                print(HINT.format(reason=reason), file=sys.stderr)
                 self.extensions = []
 
     root = Path(__file__).parent
