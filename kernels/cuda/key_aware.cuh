@@ -1,0 +1,241 @@
+// Key-aware deformable attention: the weights are a softmax over query times sampled keys.
+//
+// Forward is one pass over the points, with a softmax relative to the largest logit so far; the
+// backward pass takes the weights from the logsumexp that it leaves. Logits are kept in units of
+// ln 2, in which the hardware has its exponential.
+#pragma once
+
+#include <cfloat>
+
+#include "scatter.cuh"
+
+namespace lite_detr::cuda {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+__device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
+__device__ __forceinline__ double exp2_of(double x) { return exp2(x); }
+__device__ __forceinline__ float log2_of(float x) { return log2f(x); }
+__device__ __forceinline__ double log2_of(double x) { return log2(x); }
+
+// Below every logit, and finite: logits that are all minus infinity leave no inf - inf.
+template <typename A>
+constexpr A kLowest = sizeof(A) == sizeof(double) ? A(-DBL_MAX) : A(-FLT_MAX);
+
+// kShared: the values are the keys, and are read once.
+template <typename T, int kHeadWidth, bool kShared>
+__global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
+    key_aware_forward(const __grid_constant__ KeyAwareForward<T> arguments) {
+  using A = compute_t<T>;
+  constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, kShared>;
+  constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
+  constexpr int kBatch = kLayout.batch;
+  using Row = Channels<A, kWidth>;
+  // Whether sampled keys wait in registers to be added up as values.
+  constexpr bool kKept = kShared && kVectors == 1;
+
+  const Geometry& geometry = arguments.geometry;
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const SampledRows<T, kWidth, kLanes> keys(
+      kShared ? arguments.value : arguments.key, group.lane);
+  const OwnRow<T, kWidth, kLanes, kVectors> query(arguments.query, group.item, group.lane);
+  const int32_t points = geometry.levels * geometry.points;
+  Row sums[kVectors] = {};
+  A maximum = kLowest<A>, total = 0;
+
+  for (int32_t first = 0; first < points; first += kLanes) {
+    const int64_t first_point = int64_t(pin(group.item)) * points;
+    const Point<A> own =
+        find_point(geometry, arguments.locations, first_point, first + group.lane);
+    const int count = min(kLanes, points - first);
+#pragma unroll 1
+    for (int start = 0; start < count; start += kBatch) {
+      Point<A> batch[kBatch];
+      A logits[kBatch] = {};
+      Row samples[kBatch] = {};
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        batch[i] = share<kLanes>(own, start + i);
+        const int32_t width = geometry.width[batch[i].level()];
+#pragma unroll(kVectors == 1 ? 4 : 1)
+        for (int vector = 0; vector < kVectors; ++vector) {
+          Row sample{};
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) {
+            const A share_of_corner = Influence<A>(batch[i], corner).share;
+            add_scaled(sample, share_of_corner, keys.at(batch[i], corner, width, vector));
+          }
+          logits[i] += dot(query.at(vector), sample);
+          if (kKept) samples[i] = sample;
+        }
+      }
+
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        logits[i] = sum_lanes<kLanes>(logits[i]) * arguments.scale * A(kLog2E);
+        // A batch may reach past the last point.
+        if (start + i >= count) logits[i] = kLowest<A>;
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        // Relative to the larger of the logit and the largest so far, one of the two weights is 1.
+        const bool rises = logits[i] > maximum;
+        const A ratio = exp2_of(rises ? maximum - logits[i] : logits[i] - maximum);
+        const A earlier = rises ? ratio : A(1);
+        const A weight = rises ? A(1) : ratio;
+        maximum = rises ? logits[i] : maximum;
+        total = total * earlier + weight;
+        const int32_t width = geometry.width[batch[i].level()];
+#pragma unroll
+        for (int vector = 0; vector < kVectors; ++vector) {
+          sums[vector] = scale(earlier, sums[vector]);
+          if constexpr (kKept) {
+            add_scaled(sums[vector], weight, samples[i]);
+          } else {
+#pragma unroll(kLayout.corners)
+            for (int corner = 0; corner < 4; ++corner) {
+              const A share_of_corner = Influence<A>(batch[i], corner).share;
+              const Row value = values.at(batch[i], corner, width, vector);
+              add_scaled(sums[vector], weight * share_of_corner, value);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  const A share_of_each = A(1) / total;
+#pragma unroll
+  for (int vector = 0; vector < kVectors; ++vector) {
+    sums[vector] = scale(share_of_each, sums[vector]);
+  }
+  if (group.exists) {
+    store_row<kLanes>(arguments.output, group.item, group.lane, sums);
+    if (group.lane == 0) {
+      const A logsumexp = (maximum + log2_of(total)) * A(kLn2);
+      store_number(arguments.logsumexp + group.item, logsumexp);
+    }
+  }
+}
+
+template <typename T, int kHeadWidth, bool kShared>
+__global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
+    key_aware_backward(const __grid_constant__ KeyAwareBackward<T> arguments) {
+  using A = compute_t<T>;
+  constexpr Layout kLayout = kKeyAwareBackward<T, kHeadWidth, kShared>;
+  constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
+  using Row = Channels<A, kWidth>;
+  using Own = OwnRow<T, kWidth, kLanes, kVectors>;
+  using Added = AddedRow<T, kWidth, kLanes, kVectors, false>;
+  constexpr bool kKept = kVectors == 1;
+  constexpr bool kSummed = kVectors == 1 || sizeof(A) == sizeof(float);
+
+  const Geometry& geometry = arguments.geometry;
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const SampledRows<T, kWidth, kLanes> keys(
+      kShared ? arguments.value : arguments.key, group.lane);
+  const int32_t points = geometry.levels * geometry.points;
+  const A logsumexp = load_number(arguments.logsumexp + group.item) * A(kLog2E);
+
+  // The softmax's Jacobian takes off the mean of the weights' gradients, which is the output times
+  // its gradient.
+  A mean = 0;
+  {
+    const Own grads(arguments.grad_output, group.item, group.lane);
+    const Own output(arguments.output, group.item, group.lane);
+#pragma unroll
+    for (int vector = 0; vector < kVectors; ++vector) {
+      mean += dot(grads.at(vector), output.at(vector));
+    }
+    mean = sum_lanes<kLanes>(mean);
+  }
+
+  Row grad_query[kSummed ? kVectors : 1] = {};
+  for (int32_t first = 0; first < points; first += kLanes) {
+    const int32_t item = pin(group.item);
+    const int64_t first_point = int64_t(item) * points;
+    const Point<A> own =
+        find_point(geometry, arguments.locations, first_point, first + group.lane);
+    const int count = min(kLanes, points - first);
+    const Own query(arguments.query, item, group.lane);
+    const Own grads(arguments.grad_output, item, group.lane);
+    const Added added_query(query, arguments.query, item, group.lane);
+    const Added added_grads(grads, arguments.grad_output, item, group.lane);
+    const AddedRows<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
+    const AddedRows<A, kWidth, kLanes> grad_keys(
+        kShared ? arguments.grad_value : arguments.grad_key, group.lane);
+#pragma unroll 1
+    for (int index = 0; index < count; ++index) {
+      const Point<A> point = share<kLanes>(own, index);
+      const int32_t width = geometry.width[point.level()];
+      Mix<A> by_grads, by_query;
+      Row key_sample{};
+#pragma unroll(kVectors == 1 ? 4 : 1)
+      for (int vector = 0; vector < kVectors; ++vector) {
+        const Row grad = grads.at(vector), asked = query.at(vector);
+#pragma unroll(kLayout.corners)
+        for (int corner = 0; corner < 4; ++corner) {
+          const Influence<A> influence(point, corner);
+          const Row value = values.at(point, corner, width, vector);
+          const Row key = kShared ? value : keys.at(point, corner, width, vector);
+          by_grads.add(influence, dot(grad, value));
+          by_query.add(influence, dot(asked, key));
+          if (kKept) add_scaled(key_sample, influence.share, key);
+        }
+      }
+      sum_lanes<kLanes>(by_grads.value, by_query.value, group.lane);
+      const A logit = by_query.value * (arguments.scale * A(kLog2E));
+      const A weight = exp2_of(logit - logsumexp);
+      const A grad_logit = weight * (by_grads.value - mean) * arguments.scale;
+      A by_x = weight * by_grads.along_x + grad_logit * by_query.along_x;
+      A by_y = weight * by_grads.along_y + grad_logit * by_query.along_y;
+      sum_lanes<kLanes>(by_x, by_y, group.lane);
+      if (group.exists && group.lane == 0) {
+        store_pair(
+            arguments.grad_locations + 2 * first_point, first + index, A(width) * by_x,
+            A(geometry.height[point.level()]) * by_y);
+      }
+#pragma unroll
+      for (int vector = 0; vector < kVectors; ++vector) {
+        if (!kKept) {
+          // Not kept for all vectors from above, which would not leave enough registers.
+          key_sample = {};
+#pragma unroll(kLayout.corners)
+          for (int corner = 0; corner < 4; ++corner) {
+            const A share_of_corner = Influence<A>(point, corner).share;
+            add_scaled(key_sample, share_of_corner, keys.at(point, corner, width, vector));
+          }
+        }
+        if constexpr (kSummed) {
+          add_scaled(grad_query[vector], grad_logit, key_sample);
+        } else if (group.exists) {
+          T* row = arguments.grad_query + int64_t(pin(item)) * kHeadWidth + group.lane * kWidth;
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) {
+            atomicAdd(row + vector * kLanes * kWidth + i, grad_logit * key_sample.at[i]);
+          }
+        }
+        const Row asked = added_query.at(vector);
+        Row grad_value = scale(weight, added_grads.at(vector));
+        if (kShared) add_scaled(grad_value, grad_logit, asked);
+#pragma unroll(kLayout.corners)
+        for (int corner = 0; corner < 4; ++corner) {
+          if (!point.has(corner) || !group.exists) continue;
+          const A share_of_corner = Influence<A>(point, corner).share;
+          grad_values.add(point, corner, width, vector, share_of_corner, grad_value);
+          if (!kShared) {
+            grad_keys.add(point, corner, width, vector, share_of_corner * grad_logit, asked);
+          }
+        }
+      }
+    }
+  }
+  if constexpr (kSummed) {
+    if (group.exists) store_row<kLanes>(arguments.grad_query, group.item, group.lane, grad_query);
+  }
+}
+
+}  // namespace lite_detr::cuda

@@ -1,0 +1,120 @@
+// Groups of lanes within a warp, each at work for one query and head.
+//
+// All lanes of a warp stay together to the end of a kernel, those without work too, so that every
+// shuffle names all of them: a mask that is not known beforehand costs a synchronisation each time.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../bilinear.h"
+#include "tuning.h"
+
+namespace lite_detr::cuda {
+
+constexpr unsigned kWholeWarp = 0xffffffff;
+
+// The query and head of a group of lanes. A block holds consecutive queries of one head of one image;
+// groups past the last query repeat it, and write nothing.
+template <int kLanes, int kThreads>
+struct Group {
+  int32_t item;  // of B * Q * M
+  int32_t lane;  // of kLanes
+  bool exists;
+
+  __device__ __forceinline__ explicit Group(const Geometry& geometry) {
+    const int32_t query = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
+    exists = query < geometry.queries;
+    const int32_t last = geometry.queries - 1;
+    const int32_t image_start = blockIdx.z * geometry.queries;
+    item = (image_start + (exists ? query : last)) * geometry.heads + blockIdx.y;
+    lane = threadIdx.x % kLanes;
+  }
+};
+
+// The blocks for it.
+inline dim3 grid(const Layout& layout, const Geometry& geometry) {
+  const int32_t groups = layout.threads / layout.lanes;
+  const int32_t blocks = geometry.queries / groups + (geometry.queries % groups != 0);
+  return dim3(blocks, geometry.heads, geometry.batch);
+}
+
+// Keeps a value in a register. The compiler would rather compute addresses again for each load, a
+// dozen instructions where one is left to do, and load what does not change ahead of loops that need
+// the registers.
+template <typename V>
+__device__ __forceinline__ V pin(V value) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(V) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
+#endif
+  return value;
+}
+
+// Where the rows of a block's head and image begin.
+template <typename T>
+__device__ __forceinline__ T* first_row(const Rows<T>& rows) {
+  const auto* bytes = reinterpret_cast<const char*>(rows.data) +
+      blockIdx.z * rows.batch_stride + blockIdx.y * rows.head_stride;
+  return reinterpret_cast<T*>(const_cast<char*>(bytes));
+}
+
+// What one lane of the group has, for all of it.
+template <int kLanes, typename V>
+__device__ __forceinline__ V share(V value, int lane) {
+  return __shfl_sync(kWholeWarp, value, lane, kLanes);
+}
+
+// The sum over the lanes of a group, for all of it.
+template <int kLanes, typename A>
+__device__ __forceinline__ A sum_lanes(A value) {
+#pragma unroll
+  for (int span = kLanes / 2; span > 0; span /= 2) {
+    value += __shfl_xor_sync(kWholeWarp, value, span, kLanes);
+  }
+  return value;
+}
+
+// Two sums over the lanes of a group, for all of it, in log2(kLanes) + 1 shuffles: even lanes add up
+// the one, odd lanes the other, and neighbours tell each other.
+template <int kLanes, typename A>
+__device__ __forceinline__ void sum_lanes(A& a, A& b, int lane) {
+  const bool odd = lane & 1;
+  A sum = (odd ? b : a) + __shfl_xor_sync(kWholeWarp, odd ? a : b, 1, kLanes);
+#pragma unroll
+  for (int span = 2; span < kLanes; span *= 2) {
+    sum += __shfl_xor_sync(kWholeWarp, sum, span, kLanes);
+  }
+  const A other = __shfl_xor_sync(kWholeWarp, sum, 1, kLanes);
+  a = odd ? other : sum;
+  b = odd ? sum : other;
+}
+
+// The sums over the lanes of a group of kCount numbers: number i for the lanes i, i + kCount, ...
+//
+// By halving: lanes give away the numbers that are not theirs, which takes kCount - 1 shuffles, and
+// then one for each doubling from kCount to kLanes. Summing one by one takes kCount times log2 of
+// kLanes. The numbers are used up.
+template <int kLanes, int kCount, typename A>
+__device__ __forceinline__ A sum_lanes_apart(A (&numbers)[kCount], int lane) {
+#pragma unroll
+  for (int half = kCount / 2; half > 0; half /= 2) {
+    const bool upper = lane & half;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const A given = upper ? numbers[i] : numbers[i + half];
+      const A kept = upper ? numbers[i + half] : numbers[i];
+      numbers[i] = kept + __shfl_xor_sync(kWholeWarp, given, half, kLanes);
+    }
+  }
+  A sum = numbers[0];
+#pragma unroll
+  for (int span = kCount; span < kLanes; span *= 2) {
+    sum += __shfl_xor_sync(kWholeWarp, sum, span, kLanes);
+  }
+  return sum;
+}
+
+}  // namespace lite_detr::cuda

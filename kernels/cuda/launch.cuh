@@ -1,0 +1,88 @@
+// Launches the instance of a kernel that fits the width of the head.
+#pragma once
+
+#include <type_traits>
+
+#include "key_aware.cuh"
+#include "plain.cuh"
+
+namespace lite_detr::cuda {
+
+// Calls `run` with one of kHeadWidths, of those that are for T.
+template <typename T, typename Run>
+cudaError_t for_head_width(int32_t channels, Run run) {
+  switch (channels) {
+    case 16:
+      if constexpr (kMinHeadWidth<T> <= 16) return run(std::integral_constant<int, 16>());
+      return cudaErrorInvalidValue;
+    case 32:
+      return run(std::integral_constant<int, 32>());
+    case 64:
+      return run(std::integral_constant<int, 64>());
+    case 128:
+      return run(std::integral_constant<int, 128>());
+    case 256:
+      return run(std::integral_constant<int, 256>());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <typename Arguments>
+cudaError_t launch_kernel(
+    void (*kernel)(Arguments), const Layout& layout, const Arguments& arguments,
+    cudaStream_t stream) {
+  const dim3 blocks = grid(layout, arguments.geometry);
+  void* pointers[] = {const_cast<Arguments*>(&arguments)};
+  return cudaLaunchKernel(kernel, blocks, dim3(layout.threads), pointers, 0, stream);
+}
+
+template <typename T>
+cudaError_t launch(const PlainForward<T>& arguments, cudaStream_t stream) {
+  return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
+    constexpr int kHeadWidth = width;
+    constexpr Layout kLayout = kPlainForward<T, kHeadWidth>;
+    return launch_kernel(plain_forward<T, kHeadWidth>, kLayout, arguments, stream);
+  });
+}
+
+template <typename T>
+cudaError_t launch(const PlainBackward<T>& arguments, cudaStream_t stream) {
+  return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
+    constexpr int kHeadWidth = width;
+    constexpr Layout kLayout = kPlainBackward<T, kHeadWidth>;
+    return launch_kernel(plain_backward<T, kHeadWidth>, kLayout, arguments, stream);
+  });
+}
+
+template <typename T>
+cudaError_t launch(const KeyAwareForward<T>& arguments, cudaStream_t stream) {
+  return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
+    constexpr int kHeadWidth = width;
+    constexpr Layout kSharedLayout = kKeyAwareForward<T, kHeadWidth, true>;
+    constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, false>;
+    return arguments.key.data == nullptr
+        ? launch_kernel(key_aware_forward<T, kHeadWidth, true>, kSharedLayout, arguments, stream)
+        : launch_kernel(key_aware_forward<T, kHeadWidth, false>, kLayout, arguments, stream);
+  });
+}
+
+template <typename T>
+cudaError_t launch(const KeyAwareBackward<T>& arguments, cudaStream_t stream) {
+  return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
+    constexpr int kHeadWidth = width;
+    constexpr Layout kSharedLayout = kKeyAwareBackward<T, kHeadWidth, true>;
+    constexpr Layout kLayout = kKeyAwareBackward<T, kHeadWidth, false>;
+    return arguments.key.data == nullptr
+        ? launch_kernel(key_aware_backward<T, kHeadWidth, true>, kSharedLayout, arguments, stream)
+        : launch_kernel(key_aware_backward<T, kHeadWidth, false>, kLayout, arguments, stream);
+  });
+}
+
+#define LITE_DETR_INSTANCES(T)                                              \
+  template cudaError_t launch(const PlainForward<T>&, cudaStream_t);        \
+  template cudaError_t launch(const PlainBackward<T>&, cudaStream_t);       \
+  template cudaError_t launch(const KeyAwareForward<T>&, cudaStream_t);     \
+  template cudaError_t launch(const KeyAwareBackward<T>&, cudaStream_t);
+
+}  // namespace lite_detr::cuda

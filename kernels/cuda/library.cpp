@@ -1,0 +1,12 @@
+// Registers the operators for CUDA tensors.
+#include <torch/library.h>
+
+#include "operators.h"
+
+TORCH_LIBRARY_IMPL(lite_detr, CUDA, library) {
+  library.impl("ms_deform_attn", lite_detr::cuda::ms_deform_attn);
+  library.impl("ms_deform_attn_backward", lite_detr::cuda::ms_deform_attn_backward);
+  library.impl("key_aware_ms_deform_attn", lite_detr::cuda::key_aware_ms_deform_attn);
+  library.impl(
+      "key_aware_ms_deform_attn_backward", lite_detr::cuda::key_aware_ms_deform_attn_backward);
+}

@@ -1,0 +1,122 @@
+// Multi-scale deformable attention: the weights are given.
+#pragma once
+
+#include "scatter.cuh"
+
+namespace lite_detr::cuda {
+
+template <typename T, int kHeadWidth>
+__global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
+    plain_forward(const __grid_constant__ PlainForward<T> arguments) {
+  using A = compute_t<T>;
+  constexpr Layout kLayout = kPlainForward<T, kHeadWidth>;
+  constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
+
+  const Geometry& geometry = arguments.geometry;
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const int32_t points = geometry.levels * geometry.points;
+  const int64_t first_point = int64_t(group.item) * points;
+  Channels<A, kWidth> sums[kVectors] = {};
+
+  // Each lane finds a point, and then all of them add up their channels of it.
+  for (int32_t first = 0; first < points; first += kLanes) {
+    const int32_t own_point = first + group.lane;
+    const Point<A> own = find_point(geometry, arguments.locations, first_point, own_point);
+    const A own_weight =
+        own_point < points ? load_number(arguments.weights + first_point + own_point) : A(0);
+    const int count = min(kLanes, points - first);
+#pragma unroll 1
+    for (int start = 0; start < count; start += kLayout.batch) {
+#pragma unroll
+      for (int i = 0; i < kLayout.batch; ++i) {
+        const Point<A> point = share<kLanes>(own, start + i);
+        const A weight = share<kLanes>(own_weight, start + i);
+        const int32_t width = geometry.width[point.level()];
+#pragma unroll
+        for (int vector = 0; vector < kVectors; ++vector) {
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) {
+            const A share = Influence<A>(point, corner).share;
+            add_scaled(sums[vector], weight * share, values.at(point, corner, width, vector));
+          }
+        }
+      }
+    }
+  }
+  if (group.exists) store_row<kLanes>(arguments.output, group.item, group.lane, sums);
+}
+
+template <typename T, int kHeadWidth>
+__global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
+    plain_backward(const __grid_constant__ PlainBackward<T> arguments) {
+  using A = compute_t<T>;
+  constexpr Layout kLayout = kPlainBackward<T, kHeadWidth>;
+  constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
+  constexpr int kBatch = kLayout.batch;
+  using Row = Channels<A, kWidth>;
+
+  const Geometry& geometry = arguments.geometry;
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const AddedRows<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
+  const OwnRow<T, kWidth, kLanes, kVectors> grads(
+      arguments.grad_output, group.item, group.lane);
+  const AddedRow<T, kWidth, kLanes, kVectors, true> added_grads(
+      grads, arguments.grad_output, group.item, group.lane);
+  const int32_t points = geometry.levels * geometry.points;
+
+  for (int32_t first = 0; first < points; first += kLanes) {
+    const int64_t first_point = int64_t(pin(group.item)) * points;
+    const int32_t own_point = first + group.lane;
+    const Point<A> own = find_point(geometry, arguments.locations, first_point, own_point);
+    const A own_weight =
+        own_point < points ? load_number(arguments.weights + first_point + own_point) : A(0);
+    A grad_weight = 0, grad_x = 0, grad_y = 0;
+    const int count = min(kLanes, points - first);
+#pragma unroll 1
+    for (int start = 0; start < count; start += kBatch) {
+      A by_weight[kBatch], by_x[kBatch], by_y[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const Point<A> point = share<kLanes>(own, start + i);
+        const A weight = share<kLanes>(own_weight, start + i);
+        const int32_t width = geometry.width[point.level()];
+        Mix<A> by_grads;
+#pragma unroll(kVectors == 1 ? 4 : 1)
+        for (int vector = 0; vector < kVectors; ++vector) {
+          const Row grad = grads.at(vector), added = added_grads.at(vector);
+#pragma unroll(kLayout.corners)
+          for (int corner = 0; corner < 4; ++corner) {
+            const Influence<A> influence(point, corner);
+            const Row value = values.at(point, corner, width, vector);
+            by_grads.add(influence, dot(grad, value));
+            if (point.has(corner) && group.exists) {
+              grad_values.add(point, corner, width, vector, weight * influence.share, added);
+            }
+          }
+        }
+        by_weight[i] = by_grads.value;
+        by_x[i] = by_grads.along_x;
+        by_y[i] = by_grads.along_y;
+      }
+      const A total_by_weight = sum_lanes_apart<kLanes>(by_weight, group.lane);
+      const A total_by_x = sum_lanes_apart<kLanes>(by_x, group.lane);
+      const A total_by_y = sum_lanes_apart<kLanes>(by_y, group.lane);
+      if (group.lane / kBatch == start / kBatch) {
+        grad_weight = total_by_weight;
+        grad_x = total_by_x;
+        grad_y = total_by_y;
+      }
+    }
+    if (group.exists && own_point < points) {
+      store_number(arguments.grad_weights + first_point + own_point, grad_weight);
+      store_pair(
+          arguments.grad_locations + 2 * first_point, own_point,
+          own_weight * A(geometry.width[own.level()]) * grad_x,
+          own_weight * A(geometry.height[own.level()]) * grad_y);
+    }
+  }
+}
+
+}  // namespace lite_detr::cuda

@@ -1,0 +1,104 @@
+// Where a query's points lie, and the rows of channels there.
+#pragma once
+
+#include "lanes.cuh"
+#include "vectors.cuh"
+
+namespace lite_detr::cuda {
+
+// A place on one of the levels, in the few registers that the lanes of a group pass around.
+template <typename A>
+struct Point {
+  int32_t token;   // of the top left corner
+  uint32_t flags;  // bits 0 to 3: which corners exist; from bit 4 on: the level
+  A right;
+  A lower;
+
+  __device__ __forceinline__ bool has(int corner) const { return flags >> corner & 1; }
+  __device__ __forceinline__ int32_t level() const { return flags >> 4; }
+
+  // The token of a corner that exists; `width` is of the level.
+  __device__ __forceinline__ int32_t corner_token(int corner, int32_t width) const {
+    return token + (corner & 1) + (corner >> 1) * width;
+  }
+};
+
+// One of a query's L * P points. Of those behind the last one, no corner exists.
+template <typename A>
+__device__ __forceinline__ Point<A> find_point(
+    const Geometry& geometry, const A* locations, int64_t first_point, int32_t point) {
+  if (point >= geometry.levels * geometry.points) return {0, 0, A(0), A(0)};
+  const uint32_t level = uint32_t(point) / uint32_t(geometry.points);
+  const auto location = load_pair(locations + 2 * first_point, point);
+  const Place<A> place = find_place(
+      location.x, location.y, geometry.width[level], geometry.height[level],
+      geometry.start[level]);
+  uint32_t flags = level << 4;
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) flags |= uint32_t(place.exists[corner]) << corner;
+  return {place.token, flags, place.right, place.lower};
+}
+
+template <int kLanes, typename A>
+__device__ __forceinline__ Point<A> share(const Point<A>& point, int lane) {
+  return {
+      share<kLanes>(point.token, lane), share<kLanes>(point.flags, lane),
+      share<kLanes>(point.right, lane), share<kLanes>(point.lower, lane)};
+}
+
+// What a corner does to a bilinear mix: its share of it, and how much of it the mix gains by a step of
+// one cell to the right, and by one to below.
+template <typename A>
+struct Influence {
+  A share;
+  A along_x;
+  A along_y;
+
+  __device__ __forceinline__ Influence(const Point<A>& point, int corner) {
+    const A of_column = corner & 1 ? point.right : A(1) - point.right;
+    const A of_row = corner >> 1 ? point.lower : A(1) - point.lower;
+    share = of_column * of_row;
+    along_x = corner & 1 ? of_row : -of_row;
+    along_y = corner >> 1 ? of_column : -of_column;
+  }
+};
+
+// The bilinear mix of a number of each corner, and its slopes.
+template <typename A>
+struct Mix {
+  A value = 0;
+  A along_x = 0;
+  A along_y = 0;
+
+  __device__ __forceinline__ void add(const Influence<A>& influence, A number) {
+    value += influence.share * number;
+    along_x += influence.along_x * number;
+    along_y += influence.along_y * number;
+  }
+};
+
+// A lane's channels of the rows of one head of one image.
+template <typename T, int kWidth, int kLanes>
+class SampledRows {
+ public:
+  using Row = Channels<compute_t<T>, kWidth>;
+
+  __device__ __forceinline__ SampledRows(const Rows<const T>& rows, int32_t lane)
+      : first_(pin(reinterpret_cast<const char*>(first_row(rows) + lane * kWidth))),
+        stride_(rows.token_stride) {}
+
+  // What a corner of a point has; zeros where there is none.
+  template <typename A>
+  __device__ __forceinline__ Row at(
+      const Point<A>& point, int corner, int32_t width, int vector) const {
+    if (!point.has(corner)) return {};
+    const char* row = first_ + int64_t(point.corner_token(corner, width)) * stride_;
+    return load<kWidth>(reinterpret_cast<const T*>(row) + vector * kLanes * kWidth);
+  }
+
+ private:
+  const char* first_;
+  int32_t stride_;
+};
+
+}  // namespace lite_detr::cuda

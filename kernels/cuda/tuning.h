@@ -1,0 +1,78 @@
+// How a kernel is laid out over a GPU's threads, by the width of a head and the type of its numbers.
+#pragma once
+
+#include "kernels.h"
+
+namespace lite_detr::cuda {
+
+// A group of lanes works for one query and one head, each lane for a few of its channels.
+struct Layout {
+  int width;    // channels that a lane loads at once
+  int lanes;    // of a group: 4, 8, 16 or 32
+  int vectors;  // loads of a lane for a row of the head
+  int batch;    // points that are on their way at once
+  int corners;  // of a point, on their way at once
+  int threads;  // of a block
+};
+
+// Lanes. As many as it takes to load a row of the head at once: a row of 32 float32 channels is a
+// line of 128 bytes, and eight lanes' work. Not less than four, since the lanes of a group also
+// share the work of finding its points. Not more than a warp, whose lanes then load several times.
+constexpr Layout spread(int head_width, int width, int batch, int corners, int threads) {
+  Layout layout{width, 4, 1, batch, corners, threads};
+  while (layout.lanes < 32 && layout.lanes * width < head_width) layout.lanes *= 2;
+  while (layout.lanes * width * layout.vectors < head_width) layout.vectors *= 2;
+  // Several loads for a row leave registers for one point at a time, and half of it.
+  if (layout.vectors > 1) {
+    layout.batch = 1;
+    layout.corners = layout.corners > 2 ? 2 : 1;
+  }
+  return layout;
+}
+
+// Width. 16 bytes, the most that a load takes, unless that leaves lanes without a channel.
+template <typename T, int kHeadWidth>
+constexpr int kForwardWidth =
+    kHeadWidth < 4 * kChannelMultiple<T> ? kHeadWidth / 4 : kChannelMultiple<T>;
+// Backward, 16-bit numbers go by four as well: their gradients add up in float32, of which four are
+// the widest atomic addition, and a lane should add to the channels that it has loaded.
+template <typename T>
+constexpr int kBackwardWidth = sizeof(T) == 8 ? 1 : kVectorBytes / sizeof(compute_t<T>);
+
+// Threads. Blocks have no shared memory and no barrier, so their size only says which queries are
+// neighbours in an L1 cache (those of a block are consecutive and of one head), and how finely a
+// small problem spreads. The forward pass takes 256, so that the 32 queries of a block in float32
+// share many rows: a decoder's 900 queries of 8 heads are still 232 blocks for an H100's 132
+// multiprocessors. The backward pass, which is bound by its additions and not by what it reads,
+// takes 128 and spreads twice as finely.
+constexpr int kForwardThreads = 256;
+constexpr int kBackwardThreads = 128;
+// Half of the threads that a multiprocessor can hold, which leaves 64 to 128 registers for each.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kResidentThreads = 512;
+#elif defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
+constexpr int kResidentThreads = 768;
+#else
+constexpr int kResidentThreads = 1024;
+#endif
+
+// Batch. Two points are eight loads of 16 bytes on their way for each lane, and with 1024 threads
+// 128 KiB for a multiprocessor, which covers latencies of 1000 cycles at the 128 bytes a cycle of an
+// L1 cache. Key-aware attention reads a key beside each value where they are apart, and in its
+// backward pass has no registers left for a second point.
+template <typename T, int kHeadWidth>
+constexpr Layout kPlainForward = spread(
+    kHeadWidth, kForwardWidth<T, kHeadWidth>, sizeof(T) == 2 ? 1 : 2, 4, kForwardThreads);
+template <typename T, int kHeadWidth>
+constexpr Layout kPlainBackward = spread(
+    kHeadWidth, kBackwardWidth<T>, sizeof(T) == 8 ? 1 : 2, sizeof(T) == 8 ? 1 : 4,
+    kBackwardThreads);
+template <typename T, int kHeadWidth, bool kShared>
+constexpr Layout kKeyAwareForward = spread(
+    kHeadWidth, sizeof(T) == 8 && kHeadWidth == 256 ? 1 : kForwardWidth<T, kHeadWidth>, kShared && sizeof(T) == 4 ? 2 : 1, sizeof(T) == 8 ? 1 : kShared ? 4 : 2,
+    kForwardThreads);
+template <typename T, int kHeadWidth, bool kShared>
+constexpr Layout kKeyAwareBackward = spread(
+    kHeadWidth, kBackwardWidth<T>, 1, sizeof(T) == 8 || !kShared ? 1 : 4, kBackwardThreads);
+
+}  // namespace lite_detr::cuda
