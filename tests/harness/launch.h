@@ -1,0 +1,41 @@
+// Runs a kernel: every thread of every block.
+#pragma once
+
+#include <functional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "counters.h"
+#include "schedule.h"
+#include "shim/cuda_runtime_api.h"
+
+namespace lite_detr::harness {
+
+// What is wrong with the grid is returned, as in CUDA; what a thread does wrong is thrown.
+cudaError_t launch(
+    dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// How the launches from now on are done.
+void set_schedule(const Schedule& schedule);
+
+// The launches that have come to their end since the last call.
+struct Launch {
+  dim3 grid;
+  dim3 block;
+  Counters counters;
+};
+std::vector<Launch> take_launches();
+
+// A kernel with its arguments, of which each thread gets copies, as in CUDA.
+template <typename... Parameters>
+std::function<void()> bind_arguments(void (*kernel)(Parameters...), void** arguments) {
+  return [=]() {
+    [&]<size_t... kIndices>(std::index_sequence<kIndices...>) {
+      kernel(*static_cast<std::remove_cv_t<Parameters>*>(arguments[kIndices])...);
+    }(std::index_sequence_for<Parameters...>());
+  };
+}
+
+}  // namespace lite_detr::harness
