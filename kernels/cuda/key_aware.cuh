@@ -1,8 +1,7 @@
 // Key-aware deformable attention: the weights are a softmax over query times sampled keys.
 //
 // Forward is one pass over the points, with a softmax relative to the largest logit so far; the
-// backward pass takes the weights from the logsumexp that it leaves. Logits are kept in units of
-// ln 2, in which the hardware has its exponential.
+// backward pass takes the weights from the logsumexp that it leaves.
 #pragma once
 
 #include <cfloat>
@@ -14,10 +13,11 @@ namespace lite_detr::cuda {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
-__device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
-__device__ __forceinline__ double exp2_of(double x) { return exp2(x); }
-__device__ __forceinline__ float log2_of(float x) { return log2f(x); }
-__device__ __forceinline__ double log2_of(double x) { return log2(x); }
+// By powers of two, in which the hardware has its exponential.
+__device__ __forceinline__ float exponential(float x) { return exp2f(x * float(kLog2E)); }
+__device__ __forceinline__ double exponential(double x) { return exp2(x * kLog2E); }
+__device__ __forceinline__ float logarithm(float x) { return log2f(x) * float(kLn2); }
+__device__ __forceinline__ double logarithm(double x) { return log2(x) * kLn2; }
 
 // Below every logit, and finite: logits that are all minus infinity leave no inf - inf.
 template <typename A>
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        logits[i] = sum_lanes<kLanes>(logits[i]) * arguments.scale * A(kLog2E);
+        logits[i] = sum_lanes<kLanes>(logits[i]) * arguments.scale;
         // A batch may reach past the last point.
         if (start + i >= count) logits[i] = kLowest<A>;
       }
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
       for (int i = 0; i < kBatch; ++i) {
         // Relative to the larger of the logit and the largest so far, one of the two weights is 1.
         const bool rises = logits[i] > maximum;
-        const A ratio = exp2_of(rises ? maximum - logits[i] : logits[i] - maximum);
+        const A ratio = exponential(rises ? maximum - logits[i] : logits[i] - maximum);
         const A earlier = rises ? ratio : A(1);
         const A weight = rises ? A(1) : ratio;
         maximum = rises ? logits[i] : maximum;
@@ -114,8 +114,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   if (group.exists) {
     store_row<kLanes>(arguments.output, group.item, group.lane, sums);
     if (group.lane == 0) {
-      const A logsumexp = (maximum + log2_of(total)) * A(kLn2);
-      store_number(arguments.logsumexp + group.item, logsumexp);
+      store_number(arguments.logsumexp + group.item, maximum + logarithm(total));
     }
   }
 }
@@ -138,7 +137,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const SampledRows<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
   const int32_t points = geometry.levels * geometry.points;
-  const A logsumexp = load_number(arguments.logsumexp + group.item) * A(kLog2E);
+  const A logsumexp = load_number(arguments.logsumexp + group.item);
 
   // The softmax's Jacobian takes off the mean of the weights' gradients, which is the output times
   // its gradient.
@@ -187,8 +186,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         }
       }
       sum_lanes<kLanes>(by_grads.value, by_query.value, group.lane);
-      const A logit = by_query.value * (arguments.scale * A(kLog2E));
-      const A weight = exp2_of(logit - logsumexp);
+      const A weight = exponential(by_query.value * arguments.scale - logsumexp);
       const A grad_logit = weight * (by_grads.value - mean) * arguments.scale;
       A by_x = weight * by_grads.along_x + grad_logit * by_query.along_x;
       A by_y = weight * by_grads.along_y + grad_logit * by_query.along_y;
