@@ -15,16 +15,26 @@ def make_grad_output(problem: Problem, dtype: torch.dtype) -> Tensor:
 
 
 def run_kernels(
-    attention: str, problem: Problem, grad_output: Tensor | None = None, arch: int = 90
+    attention: str,
+    problem: Problem,
+    grad_output: Tensor | None = None,
+    arch: int = 90,
+    copy: bool = True,
 ) -> dict[str, Tensor]:
     """The output and the gradients, as `sampling_problems.run_with_gradients` gives them.
 
-    Tensors keep their strides on the way into device memory.
+    Tensors keep their strides on the way into device memory. Without ``copy`` the values and keys
+    are there already.
     """
     if grad_output is None:
         grad_output = make_grad_output(problem, problem["value"].dtype)
+
+    def move(tensor: Tensor) -> Tensor:
+        is_there = not copy and (tensor is problem["value"] or tensor is problem["key"])
+        return tensor if is_there else to_device(tensor)
+
     with cuda_harness.device_memory():
-        inputs = transform(problem, to_device)
+        inputs = transform(problem, move)
         levels = level_tensors(problem["sizes"])
         key = None if inputs["key"] is inputs["value"] else inputs["key"]
         if attention == "ms_deform_attn":
