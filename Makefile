@@ -24,12 +24,16 @@ SANITIZER_LIBRARIES = $(shell $(CXX) -print-file-name=libasan.so) \
 # Not under the sanitizer: one measures memory, the other starts compilers.
 SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
 
-.PHONY: install demo test sanitize lint clean
+# A copy of the package with the CUDA kernels, for GPUs that need not be here.
+CUDA_COPY := build/cuda/lib
+CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
+
+.PHONY: install demo test sanitize cuda lint clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml setup.py constraints.txt tools/install_detectron2.sh \
-		$(shell find kernels -name '*.cpp' -o -name '*.h')
+$(VENV)/installed: pyproject.toml setup.py cuda_build.py constraints.txt \
+		tools/install_detectron2.sh $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt 'setuptools<81' wheel ninja
 	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
@@ -51,16 +55,25 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# On a machine with a GPU too, the CPU kernels alone.
 sanitize: install
-	CFLAGS='$(SANITIZERS) -fno-sanitize-recover=all -g -O1' LDFLAGS='$(SANITIZERS)' \
+	CUDA_VISIBLE_DEVICES= TORCH_CUDA_ARCH_LIST= FORCE_CUDA= \
+		CFLAGS='$(SANITIZERS) -fno-sanitize-recover=all -g -O1' LDFLAGS='$(SANITIZERS)' \
 		$(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	test -f $(SANITIZED)/lite_detr/_C.so
-	for capability in portable avx2 avx512; do \
+	for capability in portable avx2 avx512; do CUDA_VISIBLE_DEVICES= \
 		LD_PRELOAD='$(SANITIZER_LIBRARIES)' ASAN_OPTIONS=detect_leaks=0 \
 		UBSAN_OPTIONS=print_stacktrace=1 LITE_DETR_CPU_CAPABILITY=$$capability \
 		$(BIN)/python -m pytest -o pythonpath='$(SANITIZED) tests/helpers' \
 			-p no:cacheprovider -s $(SANITIZE_TESTS) || exit 1; \
 	done
+
+cuda: install
+	rm -rf $(CUDA_COPY)
+	TORCH_CUDA_ARCH_LIST='$(CUDA_COPY_FOR)' \
+		$(BIN)/python setup.py -q build --build-base build/cuda --build-lib $(CUDA_COPY)
+	test "$$(PYTHONPATH=$(CUDA_COPY) \
+		$(BIN)/python -W ignore -c 'from lite_detr import ops; print(ops.backend("cuda"))')" = native
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,15 +1,60 @@
 """Builds the native operators, if it can; everything else stands in pyproject.toml."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+# Of cuda_build: a build by pip does not look for modules beside this file.
+sys.path.insert(0, str(ROOT))
 
 HINT = (
     "lite-detr: native operators not built ({reason}); the slower PyTorch ones will run. To build "
     "them, see docs/kernels.md"
 )
+CUDA_HINT = (
+    "lite-detr: CUDA kernels not built ({reason}); the slower PyTorch operators will run on GPUs. "
+    "To build them, see docs/kernels.md"
+)
+
+
+def first_line(error: Exception) -> str:
+    # Some errors have no message.
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def native_extension(toolkit=None) -> Extension:
+    """The CPU kernels, and with a toolkit (``cuda_build.Toolkit``) the CUDA kernels too."""
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    create = CppExtension if toolkit is None else CUDAExtension
+    kernels = (path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*"))
+    sources = sorted(
+        str(path)
+        for path in kernels
+        if path.suffix in (".cpp", ".cu") and (toolkit is not None or "cuda" not in path.parts)
+    )
+    headers = [] if toolkit is None else toolkit.header_flags()
+    flags = {
+        # -fno-...: neither lets a NaN pass for a number; both let loops become vector code.
+        # Without OpenMP, as PyTorch has it, at::parallel_for is a loop on one thread.
+        # The environment's flags come last, so that they count.
+        "cxx": [
+            *"-O3 -g0 -fopenmp".split(),
+            *"-fno-math-errno -fno-trapping-math -Wno-psabi".split(),
+            *headers,
+            *os.environ.get("CFLAGS", "").split(),
+        ]
+    }
+    if toolkit is not None:
+        # nvcc hands the host compiler's flags to a shell. PyTorch would add the architectures, but
+        # not where any flag has "arch" in it, as a folder may.
+        host = [part for flag in headers for part in ("-Xcompiler", shlex.quote(flag))]
+        flags["nvcc"] = ["-O3", *host, *toolkit.architecture_flags()]
+    return create("lite_detr._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"])
 
 
 def build_options() -> dict:
@@ -17,10 +62,21 @@ def build_options() -> dict:
     if os.environ.get("LITE_DETR_NO_EXT", "0") != "0":
         return {}
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError:
-        print(HINT.format(reason="pip needs --no-build-isolation to see torch"), file=sys.stderr)
+        from cuda_build import CannotBuild, find_toolkit
+    except ImportError as error:
+        reason = f"{first_line(error)}; pip needs --no-build-isolation to see torch"
+        print(HINT.format(reason=reason), file=sys.stderr)
         return {}
+
+    toolkit, why_not = None, ""
+    try:
+        toolkit = find_toolkit()
+    except CannotBuild as error:
+        why_not = first_line(error)
+    if toolkit is not None:
+        # PyTorch reads it when the next line imports.
+        os.environ["CUDA_HOME"] = str(toolkit.home)
+    from torch.utils.cpp_extension import BuildExtension
 
     class OptionalBuild(BuildExtension):
         """A failed build leaves a package without the extension, as the PyTorch path serves."""
@@ -29,31 +85,34 @@ def build_options() -> dict:
             try:
                 super().run()
             except Exception as error:
-                # Some errors have no message.
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                print(HINT.format(reason=reason), file=sys.stderr)
+                print(HINT.format(reason=first_line(error)), file=sys.stderr)
                 self.extensions = []
 
-    root = Path(__file__).parent
-    extension = CppExtension(
-        "lite_detr._C",
-        sorted(str(path.relative_to(root)) for path in (root / "kernels").rglob("*.cpp")),
-        extra_compile_args={
-            # -fno-...: neither lets a NaN pass for a number; both let loops become vector code.
-            # Without OpenMP, as PyTorch has it, at::parallel_for is a loop on one thread.
-            # The environment's flags come last, so that they count.
-            "cxx": [
-                *"-O3 -g0 -fopenmp".split(),
-                *"-fno-math-errno -fno-trapping-math -Wno-psabi".split(),
-                *os.environ.get("CFLAGS", "").split(),
-            ]
-        },
-        extra_link_args=["-fopenmp"],
-    )
+        def build_extensions(self) -> None:
+            """With the CUDA kernels, and where that fails without them."""
+            reason = why_not
+            try:
+                if toolkit is not None:
+                    self.redefine(toolkit)
+                super().build_extensions()
+            except Exception as error:
+                if toolkit is None:
+                    raise
+                reason = f"{first_line(error)}, with CUDA {toolkit.version} in {toolkit.home}"
+                self.redefine(None)
+                super().build_extensions()
+            if reason:
+                print(CUDA_HINT.format(reason=reason), file=sys.stderr)
+
+        def redefine(self, toolkit) -> None:
+            # The object stays, as setuptools has noted where its file goes.
+            vars(self.extensions[0]).update(vars(native_extension(toolkit)))
+
     return {
-        "ext_modules": [extension],
+        "ext_modules": [native_extension()],
         "cmdclass": {"build_ext": OptionalBuild.with_options(no_python_abi_suffix=True)},
     }
 
 
-setup(**build_options())
+if __name__ == "__main__":
+    setup(**build_options())

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def build_wheel(source, **environment):
     """A wheel built from a copy of the sources, so that the build leaves nothing in them."""
-    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
+    for name in "LICENSE MANIFEST.in README.md cuda_build.py pyproject.toml setup.py".split():
         shutil.copy(ROOT / name, source)
     for name in ("configs", "kernels", "projects"):
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")

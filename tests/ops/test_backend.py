@@ -106,7 +106,15 @@ for form in ("native", "pytorch"):
 
 
 def test_other_devices_get_the_pytorch_form():
-    assert ops.backend("cuda") == ops.backend(torch.device("meta")) == "pytorch"
+    assert ops.backend(torch.device("meta")) == "pytorch"
+
+
+@needs_native
+def test_cuda_is_native_where_the_extension_has_kernels_for_it():
+    """All four operators or none, by what PyTorch lists as registered."""
+    names = [name + suffix for name in LEAVES for suffix in ("", "_backward")]
+    registered = {"\nCUDA: registered" in torch._C._dispatch_dump(f"lite_detr::{n}") for n in names}
+    assert registered == {ops.backend("cuda") == "native"}
 
 
 @needs_native

@@ -32,13 +32,18 @@ def load_library() -> bool:
 
 
 AVAILABLE = load_library()
-# The devices that the extension has kernels for.
-DEVICES = ("cpu",)
+# The devices that the extension has kernels for: one without CUDA kernels registers none.
+DEVICES = tuple(
+    device
+    for device in ("cpu", "cuda")
+    if AVAILABLE
+    and torch._C._dispatch_has_kernel_for_dispatch_key("lite_detr::ms_deform_attn", device.upper())
+)
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether tensors on a device are for the compiled operators."""
-    return AVAILABLE and device.type in DEVICES
+    return device.type in DEVICES
 
 
 def backend(device: torch.device | str = "cpu") -> str:
