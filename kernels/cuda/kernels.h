@@ -1,5 +1,5 @@
-// What the CUDA kernels take, and the functions that launch them. Without PyTorch's headers, so that
-// the device code compiles fast, and anywhere that has the few built-ins of CUDA that it uses.
+// What the CUDA kernels take, and the functions that launch them. Without PyTorch's headers, so
+// that the device code compiles fast, and anywhere that has the few built-ins of CUDA that it uses.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,8 +14,8 @@ namespace lite_detr::cuda {
 constexpr int kMaxLevels = 32;
 // Images and heads are numbered by the coordinates of a grid.
 constexpr int kMaxGrid = 65535;
-// The widths of heads that kernels are compiled for. Others are padded to the next of them, so that no
-// kernel has to ask which channels exist; wider ones do not fit into the registers of a warp.
+// The widths of heads that kernels are compiled for. Others are padded to the next of them, so that
+// no kernel has to ask which channels exist; wider ones do not fit into the registers of a warp.
 constexpr int kHeadWidths[] = {16, 32, 64, 128, 256};
 // A warp is the least that loads a row of float64.
 template <typename T>
@@ -99,7 +99,7 @@ struct KeyAwareBackward {
   const T* grad_output;
   Rows<compute_t<T>> grad_value;  // added to; of key and value where they are one
   Rows<compute_t<T>> grad_key;    // added to; `data` is null where the values are the keys
-  T* grad_query;
+  T* grad_query;  // added to in float64, where not all sums fit into registers
   compute_t<T>* grad_locations;
 };
 

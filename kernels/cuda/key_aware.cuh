@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 #pragma unroll(kVectors == 1 ? 4 : 1)
         for (int vector = 0; vector < kVectors; ++vector) {
           Row sample{};
-#pragma unroll
+#pragma unroll(kKept ? 4 : kLayout.corners)
           for (int corner = 0; corner < 4; ++corner) {
             const A share_of_corner = Influence<A>(batch[i], corner).share;
             add_scaled(sample, share_of_corner, keys.at(batch[i], corner, width, vector));
@@ -127,9 +127,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
   using Row = Channels<A, kWidth>;
   using Own = OwnRow<T, kWidth, kLanes, kVectors>;
-  using Added = AddedRow<T, kWidth, kLanes, kVectors, false>;
-  constexpr bool kKept = kVectors == 1;
-  constexpr bool kSummed = kVectors == 1 || sizeof(A) == sizeof(float);
+  using Added = AddedRow<T, kWidth, kLanes, kVectors, kShared>;
+  // Whether a sampled key waits in registers for its gradient, or is sampled again.
+  constexpr bool kKept = kVectors == 1 && !kIs64Bit<T>;
+  // Whether the query's gradient adds up in registers, or in memory, where no other lane adds to it.
+  constexpr bool kSummed = kVectors == 1 || !kIs64Bit<T>;
 
   const Geometry& geometry = arguments.geometry;
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
@@ -199,7 +201,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
 #pragma unroll
       for (int vector = 0; vector < kVectors; ++vector) {
         if (!kKept) {
-          // Not kept for all vectors from above, which would not leave enough registers.
           key_sample = {};
 #pragma unroll(kLayout.corners)
           for (int corner = 0; corner < 4; ++corner) {
@@ -213,7 +214,9 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
           T* row = arguments.grad_query + int64_t(pin(item)) * kHeadWidth + group.lane * kWidth;
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) {
-            atomicAdd(row + vector * kLanes * kWidth + i, grad_logit * key_sample.at[i]);
+            atomicAdd(
+                in_device_memory(row + vector * kLanes * kWidth + i),
+                grad_logit * key_sample.at[i]);
           }
         }
         const Row asked = added_query.at(vector);

@@ -64,7 +64,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> key_aware_ms_deform_a
   const at::Tensor log_sums = aligned(logsumexp);
   const at::Tensor grad_value = zero_rows(problem, sizes, value);
   const at::Tensor grad_key = key ? zero_rows(problem, sizes, value) : at::Tensor();
-  const at::Tensor grad_query = at::zeros(queries.sizes(), queries.options());
+  const at::Tensor grad_query = dtype == at::kDouble
+      ? at::zeros(queries.sizes(), queries.options())
+      : at::empty(queries.sizes(), queries.options());
   const at::Tensor grad_locations = at::empty(locations.sizes(), locations.options());
 
   for_storage_type(dtype, [&](auto* storage) {

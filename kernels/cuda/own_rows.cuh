@@ -13,8 +13,7 @@ template <typename T, int kWidth, int kLanes, int kVectors>
 class OwnRow {
  public:
   using Row = Channels<compute_t<T>, kWidth>;
-  static constexpr bool kHeld =
-      kVectors == 1 && sizeof(compute_t<T>) == sizeof(float);
+  static constexpr bool kHeld = kVectors == 1 && !kIs64Bit<T>;
 
   __device__ __forceinline__ OwnRow(const T* rows, int32_t item, int32_t lane)
       : rows_(rows), item_(item), channel_(lane * kWidth) {

@@ -46,8 +46,8 @@ __device__ __forceinline__ Point<A> share(const Point<A>& point, int lane) {
       share<kLanes>(point.right, lane), share<kLanes>(point.lower, lane)};
 }
 
-// What a corner does to a bilinear mix: its share of it, and how much of it the mix gains by a step of
-// one cell to the right, and by one to below.
+// What a corner does to a bilinear mix: its share of it, and how much of it the mix gains by a step
+// of one cell to the right, and by one to below.
 template <typename A>
 struct Influence {
   A share;

@@ -16,9 +16,9 @@ constexpr int kAddedAtOnce = 1;
 
 // Which channels a lane adds to.
 //
-// Where four numbers are added at once, a lane adds to those that it loads. Elsewhere the lanes of a
-// group take turns, channel by channel, so that each addition of a group is to neighbouring numbers:
-// four times fewer sectors of the L2 cache than where lanes lie four channels apart.
+// Where four numbers are added at once, a lane adds to those that it loads. Elsewhere the lanes of
+// a group take turns, channel by channel, so that each addition of a group is to neighbouring
+// numbers: four times fewer sectors of the L2 cache than where lanes lie four channels apart.
 template <typename A, int kWidth, int kLanes>
 struct Turns {
   static constexpr int kRun = kAddedAtOnce<A>;
@@ -30,7 +30,8 @@ struct Turns {
   }
 };
 
-// A row of the query's own, in the channels that a lane adds to.
+// A row of the query's own, in the channels that a lane adds to. It stays in registers where they
+// are those of the row as loaded, or where the kernel has registers for both (kMayHold).
 template <typename T, int kWidth, int kLanes, int kVectors, bool kMayHold>
 class AddedRow {
  public:
@@ -84,8 +85,8 @@ class AddedRows {
   __device__ __forceinline__ void add(
       const Point<A>& point, int corner, int32_t width, int vector, A factor,
       const Channels<A, kWidth>& row) const {
-    A* target = reinterpret_cast<A*>(
-        first_ + int64_t(point.corner_token(corner, width)) * stride_);
+    A* target = in_device_memory(reinterpret_cast<A*>(
+        first_ + int64_t(point.corner_token(corner, width)) * stride_));
 #pragma unroll
     for (int i = 0; i < kWidth; i += Own::kRun) {
       if constexpr (Own::kRun == 4) {

@@ -1,4 +1,7 @@
-// How a kernel is laid out over a GPU's threads, by the width of a head and the type of its numbers.
+// How a kernel is laid out over a GPU's threads, by the width of a head and the type of numbers.
+//
+// No GPU was at hand: the choices follow from sizes and latencies as given beside them, and from
+// what the compiler makes of them (tools/kernel_report.py), not from measured times.
 #pragma once
 
 #include "kernels.h"
@@ -10,8 +13,8 @@ struct Layout {
   int width;    // channels that a lane loads at once
   int lanes;    // of a group: 4, 8, 16 or 32
   int vectors;  // loads of a lane for a row of the head
-  int batch;    // points that are on their way at once
-  int corners;  // of a point, on their way at once
+  int batch;    // points that are unrolled
+  int corners;  // corners of a point that are unrolled
   int threads;  // of a block
 };
 
@@ -22,57 +25,69 @@ constexpr Layout spread(int head_width, int width, int batch, int corners, int t
   Layout layout{width, 4, 1, batch, corners, threads};
   while (layout.lanes < 32 && layout.lanes * width < head_width) layout.lanes *= 2;
   while (layout.lanes * width * layout.vectors < head_width) layout.vectors *= 2;
-  // Several loads for a row leave registers for one point at a time, and half of it.
+  // Sums of several vectors leave registers for half a point at a time.
   if (layout.vectors > 1) {
     layout.batch = 1;
-    layout.corners = layout.corners > 2 ? 2 : 1;
+    layout.corners = corners > 2 ? 2 : 1;
   }
   return layout;
 }
 
-// Width. 16 bytes, the most that a load takes, unless that leaves lanes without a channel.
-template <typename T, int kHeadWidth>
-constexpr int kForwardWidth =
-    kHeadWidth < 4 * kChannelMultiple<T> ? kHeadWidth / 4 : kChannelMultiple<T>;
-// Backward, 16-bit numbers go by four as well: their gradients add up in float32, of which four are
-// the widest atomic addition, and a lane should add to the channels that it has loaded.
-template <typename T>
-constexpr int kBackwardWidth = sizeof(T) == 8 ? 1 : kVectorBytes / sizeof(compute_t<T>);
-
 // Threads. Blocks have no shared memory and no barrier, so their size only says which queries are
 // neighbours in an L1 cache (those of a block are consecutive and of one head), and how finely a
 // small problem spreads. The forward pass takes 256, so that the 32 queries of a block in float32
-// share many rows: a decoder's 900 queries of 8 heads are still 232 blocks for an H100's 132
-// multiprocessors. The backward pass, which is bound by its additions and not by what it reads,
-// takes 128 and spreads twice as finely.
+// share many rows: a decoder's 900 queries of 8 heads are still 232 blocks for the 132
+// multiprocessors of an H100. The backward pass, which is bound by its additions and not by what it
+// reads, takes 128 and spreads twice as finely.
 constexpr int kForwardThreads = 256;
 constexpr int kBackwardThreads = 128;
 // Half of the threads that a multiprocessor can hold, which leaves 64 to 128 registers for each.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
 constexpr int kResidentThreads = 512;
-#elif defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
+#elif defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
 constexpr int kResidentThreads = 768;
 #else
 constexpr int kResidentThreads = 1024;
 #endif
 
-// Batch. Two points are eight loads of 16 bytes on their way for each lane, and with 1024 threads
-// 128 KiB for a multiprocessor, which covers latencies of 1000 cycles at the 128 bytes a cycle of an
-// L1 cache. Key-aware attention reads a key beside each value where they are apart, and in its
-// backward pass has no registers left for a second point.
+template <typename T>
+constexpr bool kIs16Bit = sizeof(T) == 2;
+template <typename T>
+constexpr bool kIs64Bit = sizeof(T) == 8;
+
+// Width, forward. 16 bytes, the most that a load takes, unless that leaves lanes without a channel.
 template <typename T, int kHeadWidth>
-constexpr Layout kPlainForward = spread(
-    kHeadWidth, kForwardWidth<T, kHeadWidth>, sizeof(T) == 2 ? 1 : 2, 4, kForwardThreads);
+constexpr int kForwardWidth =
+    kHeadWidth < 4 * kChannelMultiple<T> ? kHeadWidth / 4 : kChannelMultiple<T>;
+// Backward, 16-bit numbers go by four like float32: their gradients add up in float32, of which
+// four are the widest atomic addition, and a lane should add to the channels that it has loaded.
+// 64-bit numbers, which are there to check gradients, go singly: they take two registers each.
+template <typename T>
+constexpr int kBackwardWidth = kIs64Bit<T> ? 1 : 4;
+
+// Batch and corners. What is unrolled is on its way at once: four loads of 16 bytes for a point.
+// 1024 threads have 64 KiB on their way by that, which covers a latency of 500 cycles at the 128
+// bytes a cycle of an L1 cache; two points cover twice as much. A load takes four registers and a
+// lane's sums as many, or eight where they are of 16-bit numbers; these are the largest batches
+// that fit 64 registers without spilling. Where keys are not the values, and for 64-bit numbers, corners
+// follow one another.
+template <typename T, int kHeadWidth>
+constexpr Layout kPlainForward =
+    spread(kHeadWidth, kForwardWidth<T, kHeadWidth>, kIs16Bit<T> ? 1 : 2, 4, kForwardThreads);
+
 template <typename T, int kHeadWidth>
 constexpr Layout kPlainBackward = spread(
-    kHeadWidth, kBackwardWidth<T>, sizeof(T) == 8 ? 1 : 2, sizeof(T) == 8 ? 1 : 4,
-    kBackwardThreads);
+    kHeadWidth, kBackwardWidth<T>, kIs64Bit<T> ? 1 : 2, kIs64Bit<T> ? 1 : 4, kBackwardThreads);
+
 template <typename T, int kHeadWidth, bool kShared>
 constexpr Layout kKeyAwareForward = spread(
-    kHeadWidth, sizeof(T) == 8 && kHeadWidth == 256 ? 1 : kForwardWidth<T, kHeadWidth>, kShared && sizeof(T) == 4 ? 2 : 1, sizeof(T) == 8 ? 1 : kShared ? 4 : 2,
+    kHeadWidth, kIs64Bit<T> && kHeadWidth == 256 ? 1 : kForwardWidth<T, kHeadWidth>,
+    kShared && !kIs16Bit<T> && !kIs64Bit<T> ? 2 : 1, kIs64Bit<T> ? 1 : kShared ? 4 : 2,
     kForwardThreads);
+
 template <typename T, int kHeadWidth, bool kShared>
 constexpr Layout kKeyAwareBackward = spread(
-    kHeadWidth, kBackwardWidth<T>, 1, sizeof(T) == 8 || !kShared ? 1 : 4, kBackwardThreads);
+    kHeadWidth, kBackwardWidth<T>, 1, kIs64Bit<T> || !kShared ? 1 : 4, kBackwardThreads);
 
 }  // namespace lite_detr::cuda

@@ -56,8 +56,9 @@ __device__ __forceinline__ float2 unpack<Float16>(uint32_t pair) {
 }
 template <>
 __device__ __forceinline__ float2 unpack<BFloat16>(uint32_t pair) {
-  // A bfloat16 is the upper half of a float.
-  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
+  __nv_bfloat162 halves;
+  std::memcpy(&halves, &pair, sizeof(pair));
+  return __bfloat1622float2(halves);
 }
 
 template <typename T>
