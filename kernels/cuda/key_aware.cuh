@@ -127,7 +127,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
   using Row = Channels<A, kWidth>;
   using Own = OwnRow<T, kWidth, kLanes, kVectors>;
-  using Added = AddedRow<T, kWidth, kLanes, kVectors, kShared>;
   // Whether a sampled key waits in registers for its gradient, or is sampled again.
   constexpr bool kKept = kVectors == 1 && !kIs64Bit<T>;
   // Whether the query's gradient adds up in registers, or in memory, where no other lane adds to it.
@@ -163,8 +162,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
     const int count = min(kLanes, points - first);
     const Own query(arguments.query, item, group.lane);
     const Own grads(arguments.grad_output, item, group.lane);
-    const Added added_query(query, arguments.query, item, group.lane);
-    const Added added_grads(grads, arguments.grad_output, item, group.lane);
+    // Where keys are apart, there are registers for one of the two rows.
+    const AddedRow<T, kWidth, kLanes, kVectors, kShared> added_query(
+        query, arguments.query, item, group.lane);
+    const AddedRow<T, kWidth, kLanes, kVectors, true> added_grads(
+        grads, arguments.grad_output, item, group.lane);
     const AddedRows<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
     const AddedRows<A, kWidth, kLanes> grad_keys(
         kShared ? arguments.grad_value : arguments.grad_key, group.lane);

@@ -1,9 +1,10 @@
-"""Random problems for the sampling operators, and what runs them by either form."""
+"""Random problems for the sampling operators, and what runs them by each form."""
 
+import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ LEAVES = {
     "key_aware_ms_deform_attn": ("query", "key", "value", "locations"),
 }
 SIZES = ((4, 5), (3, 2), (2, 2), (1, 3))
+# Where the forms of an operator run. Problems and results are on the CPU, whatever the form.
+DEVICES = {"native": "cpu", "pytorch": "cpu", "harness": "cpu", "cuda": "cuda"}
 
 needs_native = pytest.mark.skipif(
     ops.backend() != "native", reason="the native operators are not built: see docs/kernels.md"
@@ -85,9 +88,60 @@ def level_tensors(sizes: Sizes) -> tuple[Tensor, Tensor]:
     return torch.tensor(sizes), torch.tensor(starts)
 
 
+class _Move(torch.autograd.Function):
+    """`Tensor.to` another device keeps strides only where numbers lie side by side."""
+
+    @staticmethod
+    def forward(context, tensor: Tensor, device: str) -> Tensor:
+        context.device = tensor.device.type
+        storage = tensor.new_empty(0).set_(tensor.untyped_storage())
+        layout = tensor.shape, tensor.stride(), tensor.storage_offset()
+        return storage.to(device).as_strided(*layout)
+
+    @staticmethod
+    def backward(context, grad: Tensor) -> tuple[Tensor, None]:
+        return move(grad, context.device), None
+
+
+def move(tensor: Tensor, device: str) -> Tensor:
+    """The tensor on a device, in the same layout; so is its gradient on the way back."""
+    return tensor if tensor.device.type in (device, "meta") else _Move.apply(tensor, device)
+
+
 def operator(attention: str, form: str) -> Callable[..., Tensor]:
-    """``"native"`` is what `lite_detr.ops` picks where it was built, see `needs_native`."""
-    return getattr(ops, attention if form == "native" else f"{attention}_pytorch")
+    """``"native"`` and ``"cuda"`` are what `lite_detr.ops` picks where it was built.
+
+    See `needs_native` and the marker ``gpu``. The latter takes tensors on the CPU to the device,
+    but for the sizes and starts of levels, and brings the result back. ``"harness"`` runs the CUDA
+    kernels on the CPU.
+    """
+    if form == "harness":
+        return _in_the_harness(attention)
+    function = getattr(ops, f"{attention}_pytorch" if form == "pytorch" else attention)
+    if form != "cuda":
+        return function
+    names = list(inspect.signature(function).parameters)
+
+    def on_device(*tensors: Tensor) -> Tensor:
+        arguments = dict(zip(names, tensors))
+        levels = {name: arguments.pop(name) for name in ("spatial_shapes", "level_start_index")}
+        moved = transform(arguments, lambda tensor: move(tensor, "cuda"))
+        return move(function(**moved, **levels), "cpu")
+
+    return on_device
+
+
+def _in_the_harness(attention: str) -> Callable[..., Tensor]:
+    # It imports this module.
+    from cuda_harness_runs import Kernels
+
+    def by_kernels(*tensors: Tensor) -> Tensor:
+        if attention == "key_aware_ms_deform_attn":
+            query, key, value, *others = tensors
+            tensors = (query, None if key is value else key, value, *others)
+        return Kernels.apply(attention, *tensors)
+
+    return by_kernels
 
 
 def run(attention: str, form: str, problem: Problem) -> Tensor:
@@ -106,7 +160,7 @@ def run_with_gradients(
     """The output and, by name, the gradients of what the operator takes.
 
     The gradient of a key that is the value is part of the value's. The output's own gradient is
-    made of the problem, so that it is the same for both forms.
+    made of the problem, so that it is the same for all forms.
     """
     leaves = transform(problem, lambda tensor: tensor.detach().requires_grad_())
     names = [
@@ -116,10 +170,39 @@ def run_with_gradients(
     if grad_output is None:
         generator = torch.Generator().manual_seed(1)
         grad_output = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    grads = torch.autograd.grad(
-        output, [leaves[name] for name in names], grad_output.to(output.dtype)
-    )
+    grads = torch.autograd.grad(output, [leaves[name] for name in names], grad_output.to(output))
     return {"output": output.detach()} | dict(zip(names, grads))
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Of the largest magnitude, or of 0.1 where that is less.
+
+    The problems' numbers are about 1, and a gradient can be exactly zero: that of the softmax of
+    one logit, which comes out as the difference of two equal numbers.
+    """
+    if not result.numel():
+        return 0.0
+    difference = (result.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max().clamp(min=0.1)).item()
+
+
+def assert_same(form: str, name: str, result: Tensor, expected: Tensor, problem: Problem) -> None:
+    """The same bits, but for what a GPU adds up in any order: gradients of value and key.
+
+    A point reaches a token once at most, so that n terms of a token are the points that all queries
+    have on its level. Two orders of n terms differ by n steps of the sum of their magnitudes, for
+    which the largest of all gradients stands. In 16 bits that may tip the rounding once.
+    """
+    if form not in ("cuda", "harness") or name not in ("value", "key"):
+        assert torch.equal(result, expected), name
+        return
+    _, queries, _, _, points, _ = problem["locations"].shape
+    sums = torch.promote_types(result.dtype, torch.float32)
+    bound = queries * points * torch.finfo(sums).eps
+    if sums != result.dtype:
+        bound += torch.finfo(result.dtype).eps
+    error = relative_error(result, expected)
+    assert error <= bound, f"{name} is {error:.1e} off, accepted is {bound:.1e}"
 
 
 # Detectron2, which the operators can do without, takes seconds to import.
@@ -131,13 +214,21 @@ sys.modules["lite_detr"].__path__ = [{package!r}]
 
 
 def run_python(
-    code: str, package: Path = Path(ops.__file__).parents[1], **environment: str
+    code: str,
+    package: Path = Path(ops.__file__).parents[1],
+    launcher: Sequence[str] = (),
+    **environment: str,
 ) -> subprocess.CompletedProcess:
-    """Runs code in a Python of its own, which imports this module and the package's operators."""
+    """Runs code in a Python of its own, which imports this module and the package's operators.
+
+    Args:
+        launcher: a program and its options that start Python.
+    """
+    code = OPERATORS_ALONE.format(package=str(package)) + code
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OPERATORS_ALONE.format(package=str(package)) + code],
+        [*launcher, sys.executable, "-W", "ignore", "-c", code],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600 if launcher else 300,
     )

@@ -1,12 +1,21 @@
 import pytest
+from cuda_harness import needs_harness
 from sampling_problems import LEAVES, needs_native
 
+NATIVE = pytest.param("native", marks=needs_native)
+PYTORCH = pytest.param("pytorch")
+HARNESS = pytest.param("harness", marks=needs_harness)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
-@pytest.fixture(
-    scope="session", params=[pytest.param("native", marks=needs_native), pytest.param("pytorch")]
-)
+
+@pytest.fixture(scope="session", params=[NATIVE, PYTORCH, HARNESS, CUDA])
 def form(request):
-    """The operators' two forms."""
+    """The operators' forms: native on the CPU, in PyTorch, the CUDA kernels, and these on a GPU."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[NATIVE, CUDA])
+def native_form(request):
     return request.param
 
 

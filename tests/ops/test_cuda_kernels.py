@@ -87,6 +87,8 @@ def problems(draw):
 @example(make_problem(((3, 3),) * 6, 9, 32, 1, 33, 2), torch.float32, 80, 0)
 @example(make_problem(((3, 3),) * 6, 9, 128, 1, 5, 1, shared_key=True), torch.float32, 90, 0)
 @example(make_problem(((1, 1),), 1, 16, 1, 1, 1), torch.float64, 90, 0)
+# Points go in pairs, and the last one has none.
+@example(make_problem(((3, 3),), 7, 32, 1, 3, 1, shared_key=True), torch.float32, 90, 0)
 def test_random_shapes_in_random_order(attention, problem, dtype, arch, seed):
     locations_dtype = torch.promote_types(dtype, torch.float32)
     with cuda_harness.schedule("random", seed):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sampling_problems import cast, make_problem, run, run_with_gradients
+from sampling_problems import assert_same, cast, make_problem, run, run_with_gradients
 
 NOWHERE = [math.nan, math.inf, -math.inf, 3.4e38, 1e30, -1e30, 1e9, -1e9, 2.0**31, 3.0, -2.0]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -26,7 +26,7 @@ def test_nowhere_samples_zero(attention, form, where, coordinate, dtype, channel
     problem["locations"][..., ::2, coordinate] = where
     expected = run_with_gradients(attention, form, beside)
     for name, result in run_with_gradients(attention, form, problem).items():
-        assert torch.equal(result, expected[name]), name
+        assert_same(form, name, result, expected[name], problem)
         assert result.isfinite().all()
 
 
@@ -55,7 +55,7 @@ def test_invalid_numbers_reach_only_the_queries_that_sample_them(
         assert torch.equal(results[name][:, others], expected[name][:, others]), name
     far = slice(16, None)  # the first two rows of cells are the first query's
     for name in {"value", "key"} & set(results):
-        assert torch.equal(results[name][:, far], expected[name][:, far]), name
+        assert_same(form, name, results[name][:, far], expected[name][:, far], problem)
 
 
 def test_an_invalid_token_outside_of_every_sample_does_no_harm(attention, form, channels):
@@ -68,7 +68,7 @@ def test_an_invalid_token_outside_of_every_sample_does_no_harm(attention, form, 
         problem[name] = problem[name].clone()
         problem[name][:, 15] = math.nan
     for name, result in run_with_gradients(attention, form, problem).items():
-        assert torch.equal(result, expected[name]), name
+        assert_same(form, name, result, expected[name], problem)
 
 
 def test_logits_that_are_minus_infinite_count_for_nothing(form):

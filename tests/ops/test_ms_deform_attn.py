@@ -119,7 +119,8 @@ def test_gradients(attention, form, shared_key):
         return run(attention, form, changed | ({"key": changed["value"]} if shared_key else {}))
 
     leaves = [problem[name].clone().requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(function, leaves)
+    # A GPU adds up the gradients of value and key, of eight terms or less each, in any order.
+    assert torch.autograd.gradcheck(function, leaves, nondet_tol=1e-13 if form == "cuda" else 0.0)
     if form == "pytorch":
         assert torch.autograd.gradgradcheck(function, leaves)
 
@@ -146,7 +147,9 @@ def test_key_that_is_value_equals_clone_of_it(form):
     shared = make_problem(SIZES[:3], 2, 5, shared_key=True)
     cloned = shared | {"key": shared["value"].clone()}
     outputs = [run("key_aware_ms_deform_attn", form, inputs) for inputs in (shared, cloned)]
-    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    # The CUDA kernels add up a sample's corners first where it is the key and the value.
+    bound = 1e-13 if form in ("harness", "cuda") else 0
+    torch.testing.assert_close(*outputs, rtol=0, atol=bound)
 
 
 def test_location_outside_has_logit_zero(form):

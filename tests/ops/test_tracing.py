@@ -3,10 +3,13 @@
 import pytest
 import torch
 from sampling_problems import (
+    DEVICES,
     LEAVES,
+    assert_same,
     cast,
     level_tensors,
     make_problem,
+    move,
     needs_native,
     run,
     run_with_gradients,
@@ -15,7 +18,6 @@ from sampling_problems import (
 
 from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformableAttention, Scales
 
-pytestmark = needs_native
 SHAPES = ((3, 4), (2, 2))
 MODULES = pytest.mark.parametrize(
     "make",
@@ -29,11 +31,21 @@ MODULES = pytest.mark.parametrize(
 )
 
 
-def arguments(attention, dtype, **sizes):
-    """Of the operator as it is registered, where None stands for a key that is the value."""
+@pytest.fixture
+def device(native_form):
+    return DEVICES[native_form]
+
+
+def make_leaves(dtype, device, **sizes):
+    """Of a problem on the device, so that nothing but the operator is traced."""
     problem = cast(make_problem(**sizes), dtype, torch.float32)
-    leaves = transform(problem, lambda tensor: tensor.requires_grad_())
-    levels = level_tensors(problem["sizes"])
+    return transform(problem, lambda tensor: move(tensor, device).requires_grad_())
+
+
+def arguments(attention, dtype, device, **sizes):
+    """Of the operator as it is registered, where None stands for a key that is the value."""
+    leaves = make_leaves(dtype, device, **sizes)
+    levels = level_tensors(leaves["sizes"])
     if attention == "ms_deform_attn":
         return (leaves["value"], *levels, leaves["locations"], leaves["weights"])
     key = None if leaves["key"] is leaves["value"] else leaves["key"]
@@ -49,11 +61,11 @@ def arguments(attention, dtype, **sizes):
         (torch.bfloat16, dict(channels=16, points=5)),
     ],
 )
-def test_registrations(attention, dtype, sizes, shared_key):
+def test_registrations(attention, device, dtype, sizes, shared_key):
     """Schema, autograd, fake kernels and AOT autograd, of the operator and of its backward."""
     forward = getattr(torch.ops.lite_detr, attention)
     backward = getattr(torch.ops.lite_detr, f"{attention}_backward")
-    inputs = arguments(attention, dtype, shared_key=shared_key, **sizes)
+    inputs = arguments(attention, dtype, device, shared_key=shared_key, **sizes)
     torch.library.opcheck(forward, inputs)
     with torch.no_grad():
         results = forward(*inputs)
@@ -63,10 +75,10 @@ def test_registrations(attention, dtype, sizes, shared_key):
     torch.library.opcheck(backward, (torch.randn_like(output), *inputs, *saved))
 
 
-def compiled_gradients(attention, backend, shared_key=False, **options):
-    """The outputs and gradients of a function around the operator: eager, and compiled."""
-    problem = make_problem(points=3, channels=5, shared_key=shared_key)
-    leaves = transform(problem, lambda tensor: tensor.float().requires_grad_())
+def compiled_gradients(attention, device, backend, shared_key=False, **options):
+    """The output and gradients, by name, of a function around the operator: eager and compiled."""
+    leaves = make_leaves(torch.float32, device, points=3, channels=5, shared_key=shared_key)
+    names = ("output", *LEAVES[attention])
 
     def function(leaves):
         doubled = transform(leaves, lambda tensor: tensor * 2)
@@ -77,34 +89,39 @@ def compiled_gradients(attention, backend, shared_key=False, **options):
     for call in (function, compiled):
         output = call(leaves)
         tensors = [leaves[name] for name in LEAVES[attention]]
-        results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
-    return results
+        grads = torch.autograd.grad(output.square().sum(), tensors)
+        results.append(dict(zip(names, (output, *grads))))
+    return leaves, *results
 
 
 @pytest.mark.parametrize("shared_key", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(attention, dynamic, shared_key):
+def test_compile(attention, native_form, dynamic, shared_key):
     torch._dynamo.reset()
-    results = compiled_gradients(attention, "aot_eager", shared_key, dynamic=dynamic)
-    for eager, compiled in zip(*results):
-        assert torch.equal(eager, compiled)
+    problem, eager, compiled = compiled_gradients(
+        attention, DEVICES[native_form], "aot_eager", shared_key, dynamic=dynamic
+    )
+    for name, result in compiled.items():
+        assert_same(native_form, name, result, eager[name], problem)
 
 
-def test_compile_by_inductor():
+def test_compile_by_inductor(device):
     torch._dynamo.reset()
-    for eager, compiled in zip(*compiled_gradients("key_aware_ms_deform_attn", "inductor")):
-        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+    _, eager, compiled = compiled_gradients("key_aware_ms_deform_attn", device, "inductor")
+    for name, result in compiled.items():
+        torch.testing.assert_close(result, eager[name], rtol=1e-5, atol=1e-5)
 
 
 class Attend(torch.nn.Module):
     """An attention on maps of known sizes, by tensors alone, as exporters want it."""
 
-    def __init__(self, make):
+    def __init__(self, make, device="cpu"):
         super().__init__()
         torch.manual_seed(0)
-        self.attention = make(32, 2, 2, 3)
+        self.device = device
+        self.attention = make(32, 2, 2, 3).to(device)
         torch.nn.init.normal_(self.attention.sampling_offsets.weight)
-        masks = [torch.zeros(2, *shape, dtype=torch.bool) for shape in SHAPES]
+        masks = [torch.zeros(2, *shape, dtype=torch.bool, device=device) for shape in SHAPES]
         self.scales = Scales.from_masks(masks, False, torch.float32)
 
     def forward(self, query, reference_points, memory):
@@ -112,8 +129,12 @@ class Attend(torch.nn.Module):
 
     def inputs(self):
         """Query, reference points, memory."""
-        tokens = self.scales.num_tokens
-        return torch.randn(2, 5, 32), torch.rand(2, 5, 2, 2), torch.randn(2, tokens, 32)
+        tensors = (
+            torch.randn(2, 5, 32),
+            torch.rand(2, 5, 2, 2),
+            torch.randn(2, self.scales.num_tokens, 32),
+        )
+        return tuple(tensor.to(self.device) for tensor in tensors)
 
 
 def parameter_gradients(module, call, inputs):
@@ -122,9 +143,9 @@ def parameter_gradients(module, call, inputs):
 
 
 @MODULES
-def test_compile_modules(make):
+def test_compile_modules(make, device):
     torch._dynamo.reset()
-    module = Attend(make)
+    module = Attend(make, device)
     inputs = module.inputs()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     expected = parameter_gradients(module, module, inputs)
@@ -132,6 +153,7 @@ def test_compile_modules(make):
         torch.testing.assert_close(result, eager)
 
 
+@needs_native
 @MODULES
 def test_export_modules(make):
     """The program holds the operator as one node, and takes any number of queries."""
@@ -146,50 +168,52 @@ def test_export_modules(make):
         torch.testing.assert_close(program.module()(*arguments), module(*arguments))
 
 
-def test_autocast(attention):
+def test_autocast(attention, native_form):
     """What is read per channel goes in bfloat16, the locations stay; leaves get their own dtype."""
     leaves = transform(
         cast(make_problem(channels=16), torch.float32), lambda tensor: tensor.requires_grad_()
     )
-    with torch.autocast("cpu", torch.bfloat16):
-        output = run(attention, "native", leaves)
+    with torch.autocast(DEVICES[native_form], torch.bfloat16):
+        output = run(attention, native_form, leaves)
     assert output.dtype == torch.bfloat16
     grads = torch.autograd.grad(output.sum(), [leaves[name] for name in LEAVES[attention]])
     assert {grad.dtype for grad in grads} == {torch.float32}
     explicit = cast(leaves, torch.bfloat16, locations_dtype=torch.float32)
-    assert torch.equal(output, run(attention, "native", explicit))
+    assert torch.equal(output, run(attention, native_form, explicit))
     # By bfloat16 locations it would be another result.
-    assert not torch.equal(output, run(attention, "native", cast(leaves, torch.bfloat16)))
+    assert not torch.equal(output, run(attention, native_form, cast(leaves, torch.bfloat16)))
 
 
-def test_autocast_of_a_key_that_is_the_value():
+def test_autocast_of_a_key_that_is_the_value(native_form):
     """The two stay one tensor, and the gradient comes back whole."""
     attention = "key_aware_ms_deform_attn"
     problem = cast(make_problem(channels=16, shared_key=True), torch.float32)
     explicit = cast(problem, torch.bfloat16, locations_dtype=torch.float32)
-    expected = run_with_gradients(attention, "native", explicit)
-    with torch.autocast("cpu", torch.bfloat16):
-        results = run_with_gradients(attention, "native", problem)
+    expected = run_with_gradients(attention, native_form, explicit)
+    with torch.autocast(DEVICES[native_form], torch.bfloat16):
+        results = run_with_gradients(attention, native_form, problem)
+    assert results["value"].dtype == torch.float32
     for name, result in results.items():
-        assert torch.equal(result, expected[name].to(result.dtype)), name
+        same_dtype = result.to(expected[name].dtype)
+        assert_same(native_form, name, same_dtype, expected[name], problem)
 
 
 @MODULES
-def test_modules_under_autocast(make):
-    module = Attend(make)
+def test_modules_under_autocast(make, device):
+    module = Attend(make, device)
     inputs = module.inputs()
     expected = parameter_gradients(module, module, inputs)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         results = parameter_gradients(module, module, inputs)
     assert results[0].dtype == torch.bfloat16
     torch.testing.assert_close(results[0].float(), expected[0], rtol=0.1, atol=0.1)
     assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in results[1:])
 
 
-def test_second_derivative_raises(attention):
+def test_second_derivative_raises(attention, native_form):
     """The PyTorch form has one: see the tests of gradients."""
     problem = transform(make_problem(), lambda tensor: tensor.requires_grad_())
-    output = run(attention, "native", problem)
+    output = run(attention, native_form, problem)
     (gradient,) = torch.autograd.grad(output.sum(), problem["value"], create_graph=True)
     with pytest.raises(NotImplementedError, match=r"no second derivative.*_pytorch forms"):
         gradient.sum().backward()
