@@ -1,0 +1,347 @@
+"""The tool that looks into compiled CUDA kernels, and what it must find in ours."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_harness
+import pytest
+import torch
+from cuda_harness_runs import run_kernels
+from sampling_problems import cast, make_problem
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import kernel_code
+import kernel_compile
+import kernel_report
+
+# Those that the project promises for, and whose atomic additions differ.
+ARCHITECTURES = ("8.0", "9.0")
+# What the original loads for a point: two coordinates, a weight and four corners; of a level with
+# four points two sizes and a start; and backward the gradient of a query's 16 points. Its code has
+# no load that depends on the compiler, so that a machine without its source can compare with it.
+ORIGINAL_LOADS = {"forward": 2 + 1 + 4 + 3 / 4, "backward": 2 + 1 + 4 + 3 / 4 + 1 / 16}
+
+
+def why_not():
+    try:
+        kernel_compile.disassemblers()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Of all our kernels, for `ARCHITECTURES`: about a minute on two cores."""
+    return kernel_report.make_records(ARCHITECTURES, kernel_report.DTYPES, original=None)
+
+
+@needs_compiler
+def test_our_kernels_keep_their_bounds(records):
+    assert len(records) == len(ARCHITECTURES) * 114
+    assert {entry["threads"] for entry in records} == {128, 256}
+    originals = [
+        {"whose": "original", "architecture": architecture, "pass": direction, "dtype": dtype}
+        | {"for a point": {"loads": loads}, "loads for a corner": loads / 4}
+        for architecture in ARCHITECTURES
+        for direction, loads in ORIGINAL_LOADS.items()
+        for dtype in ("float32", "float64")
+    ]
+    kernel_report.compare(records + originals)
+    compared = [entry for entry in records if "loads of the original's" in entry]
+    assert len(compared) == len(ARCHITECTURES) * 4 * 6
+    assert kernel_report.violations(records) == []
+
+
+@needs_compiler
+def test_every_gather_of_a_forward_pass_is_as_wide_as_a_load_can_be(records):
+    """A row of 32 channels is a load for 8 lanes in float32, for 4 in 16 bits, 16 in float64."""
+    lanes = {"float32": 8, "float16": 4, "bfloat16": 4, "float64": 16}
+    for entry in records:
+        if entry["pass"] == "forward" and "for a point" in entry:
+            # A point is found in one or two loads by one lane; the query's channels are few.
+            gathers = lanes[entry["dtype"]] / 32
+            assert gathers < entry["loads for a corner"] < 1.6 * gathers, entry["kernel"]
+
+
+@needs_compiler
+@cuda_harness.needs_harness
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("keys", ["none", "shared", "apart"])
+def test_counts_are_those_of_a_run(records, keys, architecture, dtype):
+    """Of the same kernels on the CPU, where all lanes load, add and shuffle for 64 queries."""
+    attention = "ms_deform_attn" if keys == "none" else "key_aware_ms_deform_attn"
+    queries, levels, points = 64, 4, 4
+    sizes = ((9, 9),) * levels
+    problem = make_problem(sizes, points, 32, 1, queries, 1, shared_key=keys != "apart")
+    # All four corners exist.
+    problem["locations"] = problem["locations"].clamp(0.2, 0.8)
+    cuda_harness.counters()
+    run_kernels(
+        attention, cast(problem, dtype, torch.float32), arch=int(architecture.replace(".", ""))
+    )
+    launches = cuda_harness.counters()
+    for direction, counters in zip(("forward", "backward"), launches, strict=True):
+        entry = next(
+            entry
+            for entry in records
+            if "for a point" in entry
+            and entry["architecture"] == architecture
+            and entry["pass"] == direction
+            and entry["keys"] == keys
+            and entry["dtype"] == str(dtype).removeprefix("torch.")
+        )
+        for kind in ("loads", "atomics", "shuffles"):
+            ran = counters[kind] / 32 / (queries * levels * points)
+            assert entry["for a point"][kind] == pytest.approx(ran), (entry["kernel"], kind)
+
+
+LISTING = """
+\t.section\t.text._Z3fooPf,"ax",@progbits
+_Z3fooPf:
+.text._Z3fooPf:
+        /*0000*/                   LDG.E R1, desc[UR4][R2.64] ;
+        /*0010*/              @!P0 EXIT ;
+.L_x_2:
+        /*0020*/                   SHFL.IDX PT, R1, R1, R3, 0x1f ;
+        /*0030*/              @!P0 CALL.REL.NOINC `(.L_x_3) ;
+.L_x_1:
+        /*0040*/               @P1 LDG.E.128.CONSTANT R8, desc[UR6][R20.64] ;
+        /*0050*/                   BRA.DIV UR4, `(.L_x_5) ;
+        /*0060*/                   SHFL.BFLY PT, R1, R1, 0x1, 0x1f ;
+.L_x_6:
+        /*0070*/              @!P2 BRA `(.L_x_1) ;
+        /*0080*/                   REDG.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR8][R12.64], R27 ;
+        /*0090*/                   REDUX.SUM UR4, R4 ;
+        /*00a0*/                   BRA.U UP0, `(.L_x_2) ;
+.L_x_3:
+        /*00b0*/                   STG.E.128 desc[UR6][R2.64], R4 ;
+        /*00c0*/                   EXIT ;
+.L_x_5:
+        /*00d0*/                   SHFL.BFLY PT, R1, R1, 0x1, 0x1f ;
+        /*00e0*/                   BRA `(.L_x_6) ;
+.L_x_4:
+        /*00f0*/                   BRA `(.L_x_4);
+        /*0100*/                   NOP;
+"""
+
+
+def test_instructions_count_as_often_as_their_loops_run():
+    (code,) = kernel_code.parse_code(LISTING).values()
+    counts = code.executed((2, 5), alone=2)
+    # What is for lanes that have parted is not reached, nor the trap behind the end.
+    assert counts == {"loads": 1 + 10, "shuffles": 2 + 10, "atomics": 2, "stores": 1} | {
+        "instructions": 2 + 2 * 2 + 10 * 4 + 2 * 3 + 2
+    }
+    names = [code.instructions[index].name.split(".")[0] for index in sorted(code.innermost())]
+    assert names == "LDG BRA SHFL BRA".split()
+    assert code.count("shuffles") == 3
+    for trips, alone in [((2,), 1), ((2, 5, 4), 3)]:
+        with pytest.raises(ValueError, match=r"they are at depths \[1, 2\]"):
+            code.executed(trips, alone)
+
+
+UNROLLED = """
+.text._Z3barPf:
+.L_x_1:
+        /*0000*/                   LDG.E R1, desc[UR4][R2.64] ;
+        /*0010*/              @!P0 BRA `(.L_x_3) ;
+.L_x_2:
+        /*0020*/                   LDG.E R1, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E R1, desc[UR4][R2.64+0x4] ;
+        /*0040*/                   F2I.FLOOR.NTZ R29, R26 ;
+        /*0050*/               @P0 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0060*/               @P1 BRA `(.L_x_5) ;
+        /*0070*/                   LDG.E R1, desc[UR4][R2.64] ;
+        /*0080*/              @!P2 BRA `(.L_x_4) ;
+        /*0090*/                   F2I.FLOOR.NTZ R29, R26 ;
+.L_x_4:
+        /*00a0*/                   FADD R3, R3, R1 ;
+.L_x_5:
+        /*00b0*/               @P3 BRA `(.L_x_1) ;
+        /*00c0*/                   EXIT ;
+"""
+
+
+def test_points_left_over_do_not_count():
+    (code,) = kernel_code.parse_code(UNROLLED).values()
+    innermost = code.innermost()
+    assert innermost == {2, 3, 4, 5}
+    rounds = {index for index in code.reachable() if code.rounds_down(index)}
+    assert rounds == {4, 9}
+    # All of them, and not only the part that depends on where the point is.
+    skipped = code.skipped_by_a_branch(rounds - innermost, kept=innermost)
+    assert skipped == {7, 8, 9, 10}
+    assert code.executed((3, 2), alone=2)["loads"] == 3 * (1 + 2 * 2 + 1)
+    assert code.executed((3, 2), alone=2, skipped=skipped)["loads"] == 3 * (1 + 2 * 2)
+    assert code.skipped_by_a_branch(rounds, kept=innermost) == set()
+
+
+def test_a_computed_branch_is_refused():
+    with pytest.raises(ValueError, match="cannot follow the computed branch BRX R4 -0x60"):
+        kernel_code.parse_code(LISTING.replace("BRA.U UP0, `(.L_x_2)", "BRX R4 -0x60"))
+
+
+def test_resources():
+    log = """
+ptxas info    : Compiling entry function '_Z3fooPf' for 'sm_80'
+ptxas info    : Function properties for _Z3fooPf
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 8 bytes cumulative stack size, 384 bytes smem
+ptxas info    : Compile time = 1.000 ms
+ptxas info    : Compiling entry function '_Z3barPf' for 'sm_80'
+ptxas info    : Function properties for _Z3barPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers
+"""
+    assert kernel_code.parse_resources(log) == {
+        "_Z3fooPf": {"registers": 64, "spills": 28, "local": 8, "shared": 384},
+        "_Z3barPf": {"registers": 40, "spills": 0, "local": 0, "shared": 0},
+    }
+
+
+def test_a_broken_bound_gets_a_line():
+    good = {"whose": "ours", "kernel": "k<float>", "architecture": "9.0", "dtype": "float32"}
+    good |= {"spills": 0, "local": 0, "shared": 0, "occupancy": 0.5, "loads of the original's": 0.5}
+    good["code"] = {"local": 0, "shared": 0}
+    assert kernel_report.violations([good, good | {"architecture": "8.9", "occupancy": 0.4}]) == []
+    for change, words in [
+        ({"spills": 4}, "spills 4 bytes"),
+        ({"local": 8}, "has 8 bytes of local memory"),
+        ({"code": {"local": 2, "shared": 0}}, "2 instructions for it"),
+        ({"shared": 16}, "has 16 bytes of shared memory"),
+        ({"code": {"local": 0, "shared": 3}}, "3 instructions for it"),
+        ({"not counted": "five loops"}, "has loops that cannot be counted: five loops"),
+        ({"occupancy": 0.49}, "occupies 49% of a multiprocessor"),
+        ({"loads of the original's": 0.51}, "loads 0.51 times as often"),
+        ({"dtype": "bfloat16", "loads of the original's": 0.26}, "accepted is 0.25"),
+    ]:
+        (line,) = kernel_report.violations([good | change])
+        assert line.startswith("k<float> on 9.0 ")
+        assert words in line
+    assert kernel_report.violations([good | {"whose": "original", "spills": 4}]) == []
+
+
+@pytest.mark.parametrize(
+    "architecture, registers, threads, shared, expected",
+    [
+        ("8.0", 64, 256, 0, 0.5),
+        ("8.0", 65, 256, 0, 0.375),  # 72 are handed out, and blocks are whole
+        ("8.0", 32, 32, 0, 0.5),  # 32 blocks
+        ("8.0", 32, 1024, 0, 1.0),
+        ("8.0", 32, 256, 48 * 1024, 0.375),  # three times 49 KiB
+        ("7.5", 64, 256, 0, 1.0),
+        ("8.6", 40, 256, 0, 1.0),
+        ("9.0", 68, 32, 768, 0.4375),
+    ],
+)
+def test_occupancy(architecture, registers, threads, shared, expected):
+    assert kernel_code.occupancy(architecture, registers, threads, shared) == expected
+
+
+CALCULATOR = """
+#include <cstdio>
+#include <cuda_occupancy.h>
+int main() {
+  int major, minor, threads_held, shared_held, reserved, registers, threads, shared;
+  while (std::scanf("%d.%d %d %d %d %d %d %d", &major, &minor, &threads_held, &shared_held,
+                    &reserved, &registers, &threads, &shared) == 8) {
+    cudaOccDeviceProp device;
+    device.computeMajor = major;
+    device.computeMinor = minor;
+    device.maxThreadsPerBlock = 1024;
+    device.maxThreadsPerMultiprocessor = threads_held;
+    device.regsPerBlock = device.regsPerMultiprocessor = 65536;
+    device.warpSize = 32;
+    device.sharedMemPerBlock = 49152;
+    device.sharedMemPerMultiprocessor = shared_held;
+    device.sharedMemPerBlockOptin = shared_held - reserved;
+    device.reservedSharedMemPerBlock = reserved;
+    device.numSms = 1;
+    cudaOccFuncAttributes kernel;
+    kernel.maxThreadsPerBlock = threads;
+    kernel.numRegs = registers;
+    kernel.sharedSizeBytes = shared;
+    kernel.numBlockBarriers = 1;
+    cudaOccDeviceState state;
+    state.carveoutConfig = SHAREDMEM_CARVEOUT_MAX_SHARED;
+    cudaOccResult result;
+    if (cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, 0))
+      return 1;
+    std::printf("%d\\n", result.activeBlocksPerMultiprocessor);
+  }
+}
+"""
+
+
+@needs_compiler
+def test_occupancy_is_that_of_nvidias_calculator(tmp_path):
+    (tmp_path / "calculator.cpp").write_text(CALCULATOR)
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    include = f"-I{kernel_compile.toolkit().home}/include"
+    program = tmp_path / "calculator"
+    kernel_code.run(*compiler, include, tmp_path / "calculator.cpp", "-o", program)
+    cases = [
+        (architecture, registers, threads, shared)
+        for architecture in kernel_code.MULTIPROCESSORS
+        for registers in (16, 40, 41, 56, 63, 64, 65, 80, 128)
+        for threads in (16, 32, 64, 96, 128, 256, 480, 512)
+        for shared in (0, 384, 1000, 12288, 40000)
+    ]
+    lines = []
+    for architecture, *sizes in cases:
+        limits = kernel_code.MULTIPROCESSORS[architecture]
+        held = (limits.threads, limits.shared, limits.shared_reserved)
+        lines.append(" ".join(map(str, (architecture, *held, *sizes))))
+    result = subprocess.run(
+        [program], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    blocks = [int(line) for line in result.stdout.splitlines()]
+    assert len(blocks) == len(cases)
+    for (architecture, registers, threads, shared), count in zip(cases, blocks):
+        warps = count * -(-threads // 32)
+        expected = warps * 32 / kernel_code.MULTIPROCESSORS[architecture].threads
+        ours = kernel_code.occupancy(architecture, registers, threads, shared)
+        assert ours == expected, (architecture, registers, threads, shared)
+
+
+@needs_compiler
+def test_the_tool_writes_tables(monkeypatch, tmp_path, capsys):
+    page, figures = tmp_path / "page.md", tmp_path / "figures.json"
+    page.write_text(f"Before.\n{kernel_report.BEGIN}\nold\n{kernel_report.END}\nAfter.\n")
+    options = "--arch 9.0 --dtype float32 --markdown".split()
+    command = ["kernel_report.py", *options, str(page), "--json", str(figures)]
+    monkeypatch.setattr(sys, "argv", command)
+    kernel_report.main()
+    text = page.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("\nAfter.\n")
+    assert "old" not in text
+    assert capsys.readouterr().out.strip() in text
+    kernels = json.loads(figures.read_text())["records"]
+    assert len(kernels) == 30
+    for kernel in kernels:
+        assert f"| `{kernel['kernel']}` | {kernel['threads']} | {kernel['registers']} · " in text
+
+
+def test_a_folder_without_the_original_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="without csrc/cuda/ms_deform_im2col_cuda.cuh; accepted"):
+        kernel_compile.unpack(tmp_path, tmp_path)
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_is_an_error(tmp_path):
+    source = tmp_path / "broken.cu"
+    source.write_text("__global__ void kernel() { no_such_function(); }\n")
+    with pytest.raises(RuntimeError, match='error: identifier "no_such_function" is undefined'):
+        kernel_compile.compile_kernels(source, "8.0", tmp_path)

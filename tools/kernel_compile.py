@@ -1,0 +1,158 @@
+"""Compiles CUDA kernels for a look at their machine code: ours, and those of Deformable DETR."""
+
+import contextlib
+import os
+import re
+import shlex
+import sys
+import tarfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import cuda_build
+from kernel_code import Kernel, read_kernels, run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Prints a line for each layout: the kernel with its arguments, and the fields.
+LAYOUTS = """
+#include <cstdio>
+#include "kernels/cuda/tuning.h"
+using namespace lite_detr;
+using namespace lite_detr::cuda;
+void print(const char* kernel, const char* arguments, const Layout& layout) {
+  std::printf("%s<%s> %d %d %d\\n", kernel, arguments, layout.lanes, layout.batch, layout.corners);
+}
+template <typename T>
+void print(const char* plain, const char* apart, const char* same) {
+  constexpr int kHeadWidth = HEAD_WIDTH;
+  print("plain_forward", plain, kPlainForward<T, kHeadWidth>);
+  print("plain_backward", plain, kPlainBackward<T, kHeadWidth>);
+  print("key_aware_forward", apart, kKeyAwareForward<T, kHeadWidth, false>);
+  print("key_aware_forward", same, kKeyAwareForward<T, kHeadWidth, true>);
+  print("key_aware_backward", apart, kKeyAwareBackward<T, kHeadWidth, false>);
+  print("key_aware_backward", same, kKeyAwareBackward<T, kHeadWidth, true>);
+}
+int main() {
+"""
+
+# The original's kernels for heads as wide as ours, as its authors had them: 32-bit indices, and
+# no check of the levels' sizes.
+ORIGINAL = """
+#include "cuda/ms_deform_im2col_cuda.cuh"
+template <typename T>
+struct Kernels {
+  static constexpr auto forward = &ms_deformable_im2col_gpu_kernel<T, int, false>;
+  template <unsigned kWidth>
+  static constexpr auto narrow =
+      &ms_deformable_col2im_gpu_kernel_shm_blocksize_aware_reduce_v1<T, int, false, kWidth>;
+  template <unsigned kWidth>
+  static constexpr auto wide =
+      &ms_deformable_col2im_gpu_kernel_shm_blocksize_aware_reduce_v2<T, int, false, kWidth>;
+};
+template <typename T>
+void use(void (*launch)(const void*)) {
+  using K = Kernels<T>;
+  const void* kernels[] = {
+      (void*)K::forward, (void*)K::template narrow<16>, (void*)K::template narrow<32>,
+      (void*)K::template wide<64>, (void*)K::template wide<128>, (void*)K::template wide<256>};
+  for (const void* kernel : kernels) launch(kernel);
+}
+template void use<float>(void (*)(const void*));
+template void use<double>(void (*)(const void*));
+"""
+
+
+@cache
+def toolkit() -> cuda_build.Toolkit:
+    home = cuda_build.find_home()
+    if home is None:
+        raise RuntimeError("nvcc is not on PATH and CUDA_HOME is not set; install a CUDA toolkit")
+    version = re.search(
+        r"release (\d+\.\d+)", cuda_build.output(home / "bin" / "nvcc", "--version")
+    )
+    if version is None:
+        raise RuntimeError(f"{home}/bin/nvcc is missing or does not run; CUDA_HOME names a toolkit")
+    return cuda_build.Toolkit(home, version[1])
+
+
+@cache
+def disassemblers() -> dict[str, Path]:
+    """``cuobjdump`` and ``nvdisasm`` of the toolkit, else those that come with triton."""
+    folders = [toolkit().home / "bin"]
+    with contextlib.suppress(ImportError):
+        import triton
+
+        folders.append(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+    tools = {}
+    for name in ("cuobjdump", "nvdisasm"):
+        found = [folder / name for folder in folders if (folder / name).exists()]
+        if not found:
+            raise RuntimeError(f"{name} is in none of {', '.join(map(str, folders))}")
+        tools[name] = found[0]
+    return tools
+
+
+def compile_kernels(
+    source: Path, architecture: str, folder: Path, includes: Sequence[str] = ()
+) -> list[Kernel]:
+    """The kernels of a source, compiled as ``setup.py`` does."""
+    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
+    number = architecture.replace(".", "")
+    cubin = folder / f"{source.name}-{number}.cubin"
+    headers = [part for flag in toolkit().header_flags() for part in ("-Xcompiler", flag)]
+    log = run(
+        toolkit().home / "bin" / "nvcc", "-std=c++20", "-O3", *COMMON_NVCC_FLAGS, *headers,
+        *includes, "-cubin", f"-arch=sm_{number}", "-Xptxas", "-v", source, "-o", cubin,
+    )  # fmt: skip
+    return read_kernels(cubin, log, architecture, disassemblers())
+
+
+def compile_ours(dtype: str, architecture: str, folder: Path) -> list[Kernel]:
+    return compile_kernels(ROOT / "kernels" / "cuda" / f"{dtype}.cu", architecture, folder)
+
+
+def compile_original(unpacked: Path, architecture: str, folder: Path) -> list[Kernel]:
+    """Those of the folder ``csrc`` of the source package torch-ms-deform-attn."""
+    from torch.utils.cpp_extension import include_paths
+
+    # Of its own for each architecture, as several are compiled at a time.
+    source = folder / f"original-{architecture}.cu"
+    source.write_text(ORIGINAL)
+    includes = [f"-I{path}" for path in (unpacked, unpacked / "csrc", *include_paths())]
+    return compile_kernels(source, architecture, folder, includes)
+
+
+def unpack(original: Path, folder: Path) -> Path:
+    """The folder of the original's sources, which ``original`` is or is an archive of."""
+    if original.is_file() and tarfile.is_tarfile(original):
+        with tarfile.open(original) as archive:
+            archive.extractall(folder, filter="data")
+        original = folder
+    found = sorted(original.glob("**/csrc/cuda/ms_deform_im2col_cuda.cuh"))
+    if not found:
+        raise ValueError(
+            f"given {original}, without csrc/cuda/ms_deform_im2col_cuda.cuh; accepted is the "
+            "source package torch-ms-deform-attn, or the folder that it unpacks to"
+        )
+    return found[0].parents[2]
+
+
+def read_layouts(head_width: int, folder: Path) -> dict[str, dict[str, int]]:
+    """Lanes, batch and corners of each kernel, from ``kernels/cuda/tuning.h``."""
+    source, program = folder / "layouts.cpp", folder / "layouts"
+    calls = []
+    for name in ("float", "double", "Float16", "BFloat16"):
+        plain = f"{name}, {head_width}"
+        calls.append(f'print<{name}>("{plain}", "{plain}, false", "{plain}, true");')
+    source.write_text(LAYOUTS.replace("HEAD_WIDTH", str(head_width)) + "\n".join(calls) + "\n}\n")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    headers = [f"-I{ROOT}", f"-I{toolkit().home}/include", *toolkit().header_flags()]
+    run(*compiler, "-std=c++20", *headers, source, "-o", program)
+    lines = re.findall(r"^(\S.*>) (\d+) (\d+) (\d+)$", run(program), re.MULTILINE)
+    names = ("lanes", "batch", "corners")
+    return {kernel: dict(zip(names, map(int, fields))) for kernel, *fields in lines}

@@ -1,0 +1,315 @@
+#!/usr/bin/env python
+"""What the compiler makes of the CUDA kernels, beside those of Deformable DETR.
+
+kernel_report.py --arch 8.0 9.0                        # needs nvcc, but no GPU
+kernel_report.py --check --original torch_ms_deform_attn-0.1.1.tar.gz
+kernel_report.py --original ... --markdown docs/kernel_report.md   # rewrites the tables there
+
+The original kernels are those of the source package torch-ms-deform-attn, which pip downloads:
+
+pip download --no-deps --no-binary=:all: --no-build-isolation torch-ms-deform-attn==0.1.1
+
+Resources are what ptxas reports; spills count bytes stored and loaded. Occupancy is the share of a
+multiprocessor's warps that there is room for, by registers, shared memory and the threads of a
+block, which stand in the compiled code.
+
+Instructions are counted in machine code, for heads of 32 channels, 4 levels and 4 points on each:
+all that a warp issues from start to end for its queries and heads, divided by their number and by
+the 16 points. A warp works for 32 / lanes queries and heads at once; in the original for one, with
+a lane for each channel. The loops are found by the code's branches. How often they run follows
+from the layouts of kernels/cuda/tuning.h, which a compiled program prints, and for the original
+from its source and the number of points in its innermost loop, each with seven loads; where those
+are several, code for points that are left over does not count. Otherwise both sides of a branch
+do, so that these are the numbers for points with all four corners.
+
+A corner is a row of a value or key that is read: four for a point, and eight where value and key
+are apart. The original has no 16-bit kernels; ours are compared with its float32 kernels.
+
+--check fails where one of our kernels spills, has local or shared memory, has room for less than
+half of the warps of 8.0 or 9.0, or loads for a corner more than half as often as the original
+does, in 16-bit types more than a quarter as often. Loads are compared where --original is given.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from kernel_code import KINDS, MULTIPROCESSORS, WARP, Kernel
+from kernel_compile import compile_original, compile_ours, read_layouts, toolkit, unpack
+from tqdm import tqdm
+
+# The markers in a markdown file between which the tables stand.
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+PROCESSES = 2
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+# As they are called in C++.
+TYPE_NAMES = {"float": "float32", "double": "float64", "Float16": "float16", "BFloat16": "bfloat16"}
+HEAD_WIDTH, LEVELS, POINTS, CORNERS = 32, 4, 4, 4
+# By its source: two coordinates, a weight and four corners.
+ORIGINAL_POINT_LOADS = 7
+OCCUPANCY, OCCUPANCY_ON = 0.5, ("8.0", "9.0")
+LOADS_RATIO = {"float32": 0.5, "float16": 0.25, "bfloat16": 0.25}
+COUNTED = ("loads", "atomics", "shuffles")
+
+
+def label(kernel: Kernel) -> str:
+    return f"{kernel.name}<{', '.join(kernel.arguments)}>"
+
+
+def describe(kernel: Kernel) -> dict:
+    """What a kernel is for, in the words of the report."""
+    ours = kernel.name.startswith(("plain", "key_aware"))
+    width, keys = kernel.arguments[-1], ""
+    if kernel.name.startswith("key_aware"):
+        width, keys = kernel.arguments[1], kernel.arguments[2]
+    elif "im2col" in kernel.name and "col2im" not in kernel.name:
+        # One for all widths.
+        width = "any" if not ours else width
+    backward = "backward" in kernel.name or "col2im" in kernel.name
+    return {
+        "whose": "ours" if ours else "original",
+        "attention": kernel.name.rsplit("_", 1)[0].replace("_", "-") if ours else "plain",
+        "keys": {"true": "shared", "false": "apart", "": "none"}[keys],
+        "pass": "backward" if backward else "forward",
+        "dtype": TYPE_NAMES[kernel.arguments[0]],
+        "head width": width,
+    }
+
+
+def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Instructions that a warp issues for a point of one query and head."""
+    points = LEVELS * POINTS
+    code, points, skipped = kernel.code, LEVELS * POINTS, frozenset()
+    if layout := layouts.get(label(kernel)):
+        pairs, lanes = WARP // layout["lanes"], layout["lanes"]
+        trips = (-(-points // lanes), -(-min(lanes, points) // layout["batch"]))
+        alone = len(trips)
+        trips += (CORNERS / layout["corners"],) if layout["corners"] < CORNERS else ()
+    else:
+        pairs, alone, innermost = 1, 3, code.innermost()
+        batch, rest = divmod(code.loads(innermost), ORIGINAL_POINT_LOADS)
+        if rest or not batch or POINTS % batch:
+            raise ValueError(f"the innermost loop loads {code.loads(innermost)} times")
+        # The outermost loop is for grids that are too small, and runs once.
+        trips = (1, LEVELS, POINTS // batch)
+        if batch > 1:
+            # Points that are left over have code of their own, for which there is no need.
+            rounds = {index for index in code.reachable() if code.rounds_down(index)} - innermost
+            skipped = code.skipped_by_a_branch(rounds, kept=innermost)
+            if not skipped:
+                raise ValueError("points that are left over have no code of their own")
+    counts = code.executed(trips, alone, skipped)
+    return {kind: counts[kind] / (points * pairs) for kind in ("instructions", *COUNTED)}
+
+
+def record(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict:
+    """All that the report says of a kernel."""
+    found = describe(kernel) | {
+        "kernel": label(kernel),
+        "architecture": kernel.architecture,
+        "registers": kernel.registers,
+        "spills": kernel.spills,
+        "local": kernel.local,
+        "shared": kernel.shared,
+        "threads": kernel.threads,
+        "occupancy": kernel.occupancy,
+        "code": {kind: kernel.code.count(kind) for kind in KINDS},
+    }
+    if found["head width"] in (str(HEAD_WIDTH), "any"):
+        try:
+            found["for a point"] = counts = count_for_point(kernel, layouts)
+        except ValueError as error:
+            found["not counted"] = str(error)
+        else:
+            corners = CORNERS * (2 if found["keys"] == "apart" else 1)
+            found["loads for a corner"] = counts["loads"] / corners
+    return found
+
+
+def make_records(
+    architectures: Sequence[str], dtypes: Sequence[str], original: Path | None
+) -> list[dict]:
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(PROCESSES) as executor:
+        folder = Path(name)
+        layouts = read_layouts(HEAD_WIDTH, folder)
+        makers = [partial(compile_ours, dtype) for dtype in dtypes]
+        if original:
+            makers.insert(0, partial(compile_original, unpack(original, folder)))
+        jobs = list(itertools.product(architectures, makers))
+        compiled = executor.map(lambda job: job[1](job[0], folder), jobs)
+        kernels = [
+            kernel
+            for part in tqdm(compiled, total=len(jobs), unit=" files", disable=None)
+            for kernel in part
+        ]
+        records = [record(kernel, layouts) for kernel in kernels]
+    compare(records)
+    return records
+
+
+def compare(records: list[dict]) -> None:
+    """Adds to our kernels how often they load for a corner, as a share of the original's."""
+    theirs = {
+        (entry["architecture"], entry["pass"], entry["dtype"]): entry["loads for a corner"]
+        for entry in records
+        if entry["whose"] == "original" and "for a point" in entry
+    }
+    for entry in records:
+        dtype = "float64" if entry["dtype"] == "float64" else "float32"
+        other = theirs.get((entry["architecture"], entry["pass"], dtype))
+        if entry["whose"] == "ours" and "for a point" in entry and other:
+            entry["loads of the original's"] = entry["loads for a corner"] / other
+
+
+def violations(records: list[dict]) -> list[str]:
+    """A line for each bound that one of our kernels does not keep."""
+    lines = []
+    for entry in (entry for entry in records if entry["whose"] == "ours"):
+        code, complaints = entry["code"], []
+        if entry["spills"]:
+            complaints.append(f"spills {entry['spills']} bytes, accepted are none")
+        if entry["local"] or code["local"]:
+            complaints.append(
+                f"has {entry['local']} bytes of local memory and {code['local']} instructions for "
+                "it, accepted are none"
+            )
+        if entry["shared"] or code["shared"]:
+            complaints.append(
+                f"has {entry['shared']} bytes of shared memory and {code['shared']} instructions "
+                "for it, accepted are none"
+            )
+        if entry["architecture"] in OCCUPANCY_ON and entry["occupancy"] < OCCUPANCY:
+            complaints.append(
+                f"occupies {entry['occupancy']:.0%} of a multiprocessor, accepted are "
+                f"{OCCUPANCY:.0%}"
+            )
+        if "not counted" in entry:
+            complaints.append(f"has loops that cannot be counted: {entry['not counted']}")
+        ratio, most = entry.get("loads of the original's"), LOADS_RATIO.get(entry["dtype"])
+        if ratio and most and ratio > most:
+            complaints.append(
+                f"loads {ratio:.2f} times as often for a corner as the original, accepted is {most}"
+            )
+        lines += [f"{entry['kernel']} on {entry['architecture']} {line}" for line in complaints]
+    return lines
+
+
+def resources_table(records: list[dict], whose: str) -> str:
+    """A row for each kernel, a column for each architecture."""
+    architectures = list(dict.fromkeys(entry["architecture"] for entry in records))
+    kernels: dict[str, dict[str, dict]] = {}
+    for entry in (entry for entry in records if entry["whose"] == whose):
+        kernels.setdefault(entry["kernel"], {})[entry["architecture"]] = entry
+    rows = [
+        f"| kernel | threads | {' | '.join(architectures)} |",
+        f"|---|---:{'|---:' * len(architectures)}|",
+    ]
+    for name, found in sorted(kernels.items(), key=lambda item: order(item[1])):
+        cells = [resources(found[architecture]) for architecture in architectures]
+        threads = next(iter(found.values()))["threads"]
+        rows.append(f"| `{name}` | {threads} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def order(found: dict[str, dict]) -> tuple:
+    entry = next(iter(found.values()))
+    width = entry["head width"]
+    kernel = entry["kernel"].split("<")[0]
+    return kernel, entry["keys"], DTYPES.index(entry["dtype"]), int(width) if width != "any" else 0
+
+
+def resources(entry: dict) -> str:
+    held = [f"{entry[name]} {name}" for name in ("spills", "local", "shared") if entry[name]]
+    return ", ".join([f"{entry['registers']} · {entry['occupancy']:.0%}", *held])
+
+
+def points_table(records: list[dict]) -> str:
+    """A row for each kernel and the architectures on which its counts are the same."""
+    groups: dict[tuple, list[str]] = {}
+    counted = [entry for entry in records if "for a point" in entry]
+    for entry in sorted(counted, key=lambda entry: order({"": entry})):
+        counts, ratio = entry["for a point"], entry.get("loads of the original's")
+        cells = [f"{counts[kind]:.2f}" for kind in COUNTED]
+        cells += [f"{entry['loads for a corner']:.2f}", f"{ratio:.2f}" if ratio else "–"]
+        groups.setdefault((entry["kernel"], *cells), []).append(entry["architecture"])
+    header = (
+        "kernel | architectures | loads | atomics | shuffles | loads for a corner | of original's"
+    )
+    rows = [f"| {header} |", "|---|---|---:|---:|---:|---:|---:|"]
+    for (kernel, *cells), architectures in groups.items():
+        rows.append(f"| `{kernel}` | {', '.join(architectures)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def tables(records: list[dict], where: dict[str, str]) -> str:
+    broken = violations(records)
+    parts = [
+        f"By {', '.join(f'{name} {value}' for name, value in where.items())}:",
+        "### Instructions for a point",
+        points_table(records),
+        "### Registers and occupancy",
+        resources_table(records, "ours"),
+    ]
+    if any(entry["whose"] == "original" for entry in records):
+        parts += ["The original:", resources_table(records, "original")]
+    parts += ["### Bounds", "\n".join(f"- {line}" for line in broken) or "All are kept."]
+    return "\n\n".join(parts)
+
+
+def replace_tables(text: str, tables: str) -> str:
+    """Puts tables between the markers of a markdown text."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the markdown file must hold the lines {BEGIN} and {END}, in this order")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = list(MULTIPROCESSORS)
+    parser.add_argument("--arch", nargs="+", choices=known, default=known, help="default: all")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--original", type=Path, help="the source package, or its folder")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is not kept")
+    parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    args = parser.parse_args()
+    try:
+        # A file without the markers is better refused before minutes of compiling.
+        page = args.markdown.read_text() if args.markdown else ""
+        if args.markdown:
+            replace_tables(page, "")
+        records = make_records(args.arch, args.dtype, args.original)
+        where = {
+            "nvcc": toolkit().version,
+            "PyTorch": torch.__version__,
+            "Python": platform.python_version(),
+            "on": platform.machine(),
+        }
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    text = tables(records, where)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(replace_tables(page, text))
+    if args.json:
+        args.json.write_text(
+            json.dumps({"environment": where, "records": records}, indent=1) + "\n"
+        )
+    if args.check and (broken := violations(records)):
+        sys.exit("\n".join(broken))
+
+
+if __name__ == "__main__":
+    main()
