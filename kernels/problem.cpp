@@ -65,6 +65,14 @@ Problem check_sampling(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
       "value must be float32, float64, float16 or bfloat16, got ", dtype);
 
+  // A CPU's value with levels on another device would reach that device's kernels.
+  for (const at::Tensor& levels : {spatial_shapes, level_start_index}) {
+    TORCH_CHECK_VALUE(
+        levels.is_cpu() || levels.device() == value.device(),
+        "spatial_shapes and level_start_index must be on the CPU or on the value's device ",
+        value.device(), ", got ", levels.device());
+  }
+
   Problem problem;
   problem.batch = value.size(0);
   problem.tokens = value.size(1);

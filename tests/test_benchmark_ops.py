@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
+import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,15 +14,21 @@ from sampling_problems import needs_native
 
 from lite_detr import ops
 
-pytestmark = needs_native
+TOOLS = Path(__file__).parents[1] / "tools"
 TINY = "--levels 6x8 3x4 --queries 5 --rounds 3 --seconds 0.01".split()
 OPERATORS = ["ms_deform_attn", "key_aware_ms_deform_attn"]
 
 
+KEYS = set(
+    "operator shape dtype batch threads errors measure unit values ratios_to_native rounds calls"
+    " ".split()
+)
+
+
 @pytest.fixture
-def tool():
-    path = Path(__file__).parents[1] / "tools" / "benchmark_ops.py"
-    spec = importlib.util.spec_from_file_location("benchmark_ops", path)
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    spec = importlib.util.spec_from_file_location("benchmark_ops", TOOLS / "benchmark_ops.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     threads = torch.get_num_threads()
@@ -27,11 +36,17 @@ def tool():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def measure_calls(tool):
+    return sys.modules["measure_calls"]
+
+
 def run_main(tool, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark_ops.py", *TINY, *map(str, arguments)])
     tool.main()
 
 
+@needs_native
 def test_a_record_for_each_case(tool, monkeypatch, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     options = "--batch 1 2 --threads 1 2 --dtype float32 bfloat16".split()
@@ -44,8 +59,12 @@ def test_a_record_for_each_case(tool, monkeypatch, tmp_path, capsys):
         for record in times
     }
     assert len(times) == len(cases) == 2 * 2 * 2 * 2 * 2 * 3
+    assert all(set(record) == KEYS for record in report["records"])
+    gathered = [record for record in report["records"] if record["unit"] == "GB/s"]
+    assert len(gathered) == len(times) / 3
     for record in times:
         assert record["rounds"] == 3
+        assert record["calls"] == dict.fromkeys(record["values"], 3)
         assert {"native", "pytorch"} <= set(record["values"])
         for name, value in record["values"].items():
             assert value > 0
@@ -59,14 +78,14 @@ def test_a_record_for_each_case(tool, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
-def test_memory_is_that_of_one_call(tool):
+def test_memory_is_that_of_one_call(measure_calls):
     held = []
 
     def call():
         held.append(torch.ones(2**22))  # 16 MiB
         return torch.ones(2**23).sum()  # 32 MiB, given back at the end
 
-    peak = tool.peak_memory(call, "cpu")
+    peak = measure_calls.peak_memory(call, "cpu")
     assert 47 * 2**20 < peak < 56 * 2**20
 
 
@@ -78,8 +97,11 @@ def test_the_encoder_has_a_query_for_each_token_and_looks_around_it(tool):
     first, last = locations[:, 0].mean(), locations[:, 47].mean()
     assert first < 0.4 < 0.6 < last
     assert problem.tensors["weights"].sum((-1, -2)).sub(1).abs().max() < 1e-5
+    # 60 queries, each with 8 points in 8 heads, of 4 rows of 128 bytes.
+    assert problem.gathered_bytes() == 2 * 60 * 8 * 8 * 4 * 128
 
 
+@needs_native
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_wrong_result_is_not_timed(tool, monkeypatch, operator):
     right = getattr(ops, operator)
@@ -89,6 +111,7 @@ def test_a_wrong_result_is_not_timed(tool, monkeypatch, operator):
     assert str(exit.value).startswith(f"error: {operator}: the output of native is 1.0e-03 off")
 
 
+@needs_native
 def test_a_wrong_gradient_is_not_timed(tool, monkeypatch):
     right = ops.ms_deform_attn
 
@@ -109,8 +132,193 @@ def test_sizes_that_are_none(tool, monkeypatch, capsys, size):
     assert f"given {size}, accepted is HEIGHTxWIDTH" in capsys.readouterr().err
 
 
-def test_without_the_native_operators_there_is_nothing_to_time(tool, monkeypatch):
-    monkeypatch.setattr(tool.ops, "backend", lambda: "pytorch")
+class Clock:
+    """A clock that only what is timed moves on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def takes(self, seconds):
+        self.now += seconds
+
+
+def test_rounds_fit_into_the_limit(tool, measure_calls, monkeypatch):
+    clock = Clock()
+    for module in (tool, measure_calls):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    field = {
+        name: SimpleNamespace(forward=lambda seconds=seconds: clock.takes(seconds))
+        for name, seconds in {"native": 1.0, "pytorch": 3.0}.items()
+    }
+    for limit, rounds in ((100, 15), (41, 10), (1, 3)):
+        times = tool.time_in_turns(field, "forward", "cpu", 15, limit)
+        assert times == {"native": [[1.0]] * rounds, "pytorch": [[3.0]] * rounds}
+
+
+class FakeGpu(types.ModuleType):
+    """Of torch.cuda, what timing needs: a queue of things to do, each of them for some time."""
+
+    def __init__(self, host):
+        super().__init__("cuda")
+        self.host, self.now, self.flushed, self.waited = host, 0.0, 0, 0
+
+    def add(self, seconds):
+        # It waits for the host, unless it is behind.
+        self.waited += self.host.now > self.now
+        self.now = max(self.now, self.host.now) + seconds
+
+    def synchronize(self):
+        self.host.now = max(self.host.now, self.now)
+
+    def _sleep(self, cycles):
+        self.waited = 0
+        self.add(cycles / 2.5e9)
+
+    def current_device(self):
+        return 0
+
+    def get_device_properties(self, device):
+        return SimpleNamespace(L2_cache_size=50)
+
+    def Event(self, enable_timing):  # noqa: N802
+        event = SimpleNamespace(at=None)
+        event.record = lambda: setattr(event, "at", self.now)
+        event.elapsed_time = lambda end: 1e3 * (end.at - event.at)
+        return event
+
+    def empty(self, size, dtype, device):
+        assert (size, dtype, device) == (100, torch.uint8, "cuda")
+        return SimpleNamespace(zero_=self.flush)
+
+    def flush(self):
+        self.flushed += 1
+        self.add(5e-5)
+
+
+@pytest.mark.parametrize("seconds, calls", [(1e-5, 10), (3e-3, 3), (1.0, 1)])
+def test_calls_on_a_gpu_are_timed_without_the_host(measure_calls, monkeypatch, seconds, calls):
+    """The host takes longer for a launch than the GPU for a short kernel."""
+    host = Clock()
+    gpu = FakeGpu(host)
+    monkeypatch.setattr(measure_calls, "time", SimpleNamespace(perf_counter=lambda: host.now))
+    fake = SimpleNamespace(cuda=gpu, empty=gpu.empty, uint8=torch.uint8)
+    monkeypatch.setattr(measure_calls, "torch", fake)
+
+    def launch():
+        host.takes(1e-4)
+        gpu.add(seconds)
+
+    times = measure_calls.time_turn(launch, "cuda")
+    assert times == pytest.approx([seconds] * calls)
+    assert gpu.flushed == calls
+    assert gpu.waited == 0
+    assert host.now == gpu.now
+
+
+@needs_native
+def test_of_a_gpu_the_records_are_the_same(tool, monkeypatch, tmp_path):
+    """All but the GPU itself, for which the CPU stands."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tool.ops, "backend", lambda device: "native")
+    make_problem = tool.make_problem
+    monkeypatch.setattr(tool, "make_problem", lambda *args: make_problem(*args[:-1], "cpu"))
+    monkeypatch.setattr(
+        tool, "time_turn", lambda call, device: [(call(), 0.001)[1] for _ in "abcd"]
+    )
+    monkeypatch.setattr(tool, "peak_memory", lambda function, device: 2**20)
+    monkeypatch.setattr(tool, "environment", lambda device: {"gpu": device})
+    check_gpu_report(tool, monkeypatch, tmp_path)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tool, monkeypatch, tmp_path):
+    environment = check_gpu_report(tool, monkeypatch, tmp_path)["environment"]
+    assert environment["gpu"] == torch.cuda.get_device_name()
+    assert environment["cuda"] == torch.version.cuda
+
+
+def check_gpu_report(tool, monkeypatch, folder):
+    figures = folder / "figures.json"
+    options = "--device cuda --dtype float32 float16 --batch 1 3".split()
+    run_main(tool, monkeypatch, *options, "--json", figures)
+    report = json.loads(figures.read_text())
+    records = report["records"]
+    assert len(records) == 2 * 2 * 2 * 2 * (3 + 1 + 2)
+    for record in records:
+        assert set(record) == KEYS
+        assert record["threads"] is None
+        assert all(value > 0 for value in record["values"].values())
+        if record["unit"] == "ms":
+            assert all(count >= record["rounds"] for count in record["calls"].values())
+    return report
+
+
+def test_environment_by_nvidia_smi(measure_calls, monkeypatch):
+    properties = SimpleNamespace(name="A GPU", major=9, minor=0, uuid="abc")
+    cuda = dict(get_device_properties=lambda device: properties, current_device=lambda: 0)
+    cuda |= dict(_sleep=lambda cycles: None, synchronize=lambda: None)
+    for name, replacement in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    monkeypatch.setattr(measure_calls.shutil, "which", lambda name: name)
+
+    def run(command, **options):
+        assert command[:2] == ["nvidia-smi", "--id=GPU-abc"]
+        return subprocess.CompletedProcess(command, returncode, "580.1, 1980, [N/A]\n")
+
+    monkeypatch.setattr(measure_calls.subprocess, "run", run)
+    found = {}
+    for returncode in (0, 9):
+        found[returncode] = measure_calls.environment("cuda")
+        assert found[returncode]["gpu"] == "A GPU"
+        assert found[returncode]["compute capability"] == "9.0"
+    assert found[0]["driver"] == "580.1" and found[9]["driver"] is None
+    assert found[0]["clock, MHz"] == 1980 and found[0]["highest clock, MHz"] is None
+    assert measure_calls.environment("cpu").keys() == found[0].keys()
+
+
+@pytest.mark.parametrize(
+    "device, backend, available, message",
+    [
+        ("cpu", "pytorch", True, "no native operators for --device cpu; docs/kernels.md says"),
+        ("cuda", "pytorch", True, "no native operators for --device cuda; docs/kernels.md says"),
+        ("cuda", "native", False, "--device cuda needs a GPU, and PyTorch finds none"),
+    ],
+)
+def test_without_native_operators_there_is_nothing_to_time(
+    tool, monkeypatch, device, backend, available, message
+):
+    monkeypatch.setattr(tool.ops, "backend", lambda of: backend if of == device else "native")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    with pytest.raises(SystemExit) as exit:
+        run_main(tool, monkeypatch, "--device", device)
+    assert str(exit.value).startswith("error: ")
+    assert message in str(exit.value)
+    assert "\n" not in str(exit.value)
+
+
+def test_threads_are_of_the_cpu(tool, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_main(tool, monkeypatch, "--device", "cuda", "--threads", 2)
+    assert "--threads is of --device cpu" in capsys.readouterr().err
+
+
+@needs_native
+def test_a_long_error_is_one_line(tool, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMuch else.")
+
+    monkeypatch.setattr(tool.ops, "ms_deform_attn", fail)
     with pytest.raises(SystemExit) as exit:
         run_main(tool, monkeypatch)
-    assert "docs/kernels.md" in str(exit.value)
+    assert str(exit.value) == "error: CUDA out of memory."
+
+
+@pytest.mark.parametrize("device, with_cuda", [("cpu", False), ("cuda", False), ("cuda", True)])
+def test_the_other_package_takes_part_where_it_was_built_for_the_device(
+    tool, monkeypatch, device, with_cuda
+):
+    other = types.ModuleType("torch_ms_deform_attn")
+    other._C = SimpleNamespace(with_cuda=with_cuda)
+    monkeypatch.setitem(sys.modules, "torch_ms_deform_attn", other)
+    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: True)
+    assert tool.other_runs_on(torch.device(device)) == (device == "cpu" or with_cuda)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Time the sampling operators: native, in PyTorch and, where installed, torch-ms-deform-attn's.
 
-benchmark_ops.py --batch 1 4 --threads 1 2 --json kernels.json   # the whole of it
+benchmark_ops.py --batch 1 4 --threads 1 2 --json kernels.json   # the whole of it, on the CPU
 benchmark_ops.py --shapes decoder --dtype float32 bfloat16       # a part
-benchmark_ops.py --device cuda
+benchmark_ops.py --device cuda --batch 1 16 --dtype float32 float16 bfloat16
 
 The encoder's shape has a query for each token, the decoder's as many as --queries says; queries
 look a few cells around their references, in 8 heads of 32 channels, at 4 points on each level. The
@@ -11,24 +11,32 @@ key of key-aware attention is the value, as in the released models. Their code s
 once as the key and once as the value: "pytorch, keys apart" does the same.
 
 Contestants are checked against the PyTorch form before they are timed. They take turns, so that
-whatever else the machine does hits all of them alike; figures are medians over the rounds, in
+whatever else the machine does hits all of them alike; figures are medians over all calls, in
 milliseconds, and in brackets how many times the native operator's. Backward is timed on a graph
 made beforehand.
+
+On a GPU a turn is of up to ten calls, each of them between two events; the first call of a turn
+warms up and is not counted. The L2 cache is overwritten before each call: a decoder's tokens would
+fit, and in a model the projections before may or may not have left them there, so that figures are
+those of the worse case. Calls are queued while the GPU is held up by another kernel: figures are
+its own time, not the host's. An event is exact to half a microsecond or so.
+
+What the native forward pass gathers is four rows for each point, those outside the maps as well; by
+its time, in GB/s. More than the memory's bandwidth is what the caches add.
 
 Memory is the peak while one call runs above what was in use before it, with the results and
 gradients; in MiB. On CUDA it is the allocator's count. On the CPU it is Linux's count of the
 process's resident pages (VmHWM), set back before each call, after malloc has handed back what it
 keeps of freed blocks: so memory that a kernel takes behind PyTorch's allocator counts as well.
+
+Every record of the JSON file has the same keys; "threads" is null on a GPU.
 """
 
 import argparse
-import ctypes
 import importlib.metadata
 import importlib.util
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -37,6 +45,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from measure_calls import environment, peak_memory, time_turn
 from torch import Tensor
 from tqdm import tqdm
 
@@ -71,9 +80,16 @@ class Problem:
             return function(t["value"], *self.levels, t["locations"], t["weights"])
         return function(t["query"], t["value"], t["value"], *self.levels, t["locations"])
 
-    def gradients(self, output: Tensor) -> tuple[Tensor, ...]:
+    def gradients(self, output: Tensor, again: bool = False) -> tuple[Tensor, ...]:
+        """Those of an output, of which they are to be taken ``again`` or not."""
         leaves = [self.tensors[name] for name in LEAVES[self.operator]]
-        return torch.autograd.grad(output, leaves, self.grad_output)
+        return torch.autograd.grad(output, leaves, self.grad_output, retain_graph=again)
+
+    def gathered_bytes(self) -> int:
+        """Of the rows at the four corners of each point."""
+        value, locations = self.tensors["value"], self.tensors["locations"]
+        row = value.shape[-1] * value.element_size()
+        return locations[..., 0].numel() * 4 * row
 
 
 @dataclass
@@ -160,7 +176,7 @@ def contestants(problem: Problem) -> dict[str, Contestant]:
             return form(query, key.view_as(key), value, *sampling)
 
         found[AS_RELEASED] = Contestant(keys_apart, problem)
-    if problem.operator == "ms_deform_attn" and importlib.util.find_spec("torch_ms_deform_attn"):
+    if problem.operator == "ms_deform_attn" and other_runs_on(problem.grad_output.device):
         from torch_ms_deform_attn import ms_deform_attn
 
         # It wants one dtype and one device for all that it is given.
@@ -171,6 +187,15 @@ def contestants(problem: Problem) -> dict[str, Contestant]:
         adapted = Problem(problem.operator, tensors, levels, problem.grad_output)
         found[OTHER] = Contestant(ms_deform_attn, adapted)
     return found
+
+
+def other_runs_on(device: torch.device) -> bool:
+    """Whether torch-ms-deform-attn is installed, and built for a device."""
+    if not importlib.util.find_spec("torch_ms_deform_attn"):
+        return False
+    from torch_ms_deform_attn import _C
+
+    return device.type == "cpu" or _C.with_cuda
 
 
 def check(name: str, contestant: Contestant) -> float:
@@ -199,64 +224,32 @@ def check(name: str, contestant: Contestant) -> float:
     return max(errors.values())
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
-    if device == "cpu":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    function()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-def time_once(contestant: Contestant, measure: str, device: str) -> float:
+def time_contestant(contestant: Contestant, measure: str, device: str) -> list[float]:
     if measure == "forward":
-        return seconds(contestant.forward, device)
+        return time_turn(contestant.forward, device)
     if measure == "backward":
         output = contestant.record()
-        return seconds(lambda: contestant.problem.gradients(output), device)
-    return seconds(contestant.forward_backward, device)
+        several = device == "cuda"
+        return time_turn(lambda: contestant.problem.gradients(output, several), device)
+    return time_turn(contestant.forward_backward, device)
 
 
 def time_in_turns(
     field: dict[str, Contestant], measure: str, device: str, rounds: int, limit: float
-) -> dict[str, list[float]]:
-    """Seconds of each round; no more rounds than fit into ``limit`` seconds, but three at least."""
-    turns = {name: time_once(contestant, measure, device) for name, contestant in field.items()}
-    fitting = int(limit / max(sum(turns.values()), 1e-9))
-    times: dict[str, list[float]] = {name: [] for name in field}
+) -> dict[str, list[list[float]]]:
+    """Seconds of the calls of each round, after one that does not count.
+
+    No more rounds than fit into ``limit`` seconds, but three at least.
+    """
+    start = time.perf_counter()
+    for contestant in field.values():
+        time_contestant(contestant, measure, device)
+    fitting = int(limit / max(time.perf_counter() - start, 1e-9))
+    times: dict[str, list[list[float]]] = {name: [] for name in field}
     for _ in range(max(3, min(rounds, fitting))):
         for name, contestant in field.items():
-            times[name].append(time_once(contestant, measure, device))
+            times[name].append(time_contestant(contestant, measure, device))
     return times
-
-
-def resident_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def peak_memory(function: Callable[[], object], device: str) -> int | None:
-    """Bytes in use at the peak of one call, above those before it; None where nothing tells."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        results = function()
-        torch.cuda.synchronize()
-        del results
-        return torch.cuda.max_memory_allocated() - before
-    if not sys.platform.startswith("linux"):
-        return None
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_bytes("VmRSS")
-    results = function()
-    del results
-    return resident_bytes("VmHWM") - before
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
@@ -269,7 +262,8 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
         errors = {name: check(name, field[name]) for name in field if name != "pytorch"}
         case = dict(operator=operator, shape=shape, dtype=dtype, batch=batch, errors=errors)
         for threads in args.threads:
-            torch.set_num_threads(threads)
+            if threads is not None:
+                torch.set_num_threads(threads)
             for figures in time_records(field, args) + memory_records(field, args.device):
                 yield case | dict(threads=threads) | figures
 
@@ -278,8 +272,16 @@ def time_records(field: dict[str, Contestant], args: argparse.Namespace) -> list
     records = []
     for measure in TIMES:
         times = time_in_turns(field, measure, args.device, args.rounds, args.seconds)
-        medians = {name: 1e3 * statistics.median(of) for name, of in times.items()}
-        records.append(record(measure, "ms", medians) | dict(rounds=len(times["native"])))
+        rounds = len(times["native"])
+        calls = {name: list(itertools.chain(*of)) for name, of in times.items()}
+        medians = {name: 1e3 * statistics.median(of) for name, of in calls.items()}
+        counts = {name: len(of) for name, of in calls.items()}
+        records.append(record(measure, "ms", medians, rounds, counts))
+        if measure == "forward":
+            gathered = field["native"].problem.gathered_bytes() / medians["native"] / 1e6
+            only = {"native": counts["native"]}
+            values = {"native": gathered}
+            records.append(record("gathered in forward", "GB/s", values, rounds, only))
     return records
 
 
@@ -293,46 +295,35 @@ def memory_records(field: dict[str, Contestant], device: str) -> list[dict]:
         sizes = {name: peak_memory(call, device) for name, call in calls.items()}
         if None not in sizes.values():
             mebibytes = {name: size / 2**20 for name, size in sizes.items()}
-            records.append(record(f"memory of {measure}", "MiB", mebibytes))
+            counts = dict.fromkeys(calls, 1)
+            records.append(record(f"memory of {measure}", "MiB", mebibytes, 1, counts))
     return records
 
 
-def record(measure: str, unit: str, values: dict[str, float]) -> dict:
+def record(
+    measure: str, unit: str, values: dict[str, float], rounds: int, calls: dict[str, int]
+) -> dict:
     native = values["native"]
     # A tiny shape may take no page more than was there.
     ratios = {name: value / native if native else None for name, value in values.items()}
-    return dict(measure=measure, unit=unit, values=values, ratios_to_native=ratios)
-
-
-def environment(device: str) -> dict:
-    """Where the figures are from."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cuda": torch.cuda.get_device_name() if device == "cuda" else None,
-        "instruction set": os.environ.get("LITE_DETR_CPU_CAPABILITY")
-        or torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        OTHER: importlib.metadata.version(OTHER)
-        if importlib.util.find_spec("torch_ms_deform_attn")
-        else None,
-    }
+    return dict(
+        measure=measure,
+        unit=unit,
+        values=values,
+        ratios_to_native=ratios,
+        rounds=rounds,
+        calls=calls,
+    )
 
 
 COLUMNS = "operator shape dtype batch threads measure".split()
 
 
 def line(record: dict, names: list[str]) -> list[str]:
-    cells = [str(record[column]) for column in COLUMNS]
+    cells = ["-" if record[column] is None else str(record[column]) for column in COLUMNS]
     for name in names:
         value, ratio = record["values"].get(name), record["ratios_to_native"].get(name)
-        cells.append("-" if value is None else f"{value:.2f}")
+        cells.append("-" if value is None else f"{value:.{2 if value >= 1 else 4}f}")
         cells[-1] += f" ({ratio:.1f}x)" if ratio else ""
     return [*cells[:6], record["unit"], *cells[6:]]
 
@@ -362,20 +353,31 @@ def main() -> None:
     parser.add_argument("--levels", **many, type=map_size, default=LEVELS, metavar="HEIGHTxWIDTH")
     parser.add_argument("--queries", type=int, default=900, help="of the decoder")
     parser.add_argument("--batch", **many, type=int, default=[1])
-    parser.add_argument("--threads", **many, type=int, default=[torch.get_num_threads()])
+    parser.add_argument("--threads", **many, type=int, help="of the CPU; PyTorch's number if none")
     parser.add_argument("--dtype", **many, choices=list(DTYPES), default=["float32"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=15, help="at most; three at least")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each line, about")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     args = parser.parse_args()
-    if ops.backend() != "native":
-        sys.exit("error: the native operators are not built; docs/kernels.md says how")
+    if args.device == "cuda" and args.threads:
+        parser.error("--threads is of --device cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda needs a GPU, and PyTorch finds none")
+    if ops.backend(args.device) != "native":
+        sys.exit(
+            f"error: there are no native operators for --device {args.device}; docs/kernels.md "
+            "says how to build them"
+        )
+    if args.threads is None:
+        args.threads = [None if args.device == "cuda" else torch.get_num_threads()]
     try:
         records = list(tqdm(run(args), unit=" figures", disable=None))
     except RuntimeError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).splitlines()[0]}")
     where = environment(args.device)
+    has_other = importlib.util.find_spec("torch_ms_deform_attn")
+    where[OTHER] = importlib.metadata.version(OTHER) if has_other else None
     print(", ".join(f"{name} {value}" for name, value in where.items() if value is not None))
     print_table(records)
     if args.json:

@@ -86,7 +86,6 @@ def describe(kernel: Kernel) -> dict:
 
 def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[str, float]:
     """Instructions that a warp issues for a point of one query and head."""
-    points = LEVELS * POINTS
     code, points, skipped = kernel.code, LEVELS * POINTS, frozenset()
     if layout := layouts.get(label(kernel)):
         pairs, lanes = WARP // layout["lanes"], layout["lanes"]

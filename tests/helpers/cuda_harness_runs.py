@@ -94,8 +94,7 @@ class Kernels(torch.autograd.Function):
             for tensor in context.moved
         ]
         return None, *(
-            result if tensor is not None else None
-            for tensor, result in zip(context.moved, results)
+            result if tensor is not None else None for tensor, result in zip(context.moved, results)
         )
 
 

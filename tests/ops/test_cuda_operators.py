@@ -41,9 +41,7 @@ def test_images_and_heads_are_numbered_by_a_grid(attention):
 
     def spread(images, heads):
         tensors = {name: t for name, t in inputs.items() if name != "sizes"}
-        tensors = {
-            name: t.expand(images, -1, heads, *t.shape[3:]) for name, t in tensors.items()
-        }
+        tensors = {name: t.expand(images, -1, heads, *t.shape[3:]) for name, t in tensors.items()}
         return tensors | {"sizes": inputs["sizes"]}
 
     output = run_kernels(attention, spread(300, 7))["output"]
