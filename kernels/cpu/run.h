@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../problem.h"
+#include "../storage.h"
 #include "kernels.h"
 
 namespace lite_detr::cpu {
@@ -28,26 +29,6 @@ template <>
 inline const Kernels<Float16>& kernels_for<Float16>() { return kernels().float16; }
 template <>
 inline const Kernels<BFloat16>& kernels_for<BFloat16>() { return kernels().bfloat16; }
-
-// Calls `run` with a null pointer of the storage type of a floating-point tensor.
-template <typename Run>
-void for_storage_type(at::ScalarType dtype, Run run) {
-  switch (dtype) {
-    case at::kDouble:
-      return run(static_cast<double*>(nullptr));
-    case at::kHalf:
-      return run(static_cast<Float16*>(nullptr));
-    case at::kBFloat16:
-      return run(static_cast<BFloat16*>(nullptr));
-    default:
-      return run(static_cast<float*>(nullptr));
-  }
-}
-
-template <typename T>
-T* data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
 
 inline int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelMultiple); }
 
@@ -71,7 +52,7 @@ struct Source {
   Source() = default;
   explicit Source(const at::Tensor& any)
       : tensor(any.stride(3) == 1 ? any : any.contiguous()) {
-    data = cpu::data<const T>(tensor);
+    data = lite_detr::data<const T>(tensor);
     batch_stride = tensor.stride(0);
     token_stride = tensor.stride(1);
     head_stride = tensor.stride(2);

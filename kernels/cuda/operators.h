@@ -1,30 +1,13 @@
-// The operators on CUDA tensors; kernels/operators.h has what passes the dispatcher.
+// The operators on CUDA tensors: of the types of those that pass the dispatcher.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
-#include <tuple>
+#include "../operators.h"
 
 namespace lite_detr::cuda {
 
-at::Tensor ms_deform_attn(
-    const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations, const at::Tensor& attention_weights);
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
-    const at::Tensor& grad_output, const at::Tensor& value, const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index, const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights);
-
-std::tuple<at::Tensor, at::Tensor> key_aware_ms_deform_attn(
-    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
-    const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations);
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> key_aware_ms_deform_attn_backward(
-    const at::Tensor& grad_output, const at::Tensor& query, const std::optional<at::Tensor>& key,
-    const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations, const at::Tensor& output, const at::Tensor& logsumexp);
+decltype(lite_detr::ms_deform_attn) ms_deform_attn;
+decltype(lite_detr::ms_deform_attn_backward) ms_deform_attn_backward;
+decltype(lite_detr::key_aware_ms_deform_attn) key_aware_ms_deform_attn;
+decltype(lite_detr::key_aware_ms_deform_attn_backward) key_aware_ms_deform_attn_backward;
 
 }  // namespace lite_detr::cuda

@@ -14,6 +14,12 @@ template <typename A>
 constexpr int kAddedAtOnce = 1;
 #endif
 
+// A template, as there is no such addition to look up before 9.0.
+template <typename V>
+__device__ __forceinline__ void add_at_once(V* target, V sum) {
+  atomicAdd(target, sum);
+}
+
 // Which channels a lane adds to.
 //
 // Where four numbers are added at once, a lane adds to those that it loads. Elsewhere the lanes of
@@ -90,11 +96,11 @@ class AddedRows {
 #pragma unroll
     for (int i = 0; i < kWidth; i += Own::kRun) {
       if constexpr (Own::kRun == 4) {
-        using V = typename Vector<A, Own::kRun>::type;
-        const V sum = {
-            factor * row.at[i], factor * row.at[i + 1], factor * row.at[i + 2],
-            factor * row.at[i + 3]};
-        atomicAdd(reinterpret_cast<V*>(target + Own::offset(vector, i)), sum);
+        add_at_once(
+            reinterpret_cast<float4*>(target + Own::offset(vector, i)),
+            make_float4(
+                factor * row.at[i], factor * row.at[i + 1], factor * row.at[i + 2],
+                factor * row.at[i + 3]));
       } else {
         atomicAdd(target + Own::offset(vector, i), factor * row.at[i]);
       }

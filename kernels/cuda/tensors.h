@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../problem.h"
+#include "../storage.h"
 #include "kernels.h"
 
 namespace lite_detr::cuda {
@@ -31,11 +32,6 @@ at::Tensor zero_rows(const Problem& problem, const Geometry& geometry, const at:
 // What was added up, as the gradient of a tensor [B, S, M, D].
 at::Tensor finish_rows(const at::Tensor& sums, const at::Tensor& like);
 
-template <typename T>
-T* data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
 // T may be const.
 template <typename T>
 Rows<T> rows(const at::Tensor& tensor) {
@@ -43,21 +39,6 @@ Rows<T> rows(const at::Tensor& tensor) {
   return {
       data<T>(tensor), tensor.stride(0) * kBytes, tensor.stride(2) * kBytes,
       int32_t(tensor.stride(1) * kBytes)};
-}
-
-// Calls `run` with a null pointer of the storage type of a floating-point tensor.
-template <typename Run>
-void for_storage_type(at::ScalarType dtype, Run run) {
-  switch (dtype) {
-    case at::kDouble:
-      return run(static_cast<double*>(nullptr));
-    case at::kHalf:
-      return run(static_cast<Float16*>(nullptr));
-    case at::kBFloat16:
-      return run(static_cast<BFloat16*>(nullptr));
-    default:
-      return run(static_cast<float*>(nullptr));
-  }
 }
 
 // Launches on PyTorch's current stream, unless there is nothing to do.

@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -78,41 +79,13 @@ __device__ __forceinline__ uint32_t pack<BFloat16>(float2 numbers) {
   return pair;
 }
 
-// What one instruction loads or stores.
-template <typename T, int kWidth>
-struct Vector;
-template <>
-struct Vector<float, 4> {
-  using type = float4;
-};
-template <>
-struct Vector<double, 1> {
-  using type = double;
-};
-template <>
-struct Vector<double, 2> {
-  using type = double2;
-};
-template <>
-struct Vector<Float16, 8> {
-  using type = uint4;
-};
-template <>
-struct Vector<Float16, 4> {
-  using type = uint2;
-};
-template <>
-struct Vector<BFloat16, 8> {
-  using type = uint4;
-};
-template <>
-struct Vector<BFloat16, 4> {
-  using type = uint2;
-};
+// What one instruction loads or stores: 16 bytes, or 8.
+template <int kBytes>
+using Vector = std::conditional_t<kBytes == 16, uint4, uint2>;
 
 template <int kWidth, typename T>
 __device__ __forceinline__ Channels<compute_t<T>, kWidth> load(const T* source) {
-  using V = typename Vector<T, kWidth>::type;
+  using V = Vector<kWidth * sizeof(T)>;
   static_assert(sizeof(V) == kWidth * sizeof(T), "a vector holds kWidth numbers");
   const V vector = __ldg(reinterpret_cast<const V*>(source));
   Channels<compute_t<T>, kWidth> channels;
@@ -133,7 +106,7 @@ __device__ __forceinline__ Channels<compute_t<T>, kWidth> load(const T* source) 
 
 template <int kWidth, typename T>
 __device__ __forceinline__ void store(T* target, const Channels<compute_t<T>, kWidth>& channels) {
-  using V = typename Vector<T, kWidth>::type;
+  using V = Vector<kWidth * sizeof(T)>;
   V vector;
   if constexpr (sizeof(T) == 2) {
     uint32_t pairs[kWidth / 2];
