@@ -12,24 +12,23 @@
 
 namespace lite_detr {
 
-// Where a location lies between the centres of four cells, its corners: top left, top right, bottom
-// left and bottom right.
+// The four cells around a location, in the order top left, top right, bottom left, bottom right.
 template <typename Real>
-struct Place {
-  int32_t token;   // of the top left corner, whether it exists or not
-  bool exists[4];  // whether a corner is on the map; where not, values are zero
-  Real right;      // share of the two right corners, 0 to 1
-  Real lower;      // share of the two lower corners, 0 to 1
+struct Corners {
+  int32_t token[4];  // of S tokens, or -1 outside the map, where values are zero
+  int32_t first;     // the token of the top left one, whether it is on the map or not
+  Real right;        // share of the two right cells, 0 to 1
+  Real lower;        // share of the two lower cells, 0 to 1
 };
 
-// Finds the place of (x, y), given in [0, 1] across a map of width x height cells that begins at
+// Finds the corners of (x, y), given in [0, 1] across a map of width x height cells that begins at
 // token `start`. The centre of the first cell is at (0.5 / width, 0.5 / height).
 //
 // Without branches, so that a compiler can do several locations at once. A location that is NaN,
-// infinite or anywhere outside fails the comparison and gets corners that do not exist, before any
-// conversion to an integer that could overflow.
+// infinite or anywhere outside fails the comparison and becomes a cell that is never read, before
+// any conversion to an integer that could overflow.
 template <typename Real>
-LITE_DETR_INLINE Place<Real> find_place(
+LITE_DETR_INLINE Corners<Real> find_corners(
     Real x, Real y, int32_t width, int32_t height, int32_t start) {
   Real column = x * Real(width) - Real(0.5);
   Real row = y * Real(height) - Real(0.5);
@@ -47,16 +46,17 @@ LITE_DETR_INLINE Place<Real> find_place(
   const bool has_right = inside & (left + 1 < width);
   const bool has_upper = upper >= 0;
   const bool has_lower = upper + 1 < height;
+  const int32_t token = start + upper * width + left;
 
-  Place<Real> place;
-  place.token = start + upper * width + left;
-  place.exists[0] = has_left & has_upper;
-  place.exists[1] = has_right & has_upper;
-  place.exists[2] = has_left & has_lower;
-  place.exists[3] = has_right & has_lower;
-  place.right = column - Real(left);
-  place.lower = row - Real(upper);
-  return place;
+  Corners<Real> corners;
+  corners.first = token;
+  corners.token[0] = has_left & has_upper ? token : -1;
+  corners.token[1] = has_right & has_upper ? token + 1 : -1;
+  corners.token[2] = has_left & has_lower ? token + width : -1;
+  corners.token[3] = has_right & has_lower ? token + width + 1 : -1;
+  corners.right = column - Real(left);
+  corners.lower = row - Real(upper);
+  return corners;
 }
 
 }  // namespace lite_detr

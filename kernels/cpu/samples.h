@@ -104,14 +104,11 @@ struct Group {
     const int32_t* height = geometry.height + first;
     const int32_t* start = geometry.start + first;
     for (int i = 0; i < kGroup; ++i) {
-      const Place<A> place =
-          find_place(locations[2 * i], locations[2 * i + 1], width[i], height[i], start[i]);
-      token[0][i] = place.exists[0] ? place.token : -1;
-      token[1][i] = place.exists[1] ? place.token + 1 : -1;
-      token[2][i] = place.exists[2] ? place.token + width[i] : -1;
-      token[3][i] = place.exists[3] ? place.token + width[i] + 1 : -1;
-      right[i] = place.right;
-      lower[i] = place.lower;
+      const Corners<A> corners =
+          find_corners(locations[2 * i], locations[2 * i + 1], width[i], height[i], start[i]);
+      for (int corner = 0; corner < 4; ++corner) token[corner][i] = corners.token[corner];
+      right[i] = corners.right;
+      lower[i] = corners.lower;
     }
   }
 

@@ -6,7 +6,7 @@
 
 namespace lite_detr::cuda {
 
-// A place on one of the levels, in the few registers that the lanes of a group pass around.
+// A location on one of the levels, in the few registers that the lanes of a group pass around.
 template <typename A>
 struct Point {
   int32_t token;   // of the top left corner
@@ -30,13 +30,15 @@ __device__ __forceinline__ Point<A> find_point(
   if (point >= geometry.levels * geometry.points) return {0, 0, A(0), A(0)};
   const uint32_t level = uint32_t(point) / uint32_t(geometry.points);
   const auto location = load_pair(locations + 2 * first_point, point);
-  const Place<A> place = find_place(
+  const Corners<A> corners = find_corners(
       location.x, location.y, geometry.width[level], geometry.height[level],
       geometry.start[level]);
   uint32_t flags = level << 4;
 #pragma unroll
-  for (int corner = 0; corner < 4; ++corner) flags |= uint32_t(place.exists[corner]) << corner;
-  return {place.token, flags, place.right, place.lower};
+  for (int corner = 0; corner < 4; ++corner) {
+    flags |= uint32_t(corners.token[corner] >= 0) << corner;
+  }
+  return {corners.first, flags, corners.right, corners.lower};
 }
 
 template <int kLanes, typename A>
