@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
         const int32_t width = geometry.width[point.level()];
 #pragma unroll
         for (int vector = 0; vector < kVectors; ++vector) {
-#pragma unroll
+#pragma unroll(kLayout.corners)
           for (int corner = 0; corner < 4; ++corner) {
             const A share = Influence<A>(point, corner).share;
             add_scaled(sums[vector], weight * share, values.at(point, corner, width, vector));

@@ -70,11 +70,12 @@ constexpr int kBackwardWidth = kIs64Bit<T> ? 1 : 4;
 // 1024 threads have 64 KiB on their way by that, which covers a latency of 500 cycles at the 128
 // bytes a cycle of an L1 cache; two points cover twice as much. A load takes four registers and a
 // lane's sums as many, or eight where they are of 16-bit numbers; these are the largest batches
-// that fit 64 registers without spilling. Where keys are not the values, and for 64-bit numbers, corners
-// follow one another.
+// that fit 64 registers without spilling. Where keys are not the values, and for 64-bit numbers,
+// fewer corners of a point are on their way at once, down to one.
 template <typename T, int kHeadWidth>
-constexpr Layout kPlainForward =
-    spread(kHeadWidth, kForwardWidth<T, kHeadWidth>, kIs16Bit<T> ? 1 : 2, 4, kForwardThreads);
+constexpr Layout kPlainForward = spread(
+    kHeadWidth, kForwardWidth<T, kHeadWidth>, kIs16Bit<T> || kIs64Bit<T> ? 1 : 2, 4,
+    kForwardThreads);
 
 template <typename T, int kHeadWidth>
 constexpr Layout kPlainBackward = spread(
