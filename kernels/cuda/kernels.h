@@ -14,6 +14,9 @@ namespace lite_detr::cuda {
 constexpr int kMaxLevels = 32;
 // Images and heads are numbered by the coordinates of a grid.
 constexpr int kMaxGrid = 65535;
+// Queries of all heads and images, and points of a query, are numbered in 32 bits, with room for
+// what a last block numbers beyond them.
+constexpr int64_t kMaxItems = INT32_MAX - 256;
 // The widths of heads that kernels are compiled for. Others are padded to the next of them, so that
 // no kernel has to ask which channels exist; wider ones do not fit into the registers of a warp.
 constexpr int kHeadWidths[] = {16, 32, 64, 128, 256};
@@ -25,7 +28,7 @@ constexpr int kVectorBytes = 16;
 template <typename T>
 constexpr int kChannelMultiple = kVectorBytes / sizeof(T);
 
-// The sizes of a problem. All of them are positive, and B * Q * M is less than 2^31.
+// The sizes of a problem. All of them are positive; B * Q * M and L * P are at most kMaxItems.
 struct Geometry {
   int32_t batch;     // B, at most kMaxGrid
   int32_t queries;   // Q

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   using Own = OwnRow<T, kWidth, kLanes, kVectors>;
   // Whether a sampled key waits in registers for its gradient, or is sampled again.
   constexpr bool kKept = kVectors == 1 && !kIs64Bit<T>;
-  // Whether the query's gradient adds up in registers, or in memory, where no other lane adds to it.
+  // Whether the query's gradient adds up in registers, or in memory, where no other lane adds.
   constexpr bool kSummed = kVectors == 1 || !kIs64Bit<T>;
 
   const Geometry& geometry = arguments.geometry;

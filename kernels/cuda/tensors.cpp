@@ -38,13 +38,13 @@ Geometry geometry(const Problem& problem, at::ScalarType dtype) {
       problem.batch <= kMaxGrid && problem.heads <= kMaxGrid, "the CUDA kernels take up to ",
       kMaxGrid, " images and heads, got ", problem.batch, " images and ", problem.heads,
       " heads. Split the batch");
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   TORCH_CHECK_VALUE(
-      problem.queries <= kMost && problem.batch * problem.heads * problem.queries <= kMost,
-      "the CUDA kernels take up to ", kMost, " queries, counted for each head and image, got ",
+      problem.queries <= kMaxItems &&
+          problem.batch * problem.heads * problem.queries <= kMaxItems,
+      "the CUDA kernels take up to ", kMaxItems, " queries, counted for each head and image, got ",
       problem.batch, " x ", problem.heads, " x ", problem.queries, ". Split the batch");
   TORCH_CHECK_VALUE(
-      problem.points_in_all() <= kMost, "the CUDA kernels take up to ", kMost,
+      problem.points_in_all() <= kMaxItems, "the CUDA kernels take up to ", kMaxItems,
       " points of a query, got ", problem.points_in_all());
 
   Geometry geometry{};

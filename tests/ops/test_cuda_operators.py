@@ -4,7 +4,7 @@ import cuda_harness
 import pytest
 import torch
 from cuda_harness_runs import run_kernels
-from sampling_problems import cast, make_problem, run_with_gradients
+from sampling_problems import cast, make_problem, run, run_with_gradients
 
 pytestmark = cuda_harness.needs_harness
 
@@ -46,6 +46,8 @@ def test_images_and_heads_are_numbered_by_a_grid(attention):
 
     output = run_kernels(attention, spread(300, 7))["output"]
     assert torch.equal(output[:1, :, :16].repeat(300, 1, 7), output)
+    with pytest.raises(ValueError, match="up to 2147483391 queries, .*, got 65000 x 65000 x 1"):
+        run(attention, "harness", spread(65000, 65000))
     for images, heads in ((65536, 1), (1, 65536)):
         message = f"up to 65535 images and heads, got {images} images and {heads} heads"
         with pytest.raises(ValueError, match=message):
