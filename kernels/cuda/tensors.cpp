@@ -1,6 +1,5 @@
 #include "tensors.h"
 
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 

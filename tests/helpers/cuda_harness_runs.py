@@ -4,16 +4,8 @@ from collections.abc import Sequence
 
 import cuda_harness
 import torch
-from sampling_problems import Problem, level_tensors, transform
+from sampling_problems import Problem, level_tensors, make_grad_output, transform
 from torch import Tensor
-
-
-def make_grad_output(problem: Problem, dtype: torch.dtype) -> Tensor:
-    """``[B, Q, M * D]``, the same for every form and dtype but for rounding."""
-    query = problem["query"]
-    generator = torch.Generator().manual_seed(1)
-    grad_output = torch.randn(query.flatten(2).shape, generator=generator, dtype=torch.float64)
-    return grad_output.to(dtype)
 
 
 def run_kernels(

@@ -83,6 +83,13 @@ def cast(
     return transform(problem, lambda tensor: tensor.to(dtype)) | {"locations": locations}
 
 
+def make_grad_output(problem: Problem, dtype: torch.dtype) -> Tensor:
+    """``[B, Q, M * D]``, the same for every form and dtype but for rounding."""
+    shape = problem["query"].flatten(2).shape
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
 def level_tensors(sizes: Sizes) -> tuple[Tensor, Tensor]:
     starts = [sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))]
     return torch.tensor(sizes), torch.tensor(starts)
@@ -168,8 +175,7 @@ def run_with_gradients(
     ]
     output = run(attention, form, leaves)
     if grad_output is None:
-        generator = torch.Generator().manual_seed(1)
-        grad_output = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        grad_output = make_grad_output(problem, torch.float64)
     grads = torch.autograd.grad(output, [leaves[name] for name in names], grad_output.to(output))
     return {"output": output.detach()} | dict(zip(names, grads))
 

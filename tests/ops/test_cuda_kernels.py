@@ -3,11 +3,17 @@
 import cuda_harness
 import pytest
 import torch
-from cuda_harness_runs import make_grad_output, run_kernels
+from cuda_harness_runs import run_kernels
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rounding import assert_rounded_once
-from sampling_problems import cast, make_problem, run_with_gradients
+from sampling_problems import (
+    cast,
+    make_grad_output,
+    make_problem,
+    relative_error,
+    run_with_gradients,
+)
 
 pytestmark = cuda_harness.needs_harness
 
@@ -28,13 +34,11 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def assert_close(results, expected, bound):
-    """Relative to the largest magnitude, or to 0.1 where a gradient is a difference of equals."""
     assert results.keys() == expected.keys()
     for name, result in results.items():
         assert result.shape == expected[name].shape, name
         assert result.dtype == expected[name].dtype, name
-        difference = (result - expected[name]).abs().max()
-        error = (difference / expected[name].abs().max().clamp(min=0.1)).item()
+        error = relative_error(result, expected[name])
         assert error <= bound, f"{name} is {error:.1e} off"
 
 
