@@ -1,7 +1,6 @@
 """The tool that times the parts of a detector, on a model so small that it is done at once."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ def tool(monkeypatch):
     threads = torch.get_num_threads()
     yield module
     torch.set_num_threads(threads)
-    sys.modules.pop("analyze_model", None)
 
 
 def test_a_row_for_each_part(tool, capsys):

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import kernel_code
 import kernel_compile
 import kernel_report
+from markdown_page import BEGIN, END
 
 # Those that the project promises for, and whose atomic additions differ.
 ARCHITECTURES = ("8.0", "9.0")
@@ -318,7 +319,7 @@ def test_occupancy_is_that_of_nvidias_calculator(tmp_path):
 @needs_compiler
 def test_the_tool_writes_tables(monkeypatch, tmp_path, capsys):
     page, figures = tmp_path / "page.md", tmp_path / "figures.json"
-    page.write_text(f"Before.\n{kernel_report.BEGIN}\nold\n{kernel_report.END}\nAfter.\n")
+    page.write_text(f"Before.\n{BEGIN}\nold\n{END}\nAfter.\n")
     options = "--arch 9.0 --dtype float32 --markdown".split()
     command = ["kernel_report.py", *options, str(page), "--json", str(figures)]
     monkeypatch.setattr(sys, "argv", command)

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import torch
-from analyze_model import image_size
 from detectron2.config import LazyConfig, instantiate
+from size_argument import parse_size
 from torch import nn
 from tqdm import tqdm
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
-    add("--size", type=image_size, default=(800, 1066), metavar="HxW", help="of the image, px")
+    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="of the image, px")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add("--rounds", type=int, default=7)
     add("opts", nargs="*", metavar="key=value", help="change the config's values")

@@ -46,6 +46,7 @@ from pathlib import Path
 
 import torch
 from measure_calls import environment, peak_memory, time_turn
+from size_argument import parse_size
 from torch import Tensor
 from tqdm import tqdm
 
@@ -336,13 +337,6 @@ def print_table(records: list[dict]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def map_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"given {text}, accepted is HEIGHTxWIDTH like 100x134")
-    return int(height), int(width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -350,7 +344,7 @@ def main() -> None:
     many = dict(nargs="+")
     parser.add_argument("--operators", **many, choices=list(LEAVES), default=list(LEAVES))
     parser.add_argument("--shapes", **many, choices=SHAPES, default=SHAPES)
-    parser.add_argument("--levels", **many, type=map_size, default=LEVELS, metavar="HEIGHTxWIDTH")
+    parser.add_argument("--levels", **many, type=parse_size, default=LEVELS, metavar="HEIGHTxWIDTH")
     parser.add_argument("--queries", type=int, default=900, help="of the decoder")
     parser.add_argument("--batch", **many, type=int, default=[1])
     parser.add_argument("--threads", **many, type=int, help="of the CPU; PyTorch's number if none")

@@ -44,10 +44,9 @@ from pathlib import Path
 import torch
 from kernel_code import KINDS, MULTIPROCESSORS, WARP, Kernel
 from kernel_compile import compile_original, compile_ours, read_layouts, toolkit, unpack
+from markdown_page import replace_tables
 from tqdm import tqdm
 
-# The markers in a markdown file between which the tables stand.
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 PROCESSES = 2
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # As they are called in C++.
@@ -261,15 +260,6 @@ def tables(records: list[dict], where: dict[str, str]) -> str:
         parts += ["The original:", resources_table(records, "original")]
     parts += ["### Bounds", "\n".join(f"- {line}" for line in broken) or "All are kept."]
     return "\n\n".join(parts)
-
-
-def replace_tables(text: str, tables: str) -> str:
-    """Puts tables between the markers of a markdown text."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the markdown file must hold the lines {BEGIN} and {END}, in this order")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
 def main() -> None:

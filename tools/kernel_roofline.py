@@ -44,6 +44,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from size_argument import parse_size
+
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 OPERATORS = ("plain", "key-aware, shared", "key-aware, apart")
 PASSES = ("forward", "backward")
@@ -199,19 +201,14 @@ def time_table(gpu: Gpu, problems: list[Problem], dtypes: list[str], records: li
     return table(header, rows, words=4)
 
 
-def map_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"given {text}, accepted is HEIGHTxWIDTH like 100x134")
-    return int(height), int(width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     many = dict(nargs="+")
-    parser.add_argument("--levels", **many, type=map_size, default=ENCODER, metavar="HEIGHTxWIDTH")
+    parser.add_argument(
+        "--levels", **many, type=parse_size, default=ENCODER, metavar="HEIGHTxWIDTH"
+    )
     parser.add_argument("--batch", **many, type=int, default=[1, 16])
     parser.add_argument("--dtype", **many, choices=list(SIZES), default=["float32", "bfloat16"])
     parser.add_argument("--kernels", type=Path, help="what kernel_report.py --json wrote")

@@ -1,0 +1,31 @@
+"""Pages of the documentation whose tables a program writes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+from markdown_page import BEGIN, END, replace_tables  # noqa: E402
+
+
+def test_tables_are_replaced_and_the_text_around_them_stays():
+    replaced = replace_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n", "| new |")
+    assert replaced == f"before\n{BEGIN}\n\n| new |\n\n{END}\nafter\n"
+    assert replace_tables(replaced, "| new |") == replaced
+    other = replace_tables(replaced, "| other |")
+    assert "other" in other
+    assert "new" not in other
+
+
+@pytest.mark.parametrize("text", [BEGIN, END, f"{END}\n{BEGIN}", "text"])
+def test_both_markers_are_needed(text):
+    with pytest.raises(ValueError, match="tables: begin.*tables: end"):
+        replace_tables(text, "tables")
+
+
+@pytest.mark.parametrize("page", ["MODEL_ZOO.md", "backbones.md", "kernel_report.md"])
+def test_markers_stand_in_the_documentation(page):
+    replace_tables((ROOT / "docs" / page).read_text(), "")
