@@ -3,6 +3,7 @@
 
 analyze_model.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py   # one or several configs
 analyze_model.py --all --markdown docs/MODEL_ZOO.md      # rewrites the tables there
+analyze_model.py --backbones --markdown docs/backbones.md   # the same two models, other backbones
 """
 
 import argparse
@@ -10,15 +11,16 @@ import json
 import sys
 from pathlib import Path
 
+from backbone_table import FOLDER, backbone_rows, backbone_table
 from detectron2.config import instantiate
+from markdown_page import replace_tables
+from size_argument import parse_size
 from tqdm import tqdm
 
 from lite_detr import model_zoo
 from lite_detr.flops import PARTS, ModelCost, count_cost
 
 REPORTED = Path(__file__).with_name("reported.json")
-# The markers in a markdown file between which the tables stand.
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
 
 
@@ -71,46 +73,41 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
     return "\n".join(parts)
 
 
-def replace_tables(text: str, tables: str) -> str:
-    """Puts tables between the markers of a markdown text."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the markdown file must hold the lines {BEGIN} and {END}, in this order")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
-
-
-def image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"given {text}, accepted is HEIGHTxWIDTH like 800x1066")
-    return int(height), int(width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="*", help="files or names of the model zoo")
-    parser.add_argument("--all", action="store_true", help="every R50 and Swin-T config of the zoo")
-    parser.add_argument("--size", type=image_size, default=(800, 1066), help="HEIGHTxWIDTH")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("configs", nargs="*", default=[], help="files or names of the model zoo")
+    which.add_argument("--all", action="store_true", help="every R50 and Swin-T config of the zoo")
+    which.add_argument(
+        "--backbones",
+        action="store_true",
+        help=f"every backbone of configs/{FOLDER}, with the full and with the lite encoder",
+    )
+    parser.add_argument("--size", type=parse_size, default=(800, 1066), help="HEIGHTxWIDTH")
     parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")
     args = parser.parse_args()
     zoo = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
     names = zoo if args.all else args.configs
-    if not names:
-        parser.error("name configs, or give --all")
+    if not (names or args.backbones):
+        parser.error("name configs, or give --all or --backbones")
     try:
         # A file without the markers is better refused before minutes of counting.
         page = args.markdown.read_text() if args.markdown else ""
         if args.markdown:
             replace_tables(page, "")
-        costs = {name: analyze(name, *args.size) for name in tqdm(names, disable=len(names) < 2)}
+        if args.backbones:
+            tables = printed = backbone_table(backbone_rows(*args.size))
+        else:
+            rows = tqdm(names, disable=len(names) < 2)
+            costs = {name: analyze(name, *args.size) for name in rows}
+            tables = markdown_tables(costs, "{}x{}".format(*args.size))
+            printed = text_table(costs)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(text_table(costs))
+    print(printed)
     if args.markdown:
-        tables = markdown_tables(costs, "{}x{}".format(*args.size))
         args.markdown.write_text(replace_tables(page, tables))
 
 

@@ -1,6 +1,6 @@
+from .backbones.efficientnet_lite0 import backbone, pixel_mean, pixel_std
 from .data.custom import data
 from .data.digits import dataloader
-from .models.efficientnet_lite0 import backbone, pixel_mean, pixel_std
 from .optimizer import optimizer
 from .schedule import cosine_schedule
 from .train import train

@@ -1,7 +1,7 @@
+from ..common.backbones.resnet50 import init_checkpoint
 from ..common.data.coco import dataloader
 from ..common.data.custom import data
 from ..common.models.h_detr import model
-from ..common.models.resnet50 import init_checkpoint
 from ..common.optimizer import optimizer
 from ..common.schedule import COCO_EPOCH, step_schedule
 from ..common.train import train

@@ -16,7 +16,8 @@ except ModuleNotFoundError as error:
         name="detectron2",
     ) from None
 
-from . import data, modeling, ops
+from . import data, modeling, ops, plugin
 from .version import __version__
+from .yacs import add_lite_detr_config
 
-__all__ = ["__version__", "data", "modeling", "ops"]
+__all__ = ["__version__", "add_lite_detr_config", "data", "modeling", "ops", "plugin"]

@@ -3,15 +3,27 @@
 import difflib
 from pathlib import Path
 
-from detectron2.config import LazyConfig
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
 
+from .yacs.config import add_lite_detr_config
+
 CONFIG_ROOT = Path(__file__).parent / "configs"
+YAML_SUFFIXES = (".yaml", ".yml")
 
 
-def list_configs() -> list[str]:
-    """The names of all models' configs, such as ``deformable_detr/....py``."""
-    names = (path.relative_to(CONFIG_ROOT).as_posix() for path in CONFIG_ROOT.rglob("*.py"))
+class ConfigError(ValueError):
+    """A config of the other kind than is needed."""
+
+
+def list_configs(suffix: str = ".py") -> list[str]:
+    """The names of all models' configs, such as ``deformable_detr/....py``.
+
+    Args:
+        suffix: ``.py`` for lazy configs, ``.yaml`` for those of the main models that Detectron2's
+            ``get_cfg()`` takes.
+    """
+    names = (path.relative_to(CONFIG_ROOT).as_posix() for path in CONFIG_ROOT.rglob(f"*{suffix}"))
     return sorted(name for name in names if not name.startswith("common/"))
 
 
@@ -27,13 +39,42 @@ def get_config_file(name: str) -> str:
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
             return str(path)
-    close = difflib.get_close_matches(name, list_configs(), n=3, cutoff=0.4)
+    names = list_configs(".yaml" if name.endswith(YAML_SUFFIXES) else ".py")
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     raise FileNotFoundError(
         f"config {name!r} is neither a file nor one of the model zoo's; "
         + (f"did you mean {' or '.join(close)}?" if close else "list_configs() names them all")
     )
 
 
+def get_lazy_config_file(name: str) -> str:
+    """As :func:`get_config_file`, for a lazy config.
+
+    Raises:
+        ConfigError: it is a YAML file.
+    """
+    path = get_config_file(name)
+    if path.endswith(YAML_SUFFIXES):
+        raise ConfigError(
+            f"config {name!r} is a YAML file, and a lazy config (NAME.py) is needed here: YAML is "
+            "for Detectron2's DefaultTrainer, DefaultPredictor and tools, and in Python for "
+            "lite_detr.model_zoo.get_yaml_config"
+        )
+    return path
+
+
 def get_config(name: str) -> DictConfig:
-    """The lazy config of a model: ``model``, ``dataloader``, ``optimizer``, ``train`` and so on."""
-    return LazyConfig.load(get_config_file(name))
+    """The lazy config of a model: ``model``, ``dataloader``, ``optimizer``, ``train`` and so on.
+
+    Raises:
+        ConfigError: it is a YAML file.
+    """
+    return LazyConfig.load(get_lazy_config_file(name))
+
+
+def get_yaml_config(name: str) -> CfgNode:
+    """The config of a model for ``DefaultPredictor`` and ``DefaultTrainer``, from a YAML file."""
+    cfg = get_cfg()
+    add_lite_detr_config(cfg)
+    cfg.merge_from_file(get_config_file(name))
+    return cfg

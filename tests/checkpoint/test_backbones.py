@@ -132,3 +132,21 @@ def test_a_backbone_alone_is_no_detector(resnet, tmp_path):
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
     with pytest.raises(WeightsError, match="hold no detector"):
         DetrCheckpointer(build(R50)).load(str(tmp_path / "resnet.pth"))
+
+
+def test_a_resnet_within_a_pyramid(resnet):
+    """Detectron2's FPN holds it as its bottom-up part, and its own convolutions start anew."""
+    config = model_zoo.get_config(R50)
+    config.model.backbone = model_zoo.get_config("common/backbones/resnet50_fpn.py").backbone
+    torch.manual_seed(1)
+    model = instantiate(config.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(convert(resnet.state_dict(), model), strict=False)
+    for name, value in model.state_dict().items():
+        if not name.startswith("backbone.bottom_up."):
+            assert torch.equal(value, before[name]), name
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        ours = model.backbone.bottom_up(images)
+        for name, expected in zip(("res3", "res4", "res5"), resnet_maps(resnet, images)):
+            torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=1e-4)

@@ -1,8 +1,13 @@
 """TimmBackbone and the weights of EfficientNet-Lite0."""
 
+import logging
+import sys
+
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 
 from lite_detr.modeling import TimmBackbone
 from lite_detr.modeling.backbone.efficientnet_lite import efficientnet_lite0_state_dict, timm_name
@@ -31,6 +36,70 @@ def test_a_stride_that_the_model_lacks_is_named_with_those_it_has():
         TimmBackbone(MODEL, out_strides=(32, 64))
 
 
+def test_a_model_of_one_stride_is_refused_with_what_it_offers():
+    offer = ", ".join(["16"] * 12)
+    with pytest.raises(ValueError, match=rf"vit_tiny.* of stride \[8, 32\].*offers \[{offer}\]"):
+        TimmBackbone("vit_tiny_patch16_224")
+
+
+def test_a_model_of_one_size_of_image_is_refused_with_the_option_that_may_help():
+    with pytest.raises(ValueError, match="image of 64x96 pixels.*strict_img_size=False"):
+        TimmBackbone("swinv2_tiny_window8_256")
+
+
+def test_without_timm_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install timm"):
+        TimmBackbone(MODEL)
+
+
+def count_models(monkeypatch):
+    """The arguments with which timm is asked for a model from now on."""
+    create, calls = timm.create_model, []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", counted)
+    return calls
+
+
+@pytest.mark.parametrize("strides, models", [((8, 16, 32), 1), ((32,), 1), ((8, 16), 2)], ids=str)
+def test_a_second_model_is_made_only_to_leave_out_the_coarser_stages(monkeypatch, strides, models):
+    calls = count_models(monkeypatch)
+    backbone = TimmBackbone("resnet18", out_strides=strides)
+    assert len(calls) == models
+    assert ("layer4" in dict(backbone.body.named_children())) == (32 in strides)
+    assert set(backbone(torch.randn(1, 3, 64, 96))) == {f"stride{stride}" for stride in strides}
+
+
+@pytest.mark.parametrize("model", [MODEL, "resnet18"])
+def test_what_no_map_needs_does_not_train(model):
+    """Of some models timm keeps coarser stages; DistributedDataParallel would wait for them."""
+    backbone = TimmBackbone(model, out_strides=(8, 16), frozen_norm=False)
+    sum(feature.sum() for feature in backbone(torch.randn(2, 3, 64, 64)).values()).backward()
+    for name, parameter in backbone.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_maps_with_channels_last_are_turned():
+    options = {"strict_img_size": False, "embed_dim": 24, "depths": (1, 1, 1, 1)}
+    backbone = TimmBackbone(
+        "swin_tiny_patch4_window7_224", size_divisibility=32, options=options
+    ).eval()
+    images = torch.randn(1, 3, 64, 96)
+    maps = backbone(images)
+    assert {name: feature.shape[1] for name, feature in maps.items()} == {
+        name: spec.channels for name, spec in backbone.output_shape().items()
+    }
+    assert maps["stride8"].shape == (1, 48, 8, 12)
+    own = backbone.body(images)[1]
+    assert own.shape == (1, 8, 12, 48)
+    assert torch.equal(maps["stride8"][0, :, 3, 5], own[0, 3, 5])
+    assert backbone.size_divisibility == 32
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_norms_keep_statistics_and_weights(frozen):
     backbone = TimmBackbone(MODEL, frozen_norm=frozen).train()
@@ -48,6 +117,76 @@ def test_frozen_stride_freezes_what_makes_that_map_and_nothing_behind_it():
     assert {name.split(".")[0] for name in frozen} == {"conv_stem", "bn1", "blocks"}
     assert {name.split(".")[1] for name in frozen if name.startswith("blocks")} == {"0", "1"}
     assert {name.split(".")[1] for name in trained} == {"2", "3", "4", "5", "6"}
+
+
+@pytest.fixture(params=["pth", "safetensors"])
+def weights_file(request, tmp_path):
+    """A model as a file; as a backbone its parts have other names (``stages_0``)."""
+    torch.manual_seed(1)
+    model = timm.create_model("convnext_atto").eval()
+    path = tmp_path / f"weights.{request.param}"
+    if request.param == "pth":
+        torch.save(model.state_dict(), path)
+    else:
+        safetensors = pytest.importorskip("safetensors.torch")
+        safetensors.save_file(model.state_dict(), path)
+    return model, str(path)
+
+
+def test_weights_of_a_file_are_those_of_the_whole_model(weights_file, caplog):
+    model, path = weights_file
+    backbone = TimmBackbone("convnext_atto", weights=path).eval()
+    images = torch.randn(1, 3, 64, 96)
+    expected = model.forward_intermediates(images, intermediates_only=True)[-1]
+    torch.testing.assert_close(backbone(images)["stride32"], expected)
+    assert not caplog.records
+
+
+def test_weights_that_lack_a_part_are_said_to(caplog):
+    weights = timm.create_model("resnet18").state_dict()
+    weights = {name: value for name, value in weights.items() if "layer4.0.conv1" not in name}
+    with caplog.at_level(logging.WARNING, logger="lite_detr"):
+        TimmBackbone("resnet18", state_dict=weights)
+    assert "1 of the 20 weights of resnet18" in caplog.text
+    assert "layer4.0.conv1.weight" in caplog.text
+
+
+def test_weights_of_another_model_are_refused():
+    weights = timm.create_model("resnet18").state_dict()
+    weights = {f"net.{name}": value for name, value in weights.items()}
+    with pytest.raises(ValueError, match="fit nothing in resnet18.*conv1.weight.*net.conv1.weight"):
+        TimmBackbone("resnet18", state_dict=weights)
+
+
+def test_weights_come_from_one_place():
+    with pytest.raises(ValueError, match="one of pretrained, weights and state_dict"):
+        TimmBackbone("resnet18", pretrained=True, weights="resnet18.pth")
+
+
+def timm_config(**options):
+    node = {"MODEL_NAME": "resnet18", "OUT_STRIDES": None, "WEIGHTS": None, "FROZEN_NORM": None}
+    return CfgNode(
+        {
+            "MODEL": {
+                "BACKBONE": {"NAME": "TimmBackbone"},
+                "PIXEL_MEAN": [0.0, 0.0, 0.0],
+                "TIMM": node | options,
+            }
+        }
+    )
+
+
+def test_a_config_of_detectron2_states_the_arguments_in_capitals():
+    backbone = build_backbone(timm_config(OUT_STRIDES=[4, 8], FROZEN_STRIDE=4))
+    assert type(backbone) is TimmBackbone
+    assert list(backbone.output_shape()) == ["stride4", "stride8"]
+    assert not backbone.body.layer1[0].conv1.weight.requires_grad
+
+
+def test_what_a_config_leaves_open_is_as_in_python():
+    backbone = build_backbone(timm_config())
+    assert list(backbone.output_shape()) == ["stride8", "stride16", "stride32"]
+    assert not backbone.body.bn1.weight.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lite_detr.modeling import (
     TwoStageQueries,
 )
 
-from .resnet50 import backbone
+from ..backbones.resnet50 import backbone
 
 # Two-stage Deformable DETR. The decoder's layers are built as the encoder's are: an override of
 # model.encoder.layer.attention changes both.

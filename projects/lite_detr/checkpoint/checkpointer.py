@@ -23,13 +23,16 @@ class DetrCheckpointer(DetectionCheckpointer):
         save_dir: where checkpoints go.
         fine_tune: the weights are what a training starts from. So they may be a backbone's alone,
             and those of another number of classes leave the class heads as they were drawn, with a
-            warning; otherwise both are errors.
+            warning; otherwise both are errors. None: it is so if there are checkpointables, such
+            as an optimizer, since evaluation has none.
         **checkpointables: see :class:`DetectionCheckpointer`.
     """
 
-    def __init__(self, model, save_dir: str = "", *, fine_tune: bool = False, **checkpointables):
+    def __init__(
+        self, model, save_dir: str = "", *, fine_tune: bool | None = None, **checkpointables
+    ):
         super().__init__(model, save_dir, **checkpointables)
-        self.fine_tune = fine_tune
+        self.fine_tune = bool(self.checkpointables) if fine_tune is None else fine_tune
         self._path = ""
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:

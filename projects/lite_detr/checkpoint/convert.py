@@ -28,6 +28,7 @@ OWN = (
 OWN_IN_BACKBONES = (
     *OWN,
     (r"backbone\.norm\d\.(weight|bias)", "a norm that classifiers do not have"),
+    (r"backbone\.fpn_.+", "the pyramid around a ResNet, which classifiers do not have"),
 )
 # What a model may lack of a file, by our names.
 NOT_NEEDED = (
@@ -35,6 +36,8 @@ NOT_NEEDED = (
     (r".+\.attn_mask", "a mask for one size of image; the model makes its own"),
     (r"denoising\.label_embed\.weight", "only for training with denoising, which the model lacks"),
 )
+# Where Detectron2's FPN keeps the backbone below the pyramid.
+BOTTOM_UP = "backbone.bottom_up."
 KEY_AWARE_PROJECTION = re.compile(r"(.+_attn)\.(?:query|key)_proj\.(?:weight|bias)")
 KEY_AWARE_ONLY = "only for key-aware attention; the reference does not use it in plain attention"
 OTHER_CLASSES = "for other classes than the model has"
@@ -79,9 +82,11 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
             f"known are {', '.join(known.name for known in SOURCES)}"
         )
     weights, ignored, left = to_our_names(given, source)
-    theirs = {name: weight.value for name, weight in weights.items()}
     mine = model.state_dict()
-    is_backbone = all(name.startswith("backbone.") for name in theirs)
+    is_backbone = all(name.startswith("backbone.") for name in weights)
+    if is_backbone and any(name.startswith(BOTTOM_UP) for name in mine):
+        weights = {name.replace("backbone.", BOTTOM_UP, 1): w for name, w in weights.items()}
+    theirs = {name: weight.value for name, weight in weights.items()}
     classes = count_classes(theirs)
     fitted = theirs if classes is None else adapt_classes(theirs, model)
 

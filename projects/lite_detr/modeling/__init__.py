@@ -1,7 +1,7 @@
 """The parts of the detectors; configs compose them. Importing registers the meta-architectures."""
 
 from .attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
-from .backbone import TimmBackbone
+from .backbone import TimmBackbone, TorchvisionBackbone
 from .criterion import SetCriterion
 from .decoder import DecoderLayer, DeformableDecoder
 from .deformable_detr import DeformableDETR
@@ -43,5 +43,6 @@ __all__ = [
     "SetCriterion",
     "SinePositionEncoding",
     "TimmBackbone",
+    "TorchvisionBackbone",
     "TwoStageQueries",
 ]

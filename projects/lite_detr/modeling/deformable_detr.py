@@ -19,6 +19,8 @@ class DeformableDETR(Detector):
     :class:`Detector`.
     """
 
+    lazy_config = "common/models/deformable_detr.py"
+
     def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
         """``loss_ce``, ``loss_bbox``, ``loss_giou``; ``_0`` ... of earlier layers, ``_enc``."""
         queries, proposals = self.queries(memory, scales)

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from .backbone.padding import batch_images
 from .criterion import SetCriterion
 from .decoder import DeformableDecoder
 from .heads import Predictions
@@ -40,8 +43,14 @@ class Detector(nn.Module):
         input_format: the order of the channels, which ``DefaultPredictor`` and demos ask for.
         score_thresh: detections scored lower are dropped.
         detections_per_image: at most so many are kept.
+
+    Attributes:
+        lazy_config: the config of the model zoo that a YAML config of the class starts from.
     """
 
+    lazy_config: ClassVar[str]
+
+    @configurable
     def __init__(
         self,
         *,
@@ -76,6 +85,14 @@ class Detector(nn.Module):
         self.detections_per_image = detections_per_image
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments that Detectron2's YAML config stands for, see :mod:`lite_detr.yacs`."""
+        # The lazy configs that are read there import the detectors.
+        from ..yacs.model import detector_arguments
+
+        return detector_arguments(cfg, cls)
 
     @property
     def device(self) -> torch.device:
@@ -136,12 +153,7 @@ class Detector(nn.Module):
             ((inputs["image"].to(self.device).float() / 255 - mean) / std).to(self.pixel_mean.dtype)
             for inputs in batched_inputs
         ]
-        return ImageList.from_tensors(
-            images,
-            # The property of Detectron2's SwinTransformer fails, as it misspells its attribute.
-            getattr(self.backbone, "size_divisibility", 0),
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        return batch_images(images, self.backbone)
 
     def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
         """Images -> memory ``[B, S, C]`` and the geometry of its tokens."""
@@ -166,12 +178,25 @@ class Detector(nn.Module):
         return self.encoder(tokens, pos, scales), scales
 
     def prepare_targets(self, batched_inputs: list[dict], scales: Scales) -> list[Target]:
-        """Ground truth on the model's device, normalised by each image's own size."""
+        """Ground truth on the model's device, normalised by each image's own size.
+
+        Raises:
+            ValueError: an input has no ground truth, or a class that the model does not know.
+        """
         if any("instances" not in inputs for inputs in batched_inputs):
             raise ValueError(
                 "in training every input needs `instances` with gt_boxes and gt_classes; "
                 "call model.eval() for inference"
             )
+        for inputs in batched_inputs:
+            classes = inputs["instances"].gt_classes
+            # Before they are on a GPU, where it would say no more than that an assertion failed.
+            if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
+                raise ValueError(
+                    f"{inputs.get('file_name', 'an image')} has objects of classes "
+                    f"{classes.unique().tolist()}, the model has {self.num_classes}, counted from "
+                    "0: set model.num_classes, in YAML MODEL.DETR.NUM_CLASSES, to the dataset's"
+                )
         return [
             Target.from_instances(inputs["instances"].to(self.device), scales.centers.dtype)
             for inputs in batched_inputs

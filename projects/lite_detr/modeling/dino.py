@@ -1,6 +1,7 @@
 """DINO: the meta-architecture."""
 
 import torch
+from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
@@ -25,6 +26,9 @@ class DINO(Detector):
         **detector: see :class:`Detector`.
     """
 
+    lazy_config = "common/models/dino.py"
+
+    @configurable
     def __init__(self, *, denoising: ContrastiveDenoising | None = None, **detector):
         super().__init__(**detector)
         self.denoising = denoising

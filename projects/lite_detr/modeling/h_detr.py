@@ -1,6 +1,7 @@
 """H-DETR: the meta-architecture."""
 
 import torch
+from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
@@ -23,6 +24,9 @@ class HDETR(Detector):
         **detector: see :class:`Detector`.
     """
 
+    lazy_config = "common/models/h_detr.py"
+
+    @configurable
     def __init__(self, *, one_to_many: int = 6, weight_one_to_many: float = 1.0, **detector):
         super().__init__(**detector)
         self.one_to_many = one_to_many

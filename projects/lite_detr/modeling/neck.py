@@ -18,7 +18,8 @@ class MultiScaleNeck(nn.Module):
 
     Args:
         input_shape: the backbone's ``output_shape()``.
-        in_features: names of the maps to use; None takes those with strides 8, 16 and 32.
+        in_features: names of the maps to use; None takes those with strides 8, 16 and 32, or 8 and
+            16, or 8 alone, as far as the backbone goes.
         embed_dim: channels ``C`` of every scale, a multiple of 32.
         num_levels: the number of scales ``L``, at least the number of maps.
 
@@ -68,7 +69,14 @@ class MultiScaleNeck(nn.Module):
 def select_features(
     input_shape: Mapping[str, ShapeSpec], in_features: Sequence[str] | None
 ) -> list[str]:
-    """The names of the maps to use, high resolution first."""
+    """The names of the maps to use, high resolution first.
+
+    Unless they are given, those of strides 8, 16 and 32, as far as the backbone goes.
+
+    Raises:
+        ValueError: there is no map of stride 8, a gap behind it, or a stride twice; a name is not
+            the backbone's; or the maps named do not go from fine to coarse.
+    """
     offer = ", ".join(f"{name} (stride {spec.stride})" for name, spec in input_shape.items())
     if in_features is not None:
         missing = [name for name in in_features if name not in input_shape]
@@ -81,10 +89,15 @@ def select_features(
                 f"{list(in_features)} with strides {strides}; the backbone offers {offer}"
             )
         return list(in_features)
+    by_stride = {
+        stride: [name for name, spec in input_shape.items() if spec.stride == stride]
+        for stride in DEFAULT_STRIDES
+    }
+    last = max((stride for stride, names in by_stride.items() if names), default=0)
     selected = []
-    for stride in DEFAULT_STRIDES:
-        names = [name for name, spec in input_shape.items() if spec.stride == stride]
-        if len(names) != 1:
+    for stride, names in by_stride.items():
+        # The neck makes the scales beyond the last map, but none before or between maps.
+        if len(names) > 1 or (not names and (stride == DEFAULT_STRIDES[0] or stride < last)):
             raise ValueError(
                 f"cannot choose a feature map of stride {stride}: {len(names)} have it; "
                 f"the backbone offers {offer}. Name the maps to use in in_features"

@@ -1,30 +1,48 @@
 """Any convolutional or hierarchical model of timm as a Detectron2 backbone."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from ...checkpoint import read_weights
+from .feature_maps import FeatureMapBackbone
 
-class TimmBackbone(Backbone):
+logger = logging.getLogger("lite_detr")
+
+
+@BACKBONE_REGISTRY.register()
+class TimmBackbone(FeatureMapBackbone):
     """Feature maps of a timm model, named ``stride8``, ``stride16`` and so on.
 
     Args:
         model_name: a model that ``timm.create_model(..., features_only=True)`` can make.
         out_strides: the strides of the maps to give.
         pretrained: let timm download its weights.
-        state_dict: weights in the names of the whole timm model instead, such as
-            :func:`efficientnet_lite0_state_dict` makes; what the maps do not need is left.
+        weights: a file of weights instead, in the names of the whole timm model.
+        state_dict: such weights themselves, as :func:`efficientnet_lite0_state_dict` makes them;
+            what the maps do not need is left.
         frozen_norm: keep batch norms as they were pretrained: neither statistics nor weights train.
         frozen_stride: weights that the map of this stride, and so every finer one, is made with do
             not train; 0 trains all.
+        size_divisibility: pad images until height and width are multiples of it; 0 pads nothing.
+        options: further arguments of ``timm.create_model``, such as ``strict_img_size=False`` for
+            models of windows, or ``drop_path_rate``.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: the model has no map of a stride in ``out_strides``.
+        ValueError: the model has no map of a stride in ``out_strides``, or takes images of one size
+            alone; weights are given in two ways, or fit nothing in the model.
     """
 
+    config_node = "TIMM"
+
+    @configurable
     def __init__(
         self,
         model_name: str,
@@ -33,61 +51,99 @@ class TimmBackbone(Backbone):
         state_dict: Mapping[str, Tensor] | None = None,
         frozen_norm: bool = True,
         frozen_stride: int = 0,
+        weights: str = "",
+        size_divisibility: int = 0,
+        options: Mapping[str, object] | None = None,
     ):
-        super().__init__()
-        try:
-            import timm
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError("TimmBackbone needs timm: run `pip install timm`") from None
+        if sum((bool(pretrained), bool(weights), state_dict is not None)) > 1:
+            raise ValueError("give one of pretrained, weights and state_dict, not several of them")
+        if weights:
+            state_dict = read_weights(weights)
+        strides = {*out_strides, frozen_stride} - {0}
+        options = dict(options or {}) | {"pretrained": pretrained}
+        if state_dict is None:
+            body, keys = make_body(model_name, strides, options)
+        else:
+            overlay = {"state_dict": dict(state_dict)}
+            options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+            with errors_only(logging.getLogger("timm")):
+                body, keys = make_body(model_name, strides, options)
+            check_loaded(body, state_dict, model_name)
+        super().__init__(body, keys, out_strides, frozen_norm, frozen_stride, size_divisibility)
 
-        feature_info = timm.create_model(model_name, features_only=True).feature_info
-        reductions = feature_info.reduction()
-        asked = [*out_strides, frozen_stride] if frozen_stride else out_strides
-        missing = [stride for stride in asked if stride not in reductions]
-        if missing:
-            raise ValueError(
-                f"{model_name} has no feature map of stride {missing}; it offers {reductions}"
-            )
-        self.body = timm.create_model(
-            model_name,
-            features_only=True,
-            out_indices=[reductions.index(stride) for stride in out_strides],
-            pretrained=pretrained,
+
+def make_body(
+    model_name: str, strides: set[int], options: dict[str, object]
+) -> tuple[nn.Module, dict[int, int]]:
+    """A timm model of features, and for each stride where its map is among those that it gives."""
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("TimmBackbone needs timm: run `pip install timm`") from None
+    options = options | {"features_only": True}
+    body = timm.create_model(model_name, **options)
+    info = body.feature_info
+    every = range(len(info))
+    offered = info.reduction(list(every))
+    missing = sorted(strides - set(offered))
+    if missing:
+        raise ValueError(
+            f"{model_name} has no feature map of stride {missing}; it offers {offered}"
         )
-        self._shapes = {
-            f"stride{stride}": ShapeSpec(channels=channels, stride=stride)
-            for stride, channels in zip(out_strides, self.body.feature_info.channels())
-        }
-        if state_dict is not None:
-            own = self.body.state_dict()
-            self.body.load_state_dict({name: state_dict[name] for name in own})
-        self._frozen_norms = [
-            module
-            for module in self.body.modules()
-            if frozen_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
-        for norm in self._frozen_norms:
-            norm.requires_grad_(False)
-        if frozen_stride:
-            self._freeze(feature_info.module_name()[reductions.index(frozen_stride)])
-        self.train(self.training)
+    # Of several maps of a stride the last one is made with the most layers.
+    index = {stride: every[-1 - offered[::-1].index(stride)] for stride in strides}
+    wanted = sorted(index.values())
+    given = [every[i] for i in info.out_indices]
+    if wanted[-1] != given[-1] or not set(wanted) <= set(given):
+        # timm leaves out what is behind the last map, and knows more maps than it gives unasked.
+        body, given = timm.create_model(model_name, out_indices=wanted, **options), wanted
+    return body, {stride: given.index(index[stride]) for stride in strides}
 
-    def _freeze(self, last_module: str) -> None:
-        """Freezes the weights up to the last of a module; timm lists them in forward order."""
-        parameters = list(self.body.named_parameters())
-        inside = [name.startswith(f"{last_module}.") for name, _ in parameters]
-        for _, parameter in parameters[: len(inside) - inside[::-1].index(True)]:
-            parameter.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "TimmBackbone":
-        super().train(mode)
-        for norm in self._frozen_norms:
-            norm.eval()
-        return self
+@contextmanager
+def errors_only(library: logging.Logger) -> Iterator[None]:
+    """Without a library's warnings: timm's list the classifier's weights, which no map needs."""
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return dict(self._shapes)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``[B, 3, H, W]`` -> maps by name, ``[B, C_l, H / stride, W / stride]``."""
-        return dict(zip(self._shapes, self.body(images)))
+def check_loaded(body: nn.Module, state_dict: Mapping[str, Tensor], model_name: str) -> None:
+    """Looks whether weights have arrived, since timm leaves out in silence what does not fit.
+
+    They are looked up by value, since timm renames and reshapes some as it loads them; so those of
+    one value throughout, as norms begin with, tell nothing.
+
+    Raises:
+        ValueError: none has.
+    """
+    by_shape = defaultdict(list)
+    for value in state_dict.values():
+        by_shape[value.shape].append(value)
+    weights = {
+        name: weight
+        for name, weight in body.named_parameters()
+        if (weight != weight.flatten()[0]).any()
+    }
+    lacking = [
+        name
+        for name, weight in weights.items()
+        if not any(torch.equal(weight, value.to(weight)) for value in by_shape[weight.shape])
+    ]
+    if len(lacking) == len(weights):
+        raise ValueError(
+            f"the weights fit nothing in {model_name}: its own begin with {list(weights)[:3]}, "
+            f"those given with {list(state_dict)[:3]}. Give weights in the names of timm's model"
+        )
+    if lacking:
+        logger.warning(
+            "%d of the %d weights of %s are not among those given, such as %s: they are as timm "
+            "made them anew, or adapted them",
+            len(lacking),
+            len(weights),
+            model_name,
+            lacking[0],
+        )

@@ -1,0 +1,45 @@
+"""Where Detectron2 has no registry: its optimizer and its checkpointer, for our detectors alone.
+
+``DefaultTrainer``, ``DefaultPredictor`` and the programs in Detectron2's ``tools/`` build every
+optimizer with ``build_optimizer``, which knows SGD, and load all weights with
+``DetectionCheckpointer``, which neither knows the names of other DETRs nor minds missing weights.
+Importing this module puts ours in their place for models that are a :class:`Detector`; for all
+others nothing changes.
+"""
+
+import functools
+
+import detectron2.engine.defaults
+import detectron2.solver.build
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+from torch.optim import Optimizer
+
+from .checkpoint import DetrCheckpointer
+from .modeling.detector import Detector
+from .yacs import solver
+
+_build_optimizer = detectron2.solver.build.build_optimizer
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model, or what a data parallel wrapper holds, is one of our detectors."""
+    return isinstance(getattr(model, "module", model), Detector)
+
+
+@functools.wraps(_build_optimizer)
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
+    return (solver.build_optimizer if is_detector(model) else _build_optimizer)(cfg, model)
+
+
+def new_checkpointer(cls: type, model: nn.Module, *args, **kwargs) -> DetectionCheckpointer:
+    """``DetectionCheckpointer(detector)`` makes a :class:`DetrCheckpointer`."""
+    if cls is DetectionCheckpointer and is_detector(model):
+        cls = DetrCheckpointer
+    return object.__new__(cls)
+
+
+for module in (detectron2.solver.build, detectron2.solver, detectron2.engine.defaults):
+    module.build_optimizer = build_optimizer
+DetectionCheckpointer.__new__ = new_checkpointer
