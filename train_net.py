@@ -111,7 +111,7 @@ def prepare_data(cfg: DictConfig, eval_only: bool) -> None:
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
-        args.config_file = model_zoo.get_config_file(args.config_file)
+        args.config_file = model_zoo.get_lazy_config_file(args.config_file)
         if args.num_gpus > 1:
             # Said here once, and not by every process from the depth of a traceback; what is only
             # worth a warning is left to the first of them.
@@ -125,5 +125,5 @@ if __name__ == "__main__":
             dist_url=args.dist_url,
             args=(args,),
         )
-    except (FileNotFoundError, DatasetError, WeightsError) as error:
+    except (FileNotFoundError, model_zoo.ConfigError, DatasetError, WeightsError) as error:
         sys.exit(f"error: {error}")

@@ -89,6 +89,7 @@ def load_config(args: argparse.Namespace) -> DictConfig:
 
     Raises:
         FileNotFoundError: there is no such config.
+        ConfigError: it is a YAML file.
         DatasetError: ``data`` is given and broken.
         WeightsError: neither the command line nor the config gives weights.
     """
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         demo = Demo(load_config(args), args.confidence_threshold)
-    except (FileNotFoundError, DatasetError, WeightsError) as error:
+    except (FileNotFoundError, model_zoo.ConfigError, DatasetError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
