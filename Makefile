@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # redistribution on the package index.
 DETECTRON2 ?=
 
+# Processes that run the tests, each on one core.
+TEST_PROCESSES ?= 2
+
 DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 DEMO_CONFIG ?= digits/lite_dino_efficientnet_lite0.py
 DEMO_OUTPUT ?= output/demo
@@ -52,8 +55,9 @@ demo: install
 		--weights $(DEMO_OUTPUT)/model_final.pth --input $(DATASETS)/digits/val \
 		--output $(DEMO_OUTPUT)/predictions --contact-sheet $(DEMO_OUTPUT)/contact_sheet.png
 
+# The tests of a file share what they set up, so they stay in one process.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # On a machine with a GPU too, the CPU kernels alone.
 sanitize: install
