@@ -73,11 +73,13 @@ def test_a_plain_installation_finds_every_config_from_any_directory(wheel, tmp_p
         f"assert model_zoo.__file__.startswith({str(site)!r}), model_zoo.__file__\n"
         "name = 'deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py'\n"
         "assert model_zoo.get_config(name).model.encoder.num_high_levels == 3\n"
-        "print(*model_zoo.list_configs())\n"
+        "name = name.replace('.py', '.yaml')\n"
+        "assert model_zoo.get_yaml_config(name).MODEL.DETR.ATTENTION == 'key_aware'\n"
+        "print(*model_zoo.list_configs(), *model_zoo.list_configs('.yaml'))\n"
     )
     run = run_python(code, site, tmp_path / "elsewhere")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == model_zoo.list_configs()
+    assert run.stdout.split() == model_zoo.list_configs() + model_zoo.list_configs(".yaml")
 
 
 def test_the_list_of_configs_holds_the_models_and_not_their_parts():

@@ -42,4 +42,4 @@ def new_checkpointer(cls: type, model: nn.Module, *args, **kwargs) -> DetectionC
 
 for module in (detectron2.solver.build, detectron2.solver, detectron2.engine.defaults):
     module.build_optimizer = build_optimizer
-DetectionCheckpointer.__new__ = new_checkpointer
+DetectionCheckpointer.__new__ = staticmethod(new_checkpointer)

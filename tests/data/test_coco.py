@@ -312,6 +312,12 @@ class TestCheckRegistered:
         good.dataloader.train.dataset.names = "made_up"
         check_registered(good)
 
+    def test_panoptic_dataset(self, good):
+        name = "coco_2017_val_panoptic_separated"
+        good.dataloader.test.dataset.names = name
+        message = error_of(check_registered, good)
+        assert f"dataset {name!r} is for evaluation of type 'coco_panoptic_seg'" in message
+
     def test_number_of_classes(self, good):
         good.model.num_classes = 80
         message = error_of(check_registered, good)

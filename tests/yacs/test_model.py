@@ -163,6 +163,7 @@ def test_detections_per_image_are_those_of_test_unless_the_detector_says_otherwi
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("NUM_QUERY", 100, "MODEL.DETR has no NUM_QUERY; it has DETECTOR, .*NUM_QUERIES"),
         ("ENCODER", "H3L1", r"'H3L1'; accepted are 'full' and .*'H3L1-\(2\+1\)x3'"),
         ("ATTENTION", "kda", "'kda'; accepted are deformable, key_aware"),
         ("DETECTOR", "dino/dino_r50_4scale_36ep.py", "is a DINO, .* says DeformableDETR"),
@@ -194,7 +195,7 @@ def test_panoptic_datasets_are_refused(tiny):
     name = "coco_2017_val_panoptic_separated"
     assert MetadataCatalog.get(name).evaluator_type == "coco_panoptic_seg"
     tiny.DATASETS.TEST = (name,)
-    with pytest.raises(ValueError, match=f"{name}.*'coco_panoptic_seg': name a detection dataset"):
+    with pytest.raises(ValueError, match=f"{name}.*'coco_panoptic_seg', and .*: name a det"):
         build_model(tiny)
 
 
@@ -302,11 +303,13 @@ def test_images_normalised_otherwise_than_a_backbones_are_worth_a_warning(tiny, 
         "backbone.stages.depth = 18\n"
         "del backbone.stages.stride_in_1x1\n"
         "pixel_std = [1.0, 1.0, 1.0]\n"
+        "input_format = 'BGR'\n"
     )
     tiny.MODEL.BACKBONE.NAME = str(path)
     backbone_from_config(tiny)
     assert "MODEL.PIXEL_STD is [58.395, 57.12, 57.375]" in caplog.text
     assert "were trained with [1.0, 1.0, 1.0]" in caplog.text
+    assert "INPUT.FORMAT is RGB" in caplog.text and "trained with BGR" in caplog.text
 
 
 def test_a_backbone_that_there_is_not_is_named_with_those_there_are(tiny):

@@ -24,6 +24,7 @@ __all__ = [
     "DatasetError",
     "apply_data_config",
     "check_coco",
+    "check_for_detection",
     "check_registered",
     "register_coco",
 ]
@@ -108,9 +109,24 @@ def check_registered(cfg, splits=("train", "test")) -> None:
         for name in [names] if isinstance(names, str) else names:
             if name not in DatasetCatalog:
                 raise DatasetError(_explain_unknown(name, split))
+            check_for_detection(name)
             metadata = MetadataCatalog.get(name)
             _check_files(name, metadata)
             _check_num_classes(name, metadata, cfg.model.num_classes)
+
+
+def check_for_detection(name) -> None:
+    """Refuses a dataset of the catalog that is evaluated by more than boxes or masks of objects.
+
+    What is not registered, or says nothing of how it is evaluated, passes.
+    """
+    registered = name in MetadataCatalog.list()
+    kind = MetadataCatalog.get(name).get("evaluator_type", "") if registered else ""
+    if "panoptic" in kind or "sem_seg" in kind:
+        raise DatasetError(
+            f"dataset {name!r} is for evaluation of type {kind!r}, and the detectors find boxes: "
+            "name a detection dataset, such as coco_2017_train"
+        )
 
 
 def _with_usable_boxes(record):

@@ -44,17 +44,21 @@ def lazy_backbones() -> list[str]:
 
 
 def _compare_pixels(cfg: CfgNode, path: str) -> None:
-    """Warns of images normalised otherwise than the backbone's weights were trained with."""
-    for key, given in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
+    """Warns of images made otherwise than those that the backbone's weights were trained with."""
+    for option, field, given in (
+        ("MODEL.PIXEL_MEAN", "pixel_mean", list(cfg.MODEL.PIXEL_MEAN)),
+        ("MODEL.PIXEL_STD", "pixel_std", list(cfg.MODEL.PIXEL_STD)),
+        ("INPUT.FORMAT", "input_format", cfg.INPUT.FORMAT),
+    ):
         try:
-            expected = LazyConfig.load(model_zoo.get_config_file(path), (key,))[0]
+            (expected,) = LazyConfig.load(model_zoo.get_config_file(path), (field,))
         except KeyError:  # The file says nothing of it.
             continue
-        if list(expected) != list(given):
+        if expected != given:
             logger.warning(
-                "MODEL.%s is %s, the weights of backbone %s were trained with %s",
-                key.upper(),
-                list(given),
+                "%s is %s, the weights of backbone %s were trained with %s",
+                option,
+                given,
                 cfg.MODEL.BACKBONE.NAME,
-                list(expected),
+                expected,
             )

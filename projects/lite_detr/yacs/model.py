@@ -3,12 +3,13 @@
 import pydoc
 from typing import Any
 
-from detectron2.config import CfgNode, instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, get_cfg, instantiate
 from omegaconf import DictConfig
 
 from .. import model_zoo
+from ..data.coco import check_for_detection
 from .backbone import backbone_from_config
+from .config import add_lite_detr_config
 from .encoder import set_attention, set_encoder
 
 # Options of Detectron2 that a detector of boxes cannot follow.
@@ -46,6 +47,7 @@ def lazy_model(cfg: CfgNode, detector: type) -> DictConfig:
         )
     refuse_other_tasks(cfg)
     options = cfg.MODEL.DETR
+    refuse_unknown_keys(options)
     path = options.DETECTOR or detector.lazy_config
     model = model_zoo.get_config(path).model
     check_target(model, path, detector)
@@ -82,14 +84,18 @@ def refuse_other_tasks(cfg: CfgNode) -> None:
                 f"{cfg.MODEL.META_ARCHITECTURE} detects boxes and cannot {what}: set {path} to "
                 "False"
             )
-    registered = MetadataCatalog.list()
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        kind = MetadataCatalog.get(name).get("evaluator_type", "") if name in registered else ""
-        if "panoptic" in kind or "sem_seg" in kind:
-            raise ValueError(
-                f"{cfg.MODEL.META_ARCHITECTURE} detects boxes, dataset {name!r} is one of type "
-                f"{kind!r}: name a detection dataset, such as coco_2017_train, in DATASETS"
-            )
+        check_for_detection(name)
+
+
+def refuse_unknown_keys(options: CfgNode) -> None:
+    """Raises a ValueError at a slip of the pen, which yacs takes for a new key in Python."""
+    fresh = get_cfg()
+    add_lite_detr_config(fresh)
+    known = fresh.MODEL.DETR
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise ValueError(f"MODEL.DETR has no {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 def check_target(model: DictConfig, path: str, detector: type) -> None:
