@@ -108,8 +108,11 @@ def test_the_lines_of_the_table_are_what_is_counted(name, tmp_path):
     (tmp_path / "own").mkdir()
     text = "from detectron2.config import LazyConfig\nfrom lite_detr import model_zoo\n\n"
     text += f"base = model_zoo.get_config({LITE!r})\nmodel, train = base.model, base.train\n"
+    text += "dataloader = base.dataloader\n"
     (tmp_path / "own" / "config.py").write_text("\n".join([text, *swap_lines(name)]))
-    model, train = LazyConfig.load(str(tmp_path / "own" / "config.py"), ("model", "train"))
+    fields = ("model", "train", "dataloader")
+    model, train, dataloader = LazyConfig.load(str(tmp_path / "own" / "config.py"), fields)
+    assert dataloader.test.mapper.image_format == model.input_format
     assert train.init_checkpoint == read(name, "init_checkpoint").get("init_checkpoint", "")
     for option, value in (("pretrained", False), ("weights", None)):
         if option in model.backbone:
@@ -152,6 +155,7 @@ def test_backbone_table():
         "`model.pixel_mean = pixel_mean`",
         "`model.pixel_std = pixel_std`",
         "`model.input_format = input_format`",
+        "`dataloader.train.mapper.image_format = input_format`",
         "`train.init_checkpoint = init_checkpoint`",
     ]
     assert cells[3:] == ["5.0", "12.3", "6.1", "41.16", "9.0", "2.0", "42.00"]

@@ -65,6 +65,8 @@ def swap_lines(name: str) -> list[str]:
     lines += [
         f"model.{field} = {field}" for field in ("backbone", *IMAGE_FIELDS) if field in fields
     ]
+    if "input_format" in fields:
+        lines.append("dataloader.train.mapper.image_format = input_format")
     fetch = OWN_WEIGHTS.get(target(name).rsplit(".", 1)[-1])
     if fetch and "state_dict" not in fields["backbone"]:
         lines.append(f"model.backbone.{fetch}")

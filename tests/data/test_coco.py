@@ -312,6 +312,14 @@ class TestCheckRegistered:
         good.dataloader.train.dataset.names = "made_up"
         check_registered(good)
 
+    def test_channels_in_another_order_than_the_models(self, good):
+        good.dataloader.test.mapper = {"image_format": "RGB"}
+        good.model.input_format = "BGR"
+        message = error_of(check_registered, good)
+        assert (
+            "dataloader.test.mapper.image_format is RGB, but model.input_format is BGR" in message
+        )
+
     def test_panoptic_dataset(self, good):
         name = "coco_2017_val_panoptic_separated"
         good.dataloader.test.dataset.names = name

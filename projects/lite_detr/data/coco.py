@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
+from omegaconf import OmegaConf
 
 from .coco_checks import (
     CocoSummary,
@@ -95,11 +96,14 @@ def apply_data_config(cfg, splits=("train", "test")) -> None:
 def check_registered(cfg, splits=("train", "test")) -> None:
     """Checks that the datasets that a config names are registered, present and fit the model.
 
+    So must the order of the channels in which images are read.
+
     Args:
         cfg: lazy config with ``dataloader.<split>.dataset.names`` and ``model.num_classes``.
         splits: the data loaders to look at.
     """
     for split in splits:
+        _check_image_format(cfg, split)
         names = cfg.dataloader[split].dataset.names
         if not names:
             raise DatasetError(
@@ -210,6 +214,16 @@ def _explain_location(path):
         return "register the dataset with the path where it is, "
     first = Path(relative).parts[0]
     return f"set DETECTRON2_DATASETS to the folder that holds {first}/ (now {root}), "
+
+
+def _check_image_format(cfg, split):
+    key = f"dataloader.{split}.mapper.image_format"
+    given, expected = OmegaConf.select(cfg, key), OmegaConf.select(cfg, "model.input_format")
+    if given and expected and given != expected:
+        raise DatasetError(
+            f"{key} is {given}, but model.input_format is {expected}: set both to what the "
+            "backbone's weights were trained with"
+        )
 
 
 def _check_num_classes(name, metadata, num_classes):
