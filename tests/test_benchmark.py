@@ -1,50 +1,339 @@
-"""The tool that times the parts of a detector, on a model so small that it is done at once."""
+"""The tool that times detectors part by part, on models so small that it is done at once."""
 
-import importlib.util
+import dataclasses
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lite_detr import ops
 from lite_detr.modeling import attention
 
-ROOT = Path(__file__).parents[1]
-TINY = ["--config-file", str(ROOT / "tests" / "configs" / "tiny.py"), "--size", "64x96"]
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import benchmark
+import benchmark_data
+import benchmark_memory
+import benchmark_runner
+import benchmark_stopwatch
+import benchmark_subjects
+import benchmark_transformers
+from benchmark_records import Case
+
+CONFIG = str(Path(__file__).with_name("configs") / "tiny.py")
+OTHER_CONFIG = str(Path(__file__).with_name("configs") / "small_two_stage.py")
+CASE = Case(
+    subject=CONFIG,
+    overrides=(),
+    task="inference",
+    size=(64, 96),
+    batch=1,
+    dtype="float32",
+    compiled=False,
+    operators=ops.backend(),
+    device="cpu",
+    threads=1,
+)
+TRAINING = dataclasses.replace(CASE, task="training", batch=2)
+INFERENCE_PARTS = {"data", "backbone", "neck", "encoder", "queries", "decoder", "other"}
+TRAINING_PARTS = INFERENCE_PARTS | {"losses", "matcher", "backward", "optimizer"}
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    yield module
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
-def test_a_row_for_each_part(tool, capsys):
-    tool.main([*TINY, "--rounds", "2", "--threads", "1"])
-    environment, header, _, *rows = capsys.readouterr().out.splitlines()
-    assert environment == f"PyTorch {torch.__version__}, 1 threads, 64x96"
+class Clock:
+    """A clock that only what is timed moves on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Takes(nn.Module):
+    """Takes some seconds, and runs another module in between."""
+
+    def __init__(self, clock, seconds, inner=None):
+        super().__init__()
+        self.clock, self.seconds, self.inner = clock, seconds, inner
+
+    def forward(self):
+        self.clock.now += self.seconds
+        if self.inner:
+            self.inner()
+
+
+def test_a_moment_belongs_to_the_innermost_part(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(benchmark_stopwatch, "time", clock)
+    stopwatch = benchmark_stopwatch.Stopwatch("cpu")
+    matcher = Takes(clock, 2.0)
+    losses = Takes(clock, 1.0, matcher)
+    stopwatch.watch(matcher, "matcher")
+    stopwatch.watch(losses, "losses")
+    for _ in range(2):  # What was before the start does not count.
+        stopwatch.start()
+        clock.now += 4.0
+        losses()
+        losses()
+        with stopwatch.part("backward"):
+            clock.now += 8.0
+        seconds = stopwatch.stop()
+        assert seconds == {"other": 4.0, "losses": 2.0, "matcher": 4.0, "backward": 8.0}
+
+
+def test_a_gpu_is_waited_for_at_the_start_and_the_end_alone(monkeypatch):
+    gpu = Clock()
+    waits = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = gpu.now
+
+        def elapsed_time(self, end):
+            return 1e3 * (end.at - self.at)
+
+    fake = SimpleNamespace(Event=Event, synchronize=lambda: waits.append(gpu.now))
+    monkeypatch.setattr(benchmark_stopwatch.torch, "cuda", fake)
+    stopwatch = benchmark_stopwatch.Stopwatch("cuda")
+    encoder = Takes(gpu, 2.0)
+    stopwatch.watch(encoder, "encoder")
+    stopwatch.start()
+    encoder()
+    gpu.now += 1.0
+    assert stopwatch.stop() == {"other": 1.0, "encoder": 2.0}
+    assert waits == [0.0, 3.0]
+
+
+def test_all_that_is_asked_for_is_measured_and_written(tmp_path, capsys):
+    files = ["--json", str(tmp_path / "figures.json"), "--chart", str(tmp_path / "chart.png")]
     kinds = ["native", "pytorch"] if ops.backend() == "native" else ["pytorch"]
-    assert header.split(" | ")[1:-1] == [f"{kind}, ms" for kind in kinds]
-    assert [row.split(" | ")[0] for row in rows] == [f"| {part}" for part in (*tool.PARTS, "total")]
-    assert rows[-1].endswith("| 100% |")
+    asked = ["--config-file", CONFIG, "--tasks", "inference", "training", "--operators", *kinds]
+    options = "--sizes 64x96 --batch 1 --rounds 2 --threads 1 --no-memory".split()
+    benchmark.main([*asked, *options, *files, "--opts", "model.queries.num_queries=7"])
+
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["environment"]["torch"] == torch.__version__
+    cases = [(r["case"]["task"], r["case"]["operators"]) for r in report["records"]]
+    assert cases == [(task, kind) for task in ("inference", "training") for kind in kinds]
+    for record in report["records"]:
+        training = record["case"]["task"] == "training"
+        rounds = record["rounds_ms"]
+        latency = rounds.pop("latency")
+        assert rounds.keys() == (TRAINING_PARTS if training else INFERENCE_PARTS)
+        assert all(len(times) == 2 and min(times) > 0 for times in rounds.values())
+        data = np.array(rounds.pop("data"))
+        assert np.sum(list(rounds.values()), axis=0) == pytest.approx(latency)
+        assert record["images_per_second"] == pytest.approx(1000 / np.median(latency))
+        assert record["milliseconds"]["data"]["median"] == pytest.approx(np.median(data))
+        assert record["memory_bytes"] is None
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+    environment, _, common, _, header, _, *rows = capsys.readouterr().out.splitlines()
+    assert f"torch {torch.__version__}" in environment
+    assert "size 64x96, batch 1, dtype float32" in common and "2 rounds" in common
+    assert header.startswith("| subject | task |")
+    assert len(rows) == len(cases) and all(row.startswith("| tiny | ") for row in rows)
 
 
-def test_parts_make_up_the_whole(tool):
-    model = tool.instantiate(tool.model_zoo.get_config(TINY[1]).model).eval()
-    (times,) = tool.measure(model, (64, 96), ["pytorch"], rounds=2).values()
-    assert all(times[part] > 0 for part in tool.PARTS)
-    assert max(times[part] for part in tool.PARTS) < times["total"]
+def test_two_configs_are_compared(capsys):
+    options = "--sizes 64x96 --rounds 2 --threads 1 --no-memory".split()
+    benchmark.main(["--compare", CONFIG, OTHER_CONFIG, *options])
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("|  | tiny | small_two_stage | ratio | p10 | p90 |")
+    names = [line.split(" | ")[0] for line in lines[start + 2 :]]
+    assert names[:3] == ["| latency, ms", "| data, ms", "| backbone, ms"]
+    assert len(names) == 1 + len(INFERENCE_PARTS)
 
 
-def test_operators_are_put_back(tool):
+def test_a_config_can_be_compared_with_itself():
+    record = benchmark.Record(CASE, {"other": [1.0, 1.0]}, None)
+    again = benchmark.Record(CASE, {"other": [2.0, 3.0]}, None)
+    (text,) = benchmark.comparisons([record, again])
+    assert "| latency, ms | 1000 | 2500 | 2.50 | 2.10 | 2.90 |" in text
+
+
+def test_every_other_round_is_in_reverse_and_the_first_do_not_count(monkeypatch):
+    turns = []
+
+    class Turns:
+        def __init__(self, case):
+            self.case = case
+
+        def turn(self):
+            turns.append(self.case.subject)
+            return {"other": float(len(turns))}
+
+    monkeypatch.setattr(benchmark, "Runner", Turns)
+    cases = [dataclasses.replace(CASE, subject=name) for name in "ab"]
+    first, second = benchmark.measure(cases, rounds=2, with_memory=False)
+    assert "".join(turns) == "baab" * 2
+    assert first.seconds == {"other": [6.0, 7.0]} and second.seconds == {"other": [5.0, 8.0]}
+
+
+def test_images_have_the_size_and_objects_of_the_models_classes():
+    batches = benchmark_data.RandomBatches((64, 96), batch=2, num_classes=3, training=True)
+    first, second = batches.next()
+    assert first["image"].shape == second["image"].shape == (3, 64, 96)
+    assert first["image"].float().std() > 20
+    for inputs in (first, second):
+        instances = inputs["instances"]
+        assert len(instances) == 10 and instances.image_size == (64, 96)
+        assert set(instances.gt_classes.tolist()) <= {0, 1, 2}
+        boxes = instances.gt_boxes.tensor
+        assert (boxes[:, 2:] - boxes[:, :2]).min() > 6
+        assert boxes.min() >= 0 and (boxes[:, 2:] <= torch.tensor([96, 64])).all()
+    assert not torch.equal(boxes, first["instances"].gt_boxes.tensor)
+    again = batches.next()
+    assert torch.equal(again[0]["image"], first["image"])
+    assert torch.equal(again[1]["instances"].gt_boxes.tensor, boxes)
+    inference = benchmark_data.RandomBatches((64, 96), batch=1, num_classes=3, training=False)
+    assert "instances" not in inference.next()[0]
+
+
+def test_a_step_trains_and_a_pass_does_not():
+    torch.set_num_threads(1)
+    for case in (TRAINING, CASE):
+        runner = benchmark_runner.Runner(case)
+        before = [parameter.clone() for parameter in runner.subject.model.parameters()]
+        runner.turn()
+        after = runner.subject.model.parameters()
+        changed = any(not torch.equal(*pair) for pair in zip(before, after))
+        assert changed == (case is TRAINING)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_is_computed_in(dtype):
+    runner = benchmark_runner.Runner(dataclasses.replace(CASE, dtype=dtype))
+    found = []
+    runner.subject.model.backbone.register_forward_hook(
+        lambda _, args, maps: found.append(maps["res5"].dtype)
+    )
+    runner.turn()
+    assert found == [getattr(torch, dtype)]
+
+
+def test_with_float16_a_step_is_under_a_gradient_scaler():
+    runner = benchmark_runner.Runner(dataclasses.replace(TRAINING, dtype="float16"))
+    steps = []
+    runner.subject.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    # A scale so large that gradients overflow: the scaler skips the step and lowers it.
+    runner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    runner.turn()
+    assert not steps and runner.scaler.get_scale() == 2.0**99
+
+
+def test_parts_are_compiled_each_alone_and_still_timed(monkeypatch):
+    compiled = []
+
+    def compile(function, dynamic):
+        compiled.append(type(function.__self__).__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    runner = benchmark_runner.Runner(dataclasses.replace(CASE, compiled=True))
+    assert compiled == ["ResNet", "MultiScaleNeck", "InterleavedEncoder", "DeformableDecoder"]
+    assert runner.turn().keys() == INFERENCE_PARTS
+
+
+def test_operators_are_put_back():
     before = attention.ms_deform_attn
-    with tool.operators("pytorch"):
+    with benchmark_subjects.operators("pytorch"):
         assert attention.ms_deform_attn is ops.ms_deform_attn_pytorch
     assert attention.ms_deform_attn is before
-    with tool.operators("native"):
+    with benchmark_subjects.operators("native"):
         assert attention.ms_deform_attn is before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
+def test_memory_is_that_of_the_case_alone():
+    ballast = torch.ones(2**26)  # 256 MiB, which are another case's.
+    memory = benchmark_memory.memory_in_own_process(TRAINING)
+    del ballast
+    model = benchmark_runner.Runner(TRAINING).subject.model
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    everything = [*model.parameters(), *model.buffers()]
+    # Of each trained parameter AdamW keeps two moments, and a counter of 4 bytes.
+    moments = 2 * trained + 4 * sum(p.requires_grad for p in model.parameters())
+    assert memory.held == sum(tensor.nbytes for tensor in everything) + moments
+    assert trained < memory.step < trained + 100 * 2**20
+    assert 0 < memory.encoder < memory.step
+    assert memory.peak == memory.held + memory.step
+
+
+@pytest.mark.parametrize("case", [CASE, TRAINING], ids=lambda case: case.task)
+def test_the_encoder_alone_is_run_forward_and_in_training_backward(case):
+    runner = benchmark_runner.Runner(case)
+    encoder = runner.subject.model.encoder
+    calls, gradients = [], []
+    encoder.register_forward_pre_hook(lambda _, args: calls.append(args))
+    runner.turn()
+    encoder.layers[0].norm.weight.register_hook(gradients.append)
+    args, options = benchmark_memory._as_leaves(calls[0], {})
+    benchmark_memory._run_encoder(runner, encoder, args, options)
+    assert len(gradients) == (case is TRAINING)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config-file", "dino/dino_r50.py"], "neither a file nor one of the model zoo's"),
+        (["--config-file", CONFIG, "--device", "cuda"], "--device cuda needs a GPU"),
+        (["--config-file", CONFIG, "--operators", "native"], "there are no native operators for"),
+        (["--config-file", CONFIG, "--competitors"], "pip install transformers"),
+    ],
+)
+def test_what_is_not_at_hand_is_said_in_a_line(monkeypatch, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ops, "backend", lambda device="cpu": "pytorch")
+    monkeypatch.setattr(benchmark_transformers, "is_installed", lambda: False)
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main(arguments)
+    assert str(exit.value).startswith("error: ") and message in str(exit.value)
+    assert "\n" not in str(exit.value)
+
+
+def test_a_model_of_another_kind_is_refused():
+    case = dataclasses.replace(CASE, overrides=("model._target_=builtins.dict",))
+    with pytest.raises(TypeError, match=r"tiny.py has a dict, accepted are lite_detr's detectors"):
+        benchmark_subjects.detector_subject(case)
+
+
+def test_what_was_measured_before_an_error_is_not_lost(monkeypatch, capsys):
+    class Fails:
+        def __init__(self, case):
+            self.case = case
+
+        def turn(self):
+            if self.case.batch > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nMuch else.")
+            return {"other": 0.25}
+
+    monkeypatch.setattr(benchmark, "Runner", Fails)
+    options = "--sizes 64x96 --batch 1 2 --rounds 1 --threads 1 --no-memory".split()
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main(["--config-file", CONFIG, *options])
+    message = f"error: tiny, inference, 64x96, 2, float32, no, {ops.backend()}: CUDA out of memory."
+    assert str(exit.value) == message
+    assert "| tiny | 250 | 250 | 250 | 4.00 | 250 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--batch", "--threads"])
+def test_numbers_are_from_1_on(option, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--config-file", CONFIG, option, "0"])
+    assert "take numbers from 1 on" in capsys.readouterr().err

@@ -43,7 +43,7 @@ class Programs:
             [sys.executable, "-W", "ignore", program, *map(str, arguments)],
             env=os.environ
             | {
-                "PYTHONPATH": str(ROOT / "projects"),
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "projects"), str(DETECTRON2)]),
                 "OMP_NUM_THREADS": "1",
                 "DETECTRON2_DATASETS": str(self.folder / "datasets"),
             },

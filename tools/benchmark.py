@@ -1,116 +1,234 @@
 #!/usr/bin/env python
-"""Time the parts of a detector's inference, with the native operators and with those in PyTorch.
+"""Time detectors part by part, in inference and in training, and count their memory.
 
-    benchmark.py --config-file dino/lite_dino_r50_h3l1_2p1x3_36ep.py --size 800x1066 --threads 2
+benchmark.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
+benchmark.py --compare A.py B.py --tasks training --sizes 800x1066 --batch 2 --rounds 15
+benchmark.py --config-file A.py --operators native pytorch --compile off on --competitors
+benchmark.py --config-file A.py B.py --device cuda --dtype float32 bfloat16 --json benchmark.json
 
-Both kinds of operators take turns on the same random image and weights, so that whatever else the
-machine does hits both alike. Figures are medians over the rounds, in milliseconds.
+Whatever is asked for is combined: each config with each task, size, batch, dtype and so on. All
+that have a task, a size and a batch in common take turns, one pass each a round, every other round
+in reverse: so whatever else the machine does hits all alike. Weights, image and objects are random.
+
+Figures are medians over the rounds, in milliseconds, with the first and the last decile. Latency is
+all but the data, which a data loader's workers make meanwhile: what it takes to read, resize and
+collate a batch is told apart. docs/speed.md says what belongs to which part, and how memory is
+counted.
 """
 
 import argparse
 import contextlib
-import statistics
-import time
-from collections import defaultdict
+import dataclasses
+import itertools
+import json
+import sys
 from collections.abc import Iterator, Sequence
-from unittest import mock
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import benchmark_transformers
+import detectron2
 import torch
-from detectron2.config import LazyConfig, instantiate
+from benchmark_memory import memory_in_own_process
+from benchmark_records import (
+    CASE_COLUMNS,
+    TASKS,
+    Case,
+    Memory,
+    Record,
+    common_text,
+    comparison,
+    table,
+)
+from benchmark_runner import WARM_UP, Runner
+from measure_calls import environment
 from size_argument import parse_size
-from torch import nn
 from tqdm import tqdm
 
+import lite_detr
 from lite_detr import model_zoo, ops
-from lite_detr.modeling import attention
-from lite_detr.modeling.detector import Detector
 
-PARTS = ("backbone", "neck", "encoder", "queries", "decoder")
-PYTORCH = {
-    "ms_deform_attn": ops.ms_deform_attn_pytorch,
-    "key_aware_ms_deform_attn": ops.key_aware_ms_deform_attn_pytorch,
-}
+DTYPES = ("float32", "bfloat16", "float16")
+COMPILE = {"off": False, "on": True}
 
 
-class Stopwatch:
-    """Adds up the seconds that a model's parts take, in one forward pass after another."""
+def groups(args: argparse.Namespace) -> list[list[Case]]:
+    """The cases that are asked for; those of a list take turns."""
+    found = []
+    for task, size, batch in itertools.product(args.tasks, args.sizes, args.batch):
+        subjects = list(itertools.product(args.config_file, args.operators))
+        if args.competitors:
+            subjects.append((benchmark_transformers.NAME, benchmark_transformers.OPERATORS))
+        found.append(
+            [
+                Case(
+                    subject=subject,
+                    overrides=tuple(args.opts),
+                    task=task,
+                    size=size,
+                    batch=batch,
+                    dtype=dtype,
+                    compiled=COMPILE[compiled],
+                    operators=operators,
+                    device=args.device,
+                    threads=args.threads,
+                )
+                for dtype, compiled in itertools.product(args.dtype, args.compile)
+                for subject, operators in subjects
+            ]
+        )
+    return found
 
-    def __init__(self, model: Detector):
-        self.seconds: dict[str, float] = defaultdict(float)
-        for name in PARTS:
-            part = getattr(model, name)
-            part.register_forward_pre_hook(lambda *_, name=name: self._add(name, -1))
-            part.register_forward_hook(lambda *_, name=name: self._add(name, 1))
 
-    def _add(self, name: str, sign: int) -> None:
-        self.seconds[name] += sign * time.perf_counter()
+def measure(cases: Sequence[Case], rounds: int, with_memory: bool) -> list[Record]:
+    """A record for each of the cases, which take turns."""
+    memories: list[Memory | None] = [None] * len(cases)
+    if with_memory:
+        for index, case in enumerate(tqdm(cases, unit="memory")):
+            with saying_where(case):
+                memories[index] = memory_in_own_process(case)
+    if any(case.compiled for case in cases):
+        # Cases share code, which is compiled for each of them; without room for all of them some
+        # would not be compiled, and nothing would tell.
+        torch.compiler.reset()
+        torch._dynamo.config.recompile_limit = 8 * len(cases)
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+    runners = []
+    for case in cases:
+        with saying_where(case):
+            runners.append(Runner(case))
+    times = [[] for _ in cases]
+    for index in tqdm(range(WARM_UP + rounds), unit="round"):
+        turns = list(zip(runners, times))
+        for runner, samples in turns if index % 2 else reversed(turns):
+            with saying_where(runner.case):
+                seconds = runner.turn()
+            if index >= WARM_UP:
+                samples.append(seconds)
+    return [
+        Record(case, {name: [turn[name] for turn in samples] for name in samples[0]}, memory)
+        for case, samples, memory in zip(cases, times, memories)
+    ]
 
 
 @contextlib.contextmanager
-def operators(kind: str) -> Iterator[None]:
-    """Lets the attention modules call the operators of a kind."""
-    with contextlib.ExitStack() as stack:
-        if kind == "pytorch":
-            for name, function in PYTORCH.items():
-                stack.enter_context(mock.patch.object(attention, name, function))
+def saying_where(case: Case) -> Iterator[None]:
+    """Puts the case before what PyTorch says of an error."""
+    try:
         yield
+    except RuntimeError as error:
+        where = ", ".join(case.text(column) for column in CASE_COLUMNS)
+        raise RuntimeError(f"{where}: {error}") from error
 
 
-def measure(
-    model: nn.Module, size: tuple[int, int], kinds: Sequence[str], rounds: int
-) -> dict[str, dict[str, float]]:
-    """The median milliseconds of each part and of the whole, for each kind of operators."""
-    inputs = [{"image": torch.randint(0, 256, (3, *size), dtype=torch.uint8)}]
-    stopwatch = Stopwatch(model)
-    times = {kind: defaultdict(list) for kind in kinds}
-    for index in tqdm(range(rounds + 1), unit="round"):
-        for kind in kinds:
-            stopwatch.seconds.clear()
-            begin = time.perf_counter()
-            with operators(kind), torch.no_grad():
-                model(inputs)
-            stopwatch.seconds["total"] = time.perf_counter() - begin
-            if index > 0:  # The first round warms up.
-                for name, seconds in stopwatch.seconds.items():
-                    times[kind][name].append(1000 * seconds)
-    return {
-        kind: {name: statistics.median(samples) for name, samples in parts.items()}
-        for kind, parts in times.items()
-    }
+def comparisons(records: Sequence[Record]) -> Iterator[str]:
+    """For each two cases that differ in the subject alone, what they have in common, a table."""
+    alike: dict[Case, list[Record]] = {}
+    for record in records:
+        alike.setdefault(dataclasses.replace(record.case, subject=""), []).append(record)
+    for pair in alike.values():
+        if len(pair) == 2:  # A competitor is alone with its operators.
+            yield f"{common_text(pair)}\n\n{comparison(*pair)}"
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """A row for each part, with its share of the time with native operators."""
-    kinds = list(results)
-    lines = [
-        "| part | " + " | ".join(f"{kind}, ms" for kind in kinds) + f" | share, {kinds[0]} |",
-        "|---|" + "---:|" * (len(kinds) + 1),
-    ]
-    for name in (*PARTS, "total"):
-        times = " | ".join(f"{results[kind][name]:.0f}" for kind in kinds)
-        share = results[kinds[0]][name] / results[kinds[0]]["total"]
-        lines.append(f"| {name} | {times} | {share:.0%} |")
-    return "\n".join(lines)
+def versions(device: str) -> dict[str, object]:
+    """The machine and what runs on it."""
+    found = environment(device)
+    found |= {"lite_detr": lite_detr.__version__, "detectron2": detectron2.__version__}
+    for package in ("torchvision", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def report(records: Sequence[Record], args: argparse.Namespace) -> None:
+    """Prints the tables, and writes the files that are asked for."""
+    where = versions(args.device)
+    print(", ".join(f"{name} {value}" for name, value in where.items() if value is not None))
+    print(f"\n{common_text(records)}\n\n{table(records)}")
+    if args.compare:
+        for text in comparisons(records):
+            print(f"\n{text}")
+    if args.json:
+        figures = {"environment": where, "records": [record.as_json() for record in records]}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.chart:
+        from benchmark_chart import draw
+
+        draw(records, args.chart)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    many = dict(nargs="+")
     add = parser.add_argument
-    add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
-    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="of the image, px")
+    configs = parser.add_mutually_exclusive_group(required=True)
+    configs.add_argument(
+        "--config-file", **many, metavar="C", help="files or names of the model zoo"
+    )
+    configs.add_argument(
+        "--compare", nargs=2, metavar="C", help="two of them, and their ratios, second to first"
+    )
+    add("--competitors", action="store_true", help="beside them, transformers' Deformable DETR")
+    add("--tasks", **many, choices=TASKS, default=["inference"])
+    add("--sizes", **many, type=parse_size, default=[(800, 1066)], metavar="HxW", help="px")
+    add("--batch", **many, type=int, default=[1], help="images at a time")
+    add("--dtype", **many, choices=DTYPES, default=["float32"], help="16 bits by autocast")
+    add("--compile", **many, choices=COMPILE, default=["off"], help="the parts by torch.compile")
+    add("--operators", **many, choices=("native", "pytorch"), help="default: what would run")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=int, default=7)
-    add("opts", nargs="*", metavar="key=value", help="change the config's values")
-    args = parser.parse_intermixed_args(argv)
+    add("--rounds", type=int, default=7, help="that count, after two that do not")
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="count it, too")
+    add("--json", type=Path, help="write all figures to this file")
+    add("--chart", type=Path, help="draw them as bars into this picture")
+    add("--opts", **many, default=[], metavar="key=value", help="change the configs' values")
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or args.threads < 1 or min(args.batch) < 1:
+        parser.error("--rounds, --threads and --batch take numbers from 1 on")
+    args.config_file = args.config_file or args.compare
+    if args.operators is None:
+        args.operators = [ops.backend(args.device)]
+    return args
+
+
+def check(args: argparse.Namespace) -> str | None:
+    """What is asked for and not at hand."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda needs a GPU, and PyTorch finds none"
+    if "native" in args.operators and ops.backend(args.device) != "native":
+        return (
+            f"there are no native operators for --device {args.device}; docs/kernels.md says how "
+            "to build them"
+        )
+    if args.competitors and not benchmark_transformers.is_installed():
+        return "--competitors needs the transformers library: pip install transformers"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    problem = check(args)
+    if problem:
+        sys.exit(f"error: {problem}")
     torch.set_num_threads(args.threads)
-    cfg = LazyConfig.apply_overrides(model_zoo.get_config(args.config_file), args.opts)
-    model = instantiate(cfg.model).eval()
-    kinds = ("native", "pytorch") if ops.backend() == "native" else ("pytorch",)
-    results = measure(model, args.size, kinds, args.rounds)
-    print(f"PyTorch {torch.__version__}, {args.threads} threads, {args.size[0]}x{args.size[1]}")
-    print(table(results))
+    records: list[Record] = []
+    try:
+        for config in args.config_file:
+            model_zoo.get_lazy_config_file(config)
+        for cases in groups(args):
+            records += measure(cases, args.rounds, args.memory)
+    except (FileNotFoundError, model_zoo.ConfigError, TypeError, RuntimeError) as error:
+        problem = str(error).splitlines()[0]
+    # What was measured before the memory ran out, say, is not lost.
+    if records:
+        report(records, args)
+    if problem:
+        sys.exit(f"error: {problem}")
 
 
 if __name__ == "__main__":

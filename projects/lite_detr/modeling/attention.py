@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops import key_aware_ms_deform_attn, ms_deform_attn
+from ..ops import key_aware_ms_deform_attn, key_aware_weights, ms_deform_attn
 from .scales import Scales
 
 
@@ -75,6 +75,10 @@ class DeformableAttention(nn.Module):
         """Weighs what ``memory`` holds at the locations ``[B, Q, M, L, P, 2]``: ``[B, Q, C]``."""
         raise NotImplementedError(f"{type(self).__name__} must say how points are weighted")
 
+    def weigh(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+        """The weights ``[B, Q, M, L, P]`` of :meth:`attend`, a softmax over ``L * P``."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its weights are")
+
     def sampling_locations(self, query: Tensor, reference_points: Tensor, scales: Scales) -> Tensor:
         """Where each query samples: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale.
 
@@ -130,14 +134,19 @@ class MultiScaleDeformableAttention(DeformableAttention):
 
     def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
         value = self.project(self.value_proj, memory, scales)
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         return ms_deform_attn(
             value,
             scales.spatial_shapes,
             scales.level_start_index,
             locations,
-            weights.unflatten(-1, (self.num_levels, self.num_points)).to(value.dtype),
+            self.weigh(query, memory, locations, scales),
         )
+
+    def weigh(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+        logits = self.attention_weights(query)
+        weights = logits.unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        # Under autocast a softmax is float32, and the value is what linear layers make.
+        return weights.unflatten(-1, (self.num_levels, self.num_points)).to(logits.dtype)
 
 
 class KeyAwareDeformableAttention(DeformableAttention):
@@ -174,6 +183,16 @@ class KeyAwareDeformableAttention(DeformableAttention):
             self.query_proj(query).unflatten(-1, (self.num_heads, -1)),
             key,
             value,
+            scales.spatial_shapes,
+            scales.level_start_index,
+            locations,
+        )
+
+    def weigh(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+        projection = self.value_proj if self.key_proj is None else self.key_proj
+        return key_aware_weights(
+            self.query_proj(query).unflatten(-1, (self.num_heads, -1)),
+            self.project(projection, memory, scales),
             scales.spatial_shapes,
             scales.level_start_index,
             locations,

@@ -1,6 +1,10 @@
 """Sampling operators, native where the extension was built and in PyTorch elsewhere."""
 
-from .key_aware_ms_deform_attn import key_aware_ms_deform_attn, key_aware_ms_deform_attn_pytorch
+from .key_aware_ms_deform_attn import (
+    key_aware_ms_deform_attn,
+    key_aware_ms_deform_attn_pytorch,
+    key_aware_weights,
+)
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_pytorch
 from .native import backend
 
@@ -8,6 +12,7 @@ __all__ = [
     "backend",
     "key_aware_ms_deform_attn",
     "key_aware_ms_deform_attn_pytorch",
+    "key_aware_weights",
     "ms_deform_attn",
     "ms_deform_attn_pytorch",
 ]

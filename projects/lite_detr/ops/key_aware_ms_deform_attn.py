@@ -71,7 +71,36 @@ def key_aware_ms_deform_attn_pytorch(
     locations = sampling_locations.to(dtype)
     sampled_value = sample_levels(value.to(dtype), sizes, locations)  # [B, M, D, Q, L * P]
     sampled_key = sampled_value if key is value else sample_levels(key.to(dtype), sizes, locations)
-    scaled_query = (query.to(dtype) * value.shape[-1] ** -0.5).permute(0, 2, 3, 1).unsqueeze(-1)
-    weights = (scaled_query * sampled_key).sum(2).softmax(-1)  # [B, M, Q, L * P]
+    weights = weigh_samples(query.to(dtype), sampled_key)  # [B, M, Q, L * P]
     output = (sampled_value * weights.unsqueeze(2)).sum(-1)  # [B, M, D, Q]
     return output.permute(0, 3, 1, 2).flatten(2).to(value.dtype)
+
+
+def key_aware_weights(
+    query: Tensor,
+    key: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+) -> Tensor:
+    """The weights that :func:`key_aware_ms_deform_attn` gives its samples and does not return.
+
+    Always computed in PyTorch, for those who look into a model; takes the memory of all sampled
+    keys, ``B * Q * M * L * P * D`` numbers.
+
+    Returns:
+        ``[B, Q, M, L, P]``, float64 for float64 keys and float32 for others.
+    """
+    check_value("key", key)
+    sizes = level_sizes(spatial_shapes, level_start_index, key.shape[1])
+    check_key_aware(query, None, key, sampling_locations, len(sizes))
+    dtype = sampling_dtype(key.dtype)
+    sampled_key = sample_levels(key.to(dtype), sizes, sampling_locations.to(dtype))
+    weights = weigh_samples(query.to(dtype), sampled_key).transpose(1, 2)
+    return weights.unflatten(-1, (len(sizes), -1))
+
+
+def weigh_samples(query: Tensor, sampled_key: Tensor) -> Tensor:
+    """``[B, Q, M, D]`` and ``[B, M, D, Q, L * P]`` -> softmax ``[B, M, Q, L * P]``."""
+    scaled_query = (query * query.shape[-1] ** -0.5).permute(0, 2, 3, 1).unsqueeze(-1)
+    return (scaled_query * sampled_key).sum(2).softmax(-1)

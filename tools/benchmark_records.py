@@ -1,0 +1,206 @@
+"""What a benchmark measures, as one kind of record, and the tables made of it."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TASKS = ("inference", "training")
+# In the order of a step. `data` is left out of the latency: loaders run beside the model. Whatever
+# no other part claims is `other`.
+DATA = "data"
+PARTS = (
+    DATA, "backbone", "neck", "encoder", "queries", "decoder", "losses", "matcher", "backward",
+    "optimizer", "other",
+)  # fmt: skip
+LATENCY = "latency"
+CASE_COLUMNS = ("subject", "task", "size", "batch", "dtype", "compiled", "operators")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        subject: a config (a file or a name of the model zoo), or the name of a competitor.
+        overrides: of the config's values, ``key=value``.
+        task: one of ``TASKS``.
+        size: of the images, (height, width) in pixels.
+        batch: images at a time.
+        dtype: ``float32``, or what ``torch.autocast`` computes in.
+        compiled: whether ``torch.compile`` compiles the parts.
+        operators: ``native`` or ``pytorch``; a competitor has its own.
+        device: ``cpu`` or ``cuda``.
+        threads: of the CPU.
+    """
+
+    subject: str
+    overrides: tuple[str, ...]
+    task: str
+    size: tuple[int, int]
+    batch: int
+    dtype: str
+    compiled: bool
+    operators: str
+    device: str
+    threads: int
+
+    def text(self, column: str) -> str:
+        """A field as tables show it."""
+        value = getattr(self, column)
+        if column == "subject":
+            return Path(value).stem
+        if column == "size":
+            return f"{value[0]}x{value[1]}"
+        if column == "compiled":
+            return "yes" if value else "no"
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        held: between two passes: parameters, buffers and the optimizer's state.
+        step: what a pass or a step takes at its peak above that, gradients among it.
+        encoder: what the encoder alone takes at its peak, in training with its backward pass.
+    """
+
+    held: int
+    step: int
+    encoder: int
+
+    @property
+    def peak(self) -> int:
+        return self.held + self.step
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured of a case.
+
+    Attributes:
+        seconds: of each part, for each round; parts that the case lacks are absent.
+        memory: None where it was not measured, or nothing tells.
+    """
+
+    case: Case
+    seconds: Mapping[str, Sequence[float]]
+    memory: Memory | None
+
+    def rounds(self, name: str) -> np.ndarray:
+        """``[rounds]``, the milliseconds of a part, or of all but the data for ``latency``."""
+        if name != LATENCY:
+            return 1e3 * np.asarray(self.seconds[name])
+        return sum(self.rounds(part) for part in self.seconds if part != DATA)
+
+    @property
+    def images_per_second(self) -> float:
+        return 1e3 * self.case.batch / float(np.median(self.rounds(LATENCY)))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it: the case, a summary of the times, the rounds that it is made of, memory."""
+        names = (LATENCY, *(part for part in PARTS if part in self.seconds))
+        return {
+            "case": dataclasses.asdict(self.case),
+            "images_per_second": self.images_per_second,
+            "milliseconds": {name: summary(self.rounds(name)) for name in names},
+            "rounds_ms": {name: self.rounds(name).tolist() for name in names},
+            "memory_bytes": self.memory
+            and dataclasses.asdict(self.memory) | {"peak": self.memory.peak},
+        }
+
+
+def summary(samples: np.ndarray) -> dict[str, float]:
+    """The median and the first and the last decile of a few rounds."""
+    p10, median, p90 = np.quantile(samples, (0.1, 0.5, 0.9)).tolist()
+    return {"median": median, "p10": p10, "p90": p90}
+
+
+def varying_columns(records: Sequence[Record]) -> list[str]:
+    """The subject, and what else of the cases is not the same in all records."""
+    return [
+        column
+        for column in CASE_COLUMNS
+        if column == "subject" or len({record.case.text(column) for record in records}) > 1
+    ]
+
+
+def common_text(records: Sequence[Record]) -> str:
+    """What all records have in common, as a line above their table."""
+    case, varying = records[0].case, varying_columns(records)
+    common = [f"{column} {case.text(column)}" for column in CASE_COLUMNS if column not in varying]
+    rounds = len(records[0].seconds["other"])
+    return ", ".join([*common, f"threads {case.threads}", f"{rounds} rounds"])
+
+
+def table(records: Sequence[Record]) -> str:
+    """A row for each record, times in milliseconds and memory in MiB, as markdown."""
+    varying = varying_columns(records)
+    parts = [part for part in PARTS if any(part in record.seconds for record in records)]
+    has_memory = any(record.memory for record in records)
+    header = [*varying, "latency", "p10", "p90", "images / s"]
+    header += ["memory", "of it held", "encoder's memory"] if has_memory else []
+    rows = []
+    for record in records:
+        latency = summary(record.rounds(LATENCY))
+        row = [record.case.text(column) for column in varying]
+        row += [digits(latency[name]) for name in ("median", "p10", "p90")]
+        row.append(digits(record.images_per_second))
+        if has_memory:
+            row += _memory_cells(record.memory)
+        for part in parts:
+            has_part = part in record.seconds
+            row.append(digits(statistics.median(record.rounds(part))) if has_part else "–")
+        rows.append(row)
+    return _markdown(header + parts, rows, len(varying))
+
+
+def comparison(first: Record, second: Record) -> str:
+    """What two cases cost part by part, and how many times the first one's the second's is.
+
+    The spread of a ratio is that of the ratios of each round: what slows a round down slows both.
+    """
+    both = first.seconds.keys() & second.seconds.keys()
+    names = [LATENCY, *(part for part in PARTS if part in both)]
+    rows = []
+    for name in names:
+        times = first.rounds(name), second.rounds(name)
+        ratio = summary(times[1] / times[0])
+        rows.append([f"{name}, ms", *(digits(float(np.median(samples))) for samples in times)])
+        rows[-1] += [f"{ratio[key]:.2f}" for key in ("median", "p10", "p90")]
+    if first.memory and second.memory:
+        fields = {"memory": "peak", "encoder's memory": "encoder"}
+        for name, field in fields.items():
+            sizes = [getattr(record.memory, field) for record in (first, second)]
+            ratio = f"{sizes[1] / sizes[0]:.2f}" if sizes[0] else "–"
+            rows.append([f"{name}, MiB", *map(_mebibytes, sizes), ratio, "–", "–"])
+    labels = [record.case.text("subject") for record in (first, second)]
+    header = ["", *labels, "ratio", "p10", "p90"]
+    return _markdown(header, rows, 1)
+
+
+def digits(value: float) -> str:
+    """About three digits of a positive number."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _mebibytes(size: int) -> str:
+    return digits(size / 2**20)
+
+
+def _memory_cells(memory: Memory | None) -> list[str]:
+    if memory is None:
+        return ["–"] * 3
+    return [_mebibytes(size) for size in (memory.peak, memory.held, memory.encoder)]
+
+
+def _markdown(header: list[str], rows: list[list[str]], texts: int) -> str:
+    """A table whose first ``texts`` columns are text, the others numbers."""
+    rule = "|---" * texts + "|---:" * (len(header) - texts) + "|"
+    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(r)} |" for r in rows)])

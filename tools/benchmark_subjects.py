@@ -1,0 +1,99 @@
+"""What a benchmark runs: detectors of configs, and how they compute."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from benchmark_records import Case
+from detectron2.config import LazyConfig, instantiate
+from torch import Tensor, nn
+
+from lite_detr import model_zoo, ops
+from lite_detr.modeling import attention
+from lite_detr.modeling.detector import Detector
+
+PYTORCH = {
+    "ms_deform_attn": ops.ms_deform_attn_pytorch,
+    "key_aware_ms_deform_attn": ops.key_aware_ms_deform_attn_pytorch,
+}
+# Those whose work depends on nothing but the shapes of their inputs.
+COMPILED_PARTS = ("backbone", "neck", "encoder", "decoder")
+
+
+@dataclass
+class Subject:
+    """A model, and how to run it.
+
+    Attributes:
+        parts: the modules of each part; calls of others in between are no part's.
+        num_classes: of the objects that it is trained on.
+        predict: takes a batch in Detectron2's format.
+        loss: takes such a batch with ground truth, and returns the sum of all losses.
+        optimizer: steps the model.
+    """
+
+    model: nn.Module
+    parts: Mapping[str, Sequence[nn.Module]]
+    num_classes: int
+    predict: Callable[[list[dict]], object]
+    loss: Callable[[list[dict]], Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def compile(self) -> None:
+        """Lets ``torch.compile`` compile the parts, each alone, so that they can be told apart."""
+        for name in COMPILED_PARTS:
+            for module in self.parts[name]:
+                # Not the module itself: hooks are not to be compiled along with it.
+                module.forward = torch.compile(module.forward, dynamic=False)
+
+    def held_bytes(self) -> int:
+        """Of parameters, buffers and the optimizer's state."""
+        states = (value for state in self.optimizer.state.values() for value in state.values())
+        tensors = itertools.chain(
+            self.model.parameters(), self.model.buffers(), filter(torch.is_tensor, states)
+        )
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+def detector_subject(case: Case) -> Subject:
+    """A detector of the model zoo's kind, with random weights and its config's optimizer.
+
+    Raises:
+        TypeError: the config's model is of another kind.
+    """
+    cfg = LazyConfig.apply_overrides(model_zoo.get_config(case.subject), list(case.overrides))
+    model = instantiate(cfg.model)
+    if not isinstance(model, Detector):
+        raise TypeError(
+            f"{case.subject} has a {type(model).__name__}, accepted are lite_detr's detectors: "
+            "the parts of others are not known"
+        )
+    model.to(case.device)
+    cfg.optimizer.params.model = model
+    names = ("backbone", "neck", "encoder", "queries", "decoder")
+    parts = {name: [getattr(model, name)] for name in names}
+    parts |= {"losses": [model.criterion], "matcher": [model.criterion.matcher]}
+    denoising = getattr(model, "denoising", None)
+    if denoising is not None:
+        parts["queries"].append(denoising)
+    return Subject(
+        model=model,
+        parts=parts,
+        num_classes=model.num_classes,
+        predict=model,
+        loss=lambda batch: sum(model(batch).values()),
+        optimizer=instantiate(cfg.optimizer),
+    )
+
+
+@contextlib.contextmanager
+def operators(kind: str) -> Iterator[None]:
+    """Lets the attention modules call the operators in PyTorch, where the kind is ``pytorch``."""
+    with contextlib.ExitStack() as stack:
+        if kind == "pytorch":
+            for name, function in PYTORCH.items():
+                stack.enter_context(mock.patch.object(attention, name, function))
+        yield

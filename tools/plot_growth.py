@@ -1,0 +1,256 @@
+#!/usr/bin/env python
+"""Draw how an encoder's time and memory grow with the image and the batch, full against lite.
+
+plot_growth.py --output docs/images/growth.png --json docs/images/growth.json --threads 2
+plot_growth.py --long-sides 256 512 1024 --batch 1 4 --task training
+
+The encoders are those of configs of the model zoo, with random weights, alone on random tokens: as
+many as images of 4:3 have at strides 8, 16, 32 and 64. They take turns at each size and batch.
+Times are medians. Memory is the peak of one call above what was in use before it, as
+tools/benchmark_ops.py counts it; in training with the backward pass.
+
+The exponents a and b are those of ``c * side^a * batch^b``, fitted by least squares to the
+logarithms of all points of an encoder, small images among them, where the cost of each call counts.
+Tokens grow with the square of the side: a cost that is linear in the tokens has a = 2.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from measure_calls import environment, peak_memory, time_turn
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lite_detr import model_zoo
+from lite_detr.modeling.scales import Scales
+
+CONFIGS = (
+    "dino/dino_r50_4scale_36ep.py",
+    "dino/lite_dino_r50_h3l1_2p1x3_36ep.py",
+    "dino/lite_dino_r50_h3l1_6p1x1_36ep.py",
+    "dino/lite_dino_r50_h2l2_2p1x3_36ep.py",
+)
+LONG_SIDES = (256, 384, 512, 768, 1024, 1280, 1600)
+STRIDES = (8, 16, 32, 64)
+MEASURES = {"seconds": "time, s", "memory": "memory, MiB"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one encoder costs at one size and batch.
+
+    Attributes:
+        encoder: the config that it is of.
+        long_side: of the image, in pixels.
+        batch: images at a time.
+        tokens: of an image.
+        seconds: the median of the rounds.
+        memory: MiB; None where nothing tells.
+    """
+
+    encoder: str
+    long_side: int
+    batch: int
+    tokens: int
+    seconds: float
+    memory: float | None
+
+
+def make_call(
+    encoder: nn.Module, width: int, long_side: int, batch: int, training: bool, device: str
+) -> tuple[Callable[[], None], int]:
+    """One pass over random tokens of ``width`` channels, and how many tokens an image has."""
+    height = long_side * 3 // 4
+    shapes = [(-(-height // stride), -(-long_side // stride)) for stride in STRIDES]
+    masks = [torch.zeros(batch, *shape, dtype=torch.bool, device=device) for shape in shapes]
+    scales = Scales.from_masks(masks, padded=False, dtype=torch.float32)
+    tokens, pos = torch.randn(2, batch, scales.num_tokens, width, device=device)
+    tokens.requires_grad_(training)
+
+    def call() -> Tensor:
+        with torch.set_grad_enabled(training):
+            memory = encoder(tokens, pos, scales)
+            if training:
+                memory.backward(torch.ones_like(memory))
+                tokens.grad = None
+                encoder.zero_grad()
+        return memory.detach()
+
+    return call, scales.num_tokens
+
+
+def measure(args: argparse.Namespace) -> Iterator[Point]:
+    training = args.task == "training"
+    models = {name: model_zoo.get_config(name).model for name in args.config_file}
+    encoders = {
+        name: instantiate(model.encoder).to(args.device).train(training)
+        for name, model in models.items()
+    }
+    for long_side, batch in tqdm(list(itertools.product(args.long_sides, args.batch))):
+        calls = {}
+        for name, encoder in encoders.items():
+            width = models[name].embed_dim
+            calls[name], tokens = make_call(encoder, width, long_side, batch, training, args.device)
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for index in range(1 + args.rounds):
+            for name, call in calls.items():
+                seconds = time_turn(call, args.device)
+                times[name] += seconds if index else []  # The first round warms up.
+        for name, call in calls.items():
+            size = peak_memory(call, args.device)
+            yield Point(
+                encoder=name,
+                long_side=long_side,
+                batch=batch,
+                tokens=tokens,
+                seconds=statistics.median(times[name]),
+                memory=None if size is None else size / 2**20,
+            )
+
+
+def fit(points: Sequence[Point], measure: str) -> dict[str, float | None]:
+    """The exponents by which a measure grows: ``long_side`` and ``batch``.
+
+    None where there are not two values of it, or the measure is unknown or zero somewhere.
+    """
+    values = [getattr(point, measure) for point in points]
+    names = [
+        name
+        for name in ("long_side", "batch")
+        if len({getattr(point, name) for point in points}) > 1
+    ]
+    exponents: dict[str, float | None] = {"long_side": None, "batch": None}
+    if names and all(values):
+        logarithms = [np.log([getattr(point, name) for point in points]) for name in names]
+        design = np.stack([*logarithms, np.ones(len(points))], axis=1)
+        solution, *_ = np.linalg.lstsq(design, np.log(values))
+        exponents |= dict(zip(names, solution.tolist()))
+    return exponents
+
+
+def fits(points: Sequence[Point]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """By encoder and measure."""
+    return {
+        name: {measure: fit(of_encoder(points, name), measure) for measure in MEASURES}
+        for name in dict.fromkeys(point.encoder for point in points)
+    }
+
+
+def of_encoder(points: Sequence[Point], name: str) -> list[Point]:
+    return [point for point in points if point.encoder == name]
+
+
+def draw(points: Sequence[Point], output: Path) -> None:
+    """Time and memory, against the long side at the smallest batch and the batch at the largest."""
+    exponents = fits(points)
+    axes_of = {"long_side": "long side of the image, px", "batch": "images in a batch"}
+    fixed = {
+        "long_side": ("batch", min(point.batch for point in points)),
+        "batch": ("long_side", max(point.long_side for point in points)),
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for (row, measure), (column, variable) in itertools.product(
+        enumerate(MEASURES), enumerate(axes_of)
+    ):
+        axis = axes[row, column]
+        other, value = fixed[variable]
+        for name, found in exponents.items():
+            line = [p for p in of_encoder(points, name) if getattr(p, other) == value]
+            line = [p for p in line if getattr(p, measure)]
+            exponent = found[measure][variable]
+            grows = "" if exponent is None else f": exponent {exponent:.2f}"
+            axis.plot(
+                [getattr(point, variable) for point in line],
+                [getattr(point, measure) for point in line],
+                marker="o",
+                label=f"{Path(name).stem}{grows}",
+            )
+        ticks = sorted({getattr(point, variable) for point in points})
+        axis.set(
+            xscale="log", yscale="log", xlabel=axes_of[variable], ylabel=MEASURES[measure],
+            title=f"{other.replace('_', ' ')} {value}",
+        )  # fmt: skip
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
+def table(points: Sequence[Point]) -> str:
+    """The exponents, as markdown."""
+    lines = [
+        "| encoder of | time by side | time by batch | memory by side | memory by batch |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, found in fits(points).items():
+        cells = [
+            "–" if exponent is None else f"{exponent:.2f}"
+            for exponents in found.values()
+            for exponent in exponents.values()
+        ]
+        lines.append(f"| {' | '.join([Path(name).stem, *cells])} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    many = dict(nargs="+")
+    add = parser.add_argument
+    add("--config-file", **many, default=CONFIGS, metavar="C", help="whose encoders; of 4 scales")
+    add("--long-sides", **many, type=int, default=LONG_SIDES, metavar="PX", help="of the images")
+    add("--batch", **many, type=int, default=[1, 2, 4], help="images at a time")
+    add("--task", choices=("inference", "training"), default="inference")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=int, default=5)
+    add("--output", type=Path, default=Path("growth.png"), help="picture to write")
+    add("--json", type=Path, help="write the figures to this file, too")
+    args = parser.parse_args(argv)
+    if min(args.long_sides) < STRIDES[-1] or min(*args.batch, args.rounds, args.threads) < 1:
+        parser.error(
+            f"--long-sides takes pixels from {STRIDES[-1]} on, "
+            "--batch, --rounds and --threads numbers from 1 on"
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda needs a GPU, and PyTorch finds none")
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    try:
+        points = list(measure(args))
+    except (FileNotFoundError, model_zoo.ConfigError) as error:
+        sys.exit(f"error: {error}")
+    where = environment(args.device) | {"threads": args.threads}
+    print(", ".join(f"{name} {value}" for name, value in where.items() if value is not None))
+    print(table(points))
+    draw(points, args.output)
+    print(f"how time and memory grow: {args.output}")
+    if args.json:
+        figures = {
+            "environment": where,
+            "task": args.task,
+            "points": [dataclasses.asdict(point) for point in points],
+            "exponents": fits(points),
+        }
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
