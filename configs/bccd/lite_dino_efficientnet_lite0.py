@@ -25,6 +25,6 @@ dataloader.test.mapper.augmentations = [
 ]
 
 model.num_classes = 3
-train.max_iter = 800
-train.eval_period = 400
-train.checkpointer.period = 400
+train.max_iter = 900
+train.eval_period = 450
+train.checkpointer.period = 450
