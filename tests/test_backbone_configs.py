@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from detector_checks import assert_every_gradient
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 
-from lite_detr import flops
+from lite_detr import flops, model_zoo
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools"))
 
 from backbone_table import (  # noqa: E402
-    FOLDER,
     LITE,
     Row,
     backbone_names,
@@ -25,7 +25,7 @@ from backbone_table import (  # noqa: E402
     swapped,
 )
 
-NAMES = [path.stem for path in sorted((ROOT / "configs" / FOLDER).glob("*.py"))]
+NAMES = [path.stem for path in sorted((ROOT / "configs" / model_zoo.BACKBONES).glob("*.py"))]
 EACH = pytest.mark.parametrize("name", NAMES)
 # What Detectron2's transformers take their stochastic depth from.
 NEED_TIMM = {"swin_tiny", "mvitv2_tiny", "vit_base_sfp"}
@@ -68,11 +68,7 @@ def test_it_trains_and_predicts(name):
     losses = model([make_input()])
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # A parameter without one makes DistributedDataParallel wait in vain.
-            assert parameter.grad is not None, parameter_name
-            assert parameter.grad.isfinite().all(), parameter_name
+    assert_every_gradient(model)
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
 
     with torch.no_grad():

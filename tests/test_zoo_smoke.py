@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detector_checks import assert_every_gradient
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import _convert_target_to_string
@@ -82,11 +83,7 @@ def train_step(model, config):
     for name, loss in losses.items():
         assert loss.isfinite() and loss > 0, name
     sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # A parameter without one makes DistributedDataParallel wait in vain.
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_every_gradient(model)
 
 
 def predict(model, config):

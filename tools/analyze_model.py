@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from backbone_table import FOLDER, backbone_rows, backbone_table
+from backbone_table import backbone_rows, backbone_table
 from detectron2.config import instantiate
 from markdown_page import replace_tables
 from size_argument import parse_size
@@ -83,7 +83,7 @@ def main() -> None:
     which.add_argument(
         "--backbones",
         action="store_true",
-        help=f"every backbone of configs/{FOLDER}, with the full and with the lite encoder",
+        help=f"all of configs/{model_zoo.BACKBONES}, with the full and with the lite encoder",
     )
     parser.add_argument("--size", type=parse_size, default=(800, 1066), help="HEIGHTxWIDTH")
     parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")

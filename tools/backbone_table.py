@@ -1,11 +1,9 @@
 """What each backbone of ``configs/common/backbones`` costs a detector, and how it is swapped in."""
 
-import contextlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -13,7 +11,6 @@ from tqdm import tqdm
 from lite_detr import model_zoo
 from lite_detr.flops import ModelCost, count_cost
 
-FOLDER = "common/backbones"
 FULL = "dino/dino_r50_4scale_36ep.py"
 LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
 # What a file may say of the images that its backbone's weights were trained with.
@@ -32,18 +29,12 @@ class Row(NamedTuple):
 
 def backbone_names() -> list[str]:
     """The backbones by source and name, as the table lists them."""
-    names = [path.stem for path in Path(model_zoo.CONFIG_ROOT, FOLDER).glob("*.py")]
-    return sorted(names, key=lambda name: (source(name).lower(), name))
+    return sorted(model_zoo.list_backbones(), key=lambda name: (source(name).lower(), name))
 
 
 def read(name: str, *fields: str) -> dict[str, object]:
-    """Those fields of a backbone's file that it has; of lists and texts only the asked are read."""
-    path = model_zoo.get_config_file(f"{FOLDER}/{name}.py")
-    found = {}
-    for field in fields:
-        with contextlib.suppress(KeyError):
-            found[field] = LazyConfig.load(path, field)
-    return found
+    """Those fields of a backbone's file that it has."""
+    return model_zoo.get_fields(f"{model_zoo.BACKBONES}/{name}.py", *fields)
 
 
 def target(name: str) -> str:
@@ -61,7 +52,7 @@ def swap_lines(name: str) -> list[str]:
     """The lines of a config that put a backbone and its weights into ``model`` and ``train``."""
     fields = read(name, "backbone", "init_checkpoint", *IMAGE_FIELDS)
     imported = ", ".join(sorted(fields))
-    lines = [f"from ..{FOLDER.replace('/', '.')}.{name} import {imported}"]
+    lines = [f"from ..{model_zoo.BACKBONES.replace('/', '.')}.{name} import {imported}"]
     lines += [
         f"model.{field} = {field}" for field in ("backbone", *IMAGE_FIELDS) if field in fields
     ]
@@ -99,7 +90,7 @@ def backbone_table(rows: Iterable[Row]) -> str:
     for name, full, lite in rows:
         cells = [
             source(name),
-            f"[`{name}`](../configs/{FOLDER}/{name}.py)",
+            f"[`{name}`](../configs/{model_zoo.BACKBONES}/{name}.py)",
             "<br>".join(f"`{line}`" for line in swap_lines(name)),
             f"{full.flops['backbone'] / 1e9:.1f}",
         ]

@@ -1,7 +1,9 @@
 """Access to the configs that ship with the package, in the manner of ``detectron2.model_zoo``."""
 
+import contextlib
 import difflib
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
@@ -10,6 +12,8 @@ from .yacs.config import add_lite_detr_config
 
 CONFIG_ROOT = Path(__file__).parent / "configs"
 YAML_SUFFIXES = (".yaml", ".yml")
+# Where the backbones lie, a file each.
+BACKBONES = "common/backbones"
 
 
 class ConfigError(ValueError):
@@ -25,6 +29,11 @@ def list_configs(suffix: str = ".py") -> list[str]:
     """
     names = (path.relative_to(CONFIG_ROOT).as_posix() for path in CONFIG_ROOT.rglob(f"*{suffix}"))
     return sorted(name for name in names if not name.startswith("common/"))
+
+
+def list_backbones() -> list[str]:
+    """The names of the backbones in ``configs/common/backbones``, such as ``swin_tiny``."""
+    return sorted(path.stem for path in Path(CONFIG_ROOT, BACKBONES).glob("*.py"))
 
 
 def get_config_file(name: str) -> str:
@@ -70,6 +79,16 @@ def get_config(name: str) -> DictConfig:
         ConfigError: it is a YAML file.
     """
     return LazyConfig.load(get_lazy_config_file(name))
+
+
+def get_fields(name: str, *fields: str) -> dict[str, Any]:
+    """Those of the fields that a lazy config has: lists and texts, too, which get_config drops."""
+    path = get_lazy_config_file(name)
+    found = {}
+    for field in fields:
+        with contextlib.suppress(KeyError):
+            found[field] = LazyConfig.load(path, field)
+    return found
 
 
 def get_yaml_config(name: str) -> CfgNode:

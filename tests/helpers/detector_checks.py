@@ -29,6 +29,15 @@ def assert_trains(model, batch, names):
         assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
+def assert_every_gradient(model):
+    """A finite one for each parameter that trains."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # A parameter without one makes DistributedDataParallel wait in vain.
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
 def assert_infers(model, make_input, num_queries, num_classes):
     """Best first, in the coordinates asked for."""
     model.eval()

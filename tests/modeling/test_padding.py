@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detector_checks import assert_every_gradient
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone import BasicStem, ResNet
 
@@ -113,10 +114,7 @@ def test_an_image_of_odd_size_trains_and_predicts(make_detector, make_input, nam
     losses = model([make_input(*ODD, objects=2), make_input(40, 64, objects=1)])
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, parameter_name
-            assert parameter.grad.isfinite().all(), parameter_name
+    assert_every_gradient(model)
     instances = model.eval()([make_input(*ODD)])[0]["instances"]
     assert instances.image_size == ODD
     assert instances.pred_boxes.tensor.isfinite().all()

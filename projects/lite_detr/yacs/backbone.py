@@ -1,16 +1,15 @@
 """The backbone that ``MODEL.BACKBONE.NAME`` names."""
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 
 from .. import model_zoo
 
 logger = logging.getLogger("lite_detr")
-
-FOLDER = "common/backbones"
 
 
 def backbone_from_config(cfg: CfgNode) -> Backbone:
@@ -27,33 +26,27 @@ def backbone_from_config(cfg: CfgNode) -> Backbone:
     name = cfg.MODEL.BACKBONE.NAME
     if name in BACKBONE_REGISTRY:
         return build_backbone(cfg)
-    path = f"{FOLDER}/{name}.py" if name in lazy_backbones() else name
+    lazy = model_zoo.list_backbones()
+    path = f"{model_zoo.BACKBONES}/{name}.py" if name in lazy else name
     if not path.endswith(".py"):
         registered = sorted(name for name, _ in BACKBONE_REGISTRY)
         raise ValueError(
             f"MODEL.BACKBONE.NAME is {name!r}; registered are {', '.join(registered)}; lazy ones "
-            f"are {', '.join(lazy_backbones())}; besides, a file NAME.py with a lazy `backbone`"
+            f"are {', '.join(lazy)}; besides, a file NAME.py with a lazy `backbone`"
         )
-    _compare_pixels(cfg, path)
-    return instantiate(model_zoo.get_config(path).backbone)
+    fields = model_zoo.get_fields(path, "backbone", "pixel_mean", "pixel_std", "input_format")
+    _compare_pixels(cfg, fields)
+    return instantiate(fields["backbone"])
 
 
-def lazy_backbones() -> list[str]:
-    """The names of the backbones in ``configs/common/backbones``."""
-    return sorted(path.stem for path in Path(model_zoo.CONFIG_ROOT, FOLDER).glob("*.py"))
-
-
-def _compare_pixels(cfg: CfgNode, path: str) -> None:
+def _compare_pixels(cfg: CfgNode, fields: Mapping[str, Any]) -> None:
     """Warns of images made otherwise than those that the backbone's weights were trained with."""
     for option, field, given in (
         ("MODEL.PIXEL_MEAN", "pixel_mean", list(cfg.MODEL.PIXEL_MEAN)),
         ("MODEL.PIXEL_STD", "pixel_std", list(cfg.MODEL.PIXEL_STD)),
         ("INPUT.FORMAT", "input_format", cfg.INPUT.FORMAT),
     ):
-        try:
-            (expected,) = LazyConfig.load(model_zoo.get_config_file(path), (field,))
-        except KeyError:  # The file says nothing of it.
-            continue
+        expected = fields.get(field, given)
         if expected != given:
             logger.warning(
                 "%s is %s, the weights of backbone %s were trained with %s",
