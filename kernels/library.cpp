@@ -20,4 +20,8 @@ TORCH_LIBRARY(lite_detr, library) {
       "Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor sampling_locations, "
       "Tensor output, Tensor logsumexp) -> "
       "(Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_locations)");
+  // The instruction set that the CPU kernels run with: portable, avx2 or avx512.
+  library.def("cpu_capability() -> str");
+  // The GPUs that the CUDA kernels are compiled for: 800,900 is 8.0 and 9.0.
+  library.def("cuda_architectures() -> str");
 }

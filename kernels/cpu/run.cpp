@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <c10/util/Exception.h>
+#include <torch/library.h>
 
 #include <cstdlib>
 #include <string>
@@ -14,7 +15,8 @@ const AllKernels& choose_kernels() {
   const std::string wanted = variable == nullptr ? "" : variable;
   TORCH_CHECK_VALUE(
       wanted.empty() || wanted == "portable" || wanted == "avx2" || wanted == "avx512",
-      "LITE_DETR_CPU_CAPABILITY must be portable, avx2 or avx512, got ", wanted);
+      "LITE_DETR_CPU_CAPABILITY must be portable, avx2 or avx512, got ", wanted,
+      ": unset it to let the processor decide");
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -27,6 +29,8 @@ const AllKernels& choose_kernels() {
 #endif
   return portable_kernels;
 }
+
+std::string cpu_capability() { return kernels().name; }
 
 }  // namespace
 
@@ -59,6 +63,11 @@ Geometry PointLevels::geometry(const Problem& problem) const {
       width_.data(),
       height_.data(),
       start_.data()};
+}
+
+// Takes no tensor that would say which device it is for.
+TORCH_LIBRARY_IMPL(lite_detr, CompositeExplicitAutograd, library) {
+  library.impl("cpu_capability", cpu_capability);
 }
 
 }  // namespace lite_detr::cpu

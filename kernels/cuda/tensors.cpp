@@ -44,7 +44,8 @@ Geometry geometry(const Problem& problem, at::ScalarType dtype) {
       problem.batch, " x ", problem.heads, " x ", problem.queries, ". Split the batch");
   TORCH_CHECK_VALUE(
       problem.points_in_all() <= kMaxItems, "the CUDA kernels take up to ", kMaxItems,
-      " points of a query, got ", problem.points_in_all());
+      " points of a query, got ", problem.points_in_all(),
+      ". Call the *_pytorch forms of lite_detr.ops");
 
   Geometry geometry{};
   geometry.batch = problem.batch;

@@ -11,27 +11,31 @@ from .checks import check_key_aware, check_plain, check_value
 logger = logging.getLogger("lite_detr")
 
 
-def load_library() -> bool:
-    """Loads the extension; says once why not if it cannot."""
+def load_library() -> str:
+    """Loads the extension. Where it cannot, says so in the log and returns the reason."""
     spec = importlib.util.find_spec("lite_detr._C")
     if spec is None or spec.origin is None:
         reason = "the package was installed without them"
     else:
         try:
             torch.ops.load_library(spec.origin)
-            return True
+            return ""
         except OSError as error:
-            # Built for another version of PyTorch, most often.
-            reason = str(error).splitlines()[0]
+            # Built for another version of PyTorch, most often. PyTorch may name the file alone; the
+            # loader, whose error is then the cause of PyTorch's, names the library or the symbol.
+            reason = str(error.__cause__ or error)
     logger.warning(
         "lite_detr's native operators are not at hand (%s); the PyTorch ones run instead, several "
-        "times slower. docs/kernels.md says how to build them",
-        reason,
+        "times slower. docs/kernels.md says how to build them, and `python -m "
+        "lite_detr.collect_env` what is on this machine",
+        reason.splitlines()[0],
     )
-    return False
+    return reason
 
 
-AVAILABLE = load_library()
+# Why the compiled operators are not at hand; empty where they are.
+WHY_NOT = load_library()
+AVAILABLE = not WHY_NOT
 # The devices that the extension has kernels for: one without CUDA kernels registers none.
 DEVICES = tuple(
     device
