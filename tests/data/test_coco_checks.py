@@ -4,11 +4,9 @@ import shutil
 
 import pytest
 from coco_samples import add_boxes, error_of
+from detectron2.data import DatasetCatalog
 
-from lite_detr.data.coco import (
-    CocoSummary,
-    check_coco,
-)
+from lite_detr.data.coco import CocoSummary, check_coco, register_coco
 
 
 class TestCheckCoco:
@@ -179,6 +177,54 @@ class TestCheckCoco:
         content["annotations"][0]["ignore"] = 1
         path = write(content)
         assert f"{path}: annotation 101 has 'ignore'" in error_of(check_coco, path, images)
+
+    @pytest.mark.parametrize("flag", ["0", 2, None, [1]])
+    def test_malformed_crowd_flag(self, flag, content, write, images):
+        """Detectron2 would take "0" for a crowd region and leave the object out."""
+        content["annotations"][0]["iscrowd"] = flag
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert (
+            f"{path}: annotation 101 must have 0 or 1 as 'iscrowd', but it is {flag!r}" in message
+        )
+
+    @pytest.mark.parametrize("mask", [[1, 2, 3, 4, 5, 6], "mask", {"counts": [1, 2]}, 5])
+    def test_malformed_mask(self, mask, content, write, images):
+        content["annotations"][0]["segmentation"] = mask
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert f"{path}: annotation 101 must have a 'segmentation' that is a list of" in message
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            [],
+            None,
+            [[1, 1, 9, 1, 9, 9]],
+            [[1, 1], [1, 1, 9, 1, 9, 9]],
+            {"counts": "a", "size": [1]},
+        ],
+    )
+    def test_sound_or_no_mask(self, mask, content, write, images, warnings):
+        content["annotations"][0]["segmentation"] = mask
+        check_coco(write(content), images)
+        assert warnings == []
+
+    def test_warns_about_masks_without_area(self, content, write, images, warnings):
+        """Detectron2 leaves out the whole annotation."""
+        content["annotations"][0]["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
+        path = write(content)
+        check_coco(path, images)
+        (message,) = warnings
+        assert message.startswith(f"{path}: 1 annotation(s) whose polygons all have fewer than")
+        assert "annotation ids 101" in message
+        register_coco("pets", path, images)
+        assert [len(record["annotations"]) for record in DatasetCatalog.get("pets")] == [1, 0]
+
+    def test_an_area_that_is_not_a_number(self, content, write, images):
+        content["annotations"][0]["area"] = float("nan")
+        message = error_of(check_coco, write(content), images, for_evaluation=True)
+        assert "annotation 101 must have a number as 'area'" in message
 
     @pytest.mark.parametrize("key", ["area", "iscrowd"])
     def test_fields_that_only_evaluation_needs(self, key, content, write, images):

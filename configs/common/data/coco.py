@@ -1,20 +1,18 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from omegaconf import OmegaConf
+
+from lite_detr.data.evaluator import DetectionEvaluator
+from lite_detr.data.mapper import DetectionMapper
+from lite_detr.data.train_loader import build_train_loader
 
 dataloader = OmegaConf.create()
 
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(build_train_loader)(
     # The references also train on images without objects.
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_train", filter_empty=False),
-    mapper=L(DatasetMapper)(
+    mapper=L(DetectionMapper)(
         is_train=True,
         # DETR's augmentation: half of the images are cropped between two resizings.
         augmentations=[
@@ -22,8 +20,12 @@ dataloader.train = L(build_detection_train_loader)(
             L(T.RandomApply)(
                 tfm_or_aug=L(T.AugmentationList)(
                     augs=[
+                        # Without a limit a strip of 1 x 12000 pixels would take 4 gigapixels; up
+                        # to 20 : 1 the limit changes nothing.
                         L(T.ResizeShortestEdge)(
-                            short_edge_length=(400, 500, 600), sample_style="choice"
+                            short_edge_length=(400, 500, 600),
+                            max_size=12000,
+                            sample_style="choice",
                         ),
                         L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
                     ]
@@ -44,7 +46,7 @@ dataloader.train = L(build_detection_train_loader)(
 
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
-    mapper=L(DatasetMapper)(
+    mapper=L(DetectionMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
         image_format="${...train.mapper.image_format}",
@@ -52,4 +54,4 @@ dataloader.test = L(build_detection_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")
+dataloader.evaluator = L(DetectionEvaluator)(dataset_name="${..test.dataset.names}")

@@ -4,6 +4,7 @@ import difflib
 import os
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,8 +28,17 @@ __all__ = [
     "check_coco",
     "check_for_detection",
     "check_registered",
+    "check_same_categories",
     "register_coco",
 ]
+
+
+class Categories(Protocol):
+    """What both summaries of a dataset say of its classes, in the order of the ids."""
+
+    categories: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
 
 TRAIN_KEYS = ("train_json", "train_images")
 VAL_KEYS = ("val_json", "val_images")
@@ -89,7 +99,7 @@ def apply_data_config(cfg, splits=("train", "test")) -> None:
             raise DatasetError(
                 f"{paths['train_json']}: 'annotations' is empty; training needs at least one"
             )
-        _check_same_categories(paths["train_json"], train, paths["val_json"], val)
+        check_same_categories(paths["train_json"], train, paths["val_json"], val)
     cfg.model.num_classes = len(val.categories)
 
 
@@ -133,6 +143,21 @@ def check_for_detection(name) -> None:
         )
 
 
+def check_same_categories(train_json, train: Categories, val_json, val: Categories) -> None:
+    """Raises a ``DatasetError`` where two files list other categories, by id or by name."""
+    in_train, in_val = (set(zip(s.category_ids, s.categories)) for s in (train, val))
+    if in_train != in_val:
+        only_train, only_val = (
+            ", ".join(f"{i} {name!r}" for i, name in sorted(pairs)) or "none"
+            for pairs in (in_train - in_val, in_val - in_train)
+        )
+        raise DatasetError(
+            f"{train_json} and {val_json} must list the same categories, ids and names, but only "
+            f"the first lists: {only_train}; only the second lists: {only_val}; "
+            "make their 'categories' equal"
+        )
+
+
 def _with_usable_boxes(record):
     """Clips the boxes of one Detectron2 record and drops the annotations that have none left."""
     annotations = record["annotations"]
@@ -158,20 +183,6 @@ def _register_split(cfg, split, json_file, image_root):
     summary = register_coco(name, json_file, image_root, for_evaluation=split == "test")
     cfg.dataloader[split].dataset.names = name
     return summary
-
-
-def _check_same_categories(train_json, train, val_json, val):
-    in_train, in_val = (set(zip(s.category_ids, s.categories)) for s in (train, val))
-    if in_train != in_val:
-        only_train, only_val = (
-            ", ".join(f"{i} {name!r}" for i, name in sorted(pairs)) or "none"
-            for pairs in (in_train - in_val, in_val - in_train)
-        )
-        raise DatasetError(
-            f"{train_json} and {val_json} must list the same categories, ids and names, but only "
-            f"the first lists: {only_train}; only the second lists: {only_val}; "
-            "make their 'categories' equal"
-        )
 
 
 def _explain_unknown(name, split):

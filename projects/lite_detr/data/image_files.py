@@ -1,0 +1,110 @@
+"""Reading of image files: what Detectron2 reads, with an outcome for every file that it cannot."""
+
+import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+# An image that is more times as long as it is wide loses its shorter side when it is resized: at
+# 1 : 500 it has one pixel left where the longer side is limited to 250 or more.
+MAX_ASPECT_RATIO = 500
+
+# Kinds of images that cannot be used, as docs/data_faults.md and tools/check_dataset.py name them.
+UNREADABLE = "unreadable image"
+TOO_LARGE = "image of too many pixels"
+WIDE_PIXELS = "image of 32-bit pixels"
+OTHER_SIZE = "image of another size"
+TOO_THIN = "image too thin to resize"
+
+
+class UnusableImage(ValueError):
+    """An image that neither training nor evaluation can use.
+
+    Attributes:
+        kind: one of the kinds above.
+        reason: what is wrong with this file, in a phrase.
+    """
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(f"{kind}: {reason}")
+        self.kind = kind
+        self.reason = reason
+
+
+def read_image(file_name: str, image_format: str) -> np.ndarray:
+    """Reads a file as Detectron2's ``read_image`` does: upright, in the given order of channels.
+
+    It differs for grey images of 16 bits, of which Detectron2 clips all above 255 to white: here
+    they keep their upper eight bits, as Pillow reads colour images of 16 bits.
+
+    Args:
+        file_name: a path, or what iopath's handlers accept.
+        image_format: a mode of Pillow, "BGR" or "YUV-BT.601".
+
+    Returns:
+        ``[H, W, C]``, uint8 in 0 to 255 (float for YUV).
+
+    Raises:
+        UnusableImage: the file cannot be decoded, or its pixels have no defined range.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file, Image.open(file) as opened:
+            image = _apply_exif_orientation(opened)
+            if is_grey_16_bits(opened):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif opened.mode in ("I", "F"):
+                raise UnusableImage(
+                    WIDE_PIXELS,
+                    "32 bits do not say what is black and what is white: save it with 8 or 16",
+                )
+            return convert_PIL_to_numpy(image, image_format)
+    except UnusableImage:
+        raise
+    except Image.DecompressionBombError:
+        raise UnusableImage(
+            TOO_LARGE, f"it has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit"
+        ) from None
+    # Pillow's readers raise anything on a broken file, from EOFError to SyntaxError.
+    except Exception as error:
+        raise UnusableImage(UNREADABLE, _describe(error)) from None
+
+
+def read_record(record: dict, image_format: str) -> np.ndarray:
+    """:func:`read_image` for a record of Detectron2, with its size checked.
+
+    Args:
+        record: ``file_name``, and optionally ``width`` and ``height`` in pixels.
+        image_format: see :func:`read_image`.
+
+    Raises:
+        UnusableImage: also for an image of another size than the record says, whose boxes cannot
+            be trusted, and for one of which resizing leaves nothing.
+    """
+    image = read_image(record["file_name"], image_format)
+    height, width = image.shape[:2]
+    given = (record.get("width", width), record.get("height", height))
+    if given != (width, height):
+        turned = " (turned by its EXIF orientation?)" if given == (height, width) else ""
+        raise UnusableImage(
+            OTHER_SIZE,
+            f"it is {width} x {height} pixels, the annotation file says "
+            f"{given[0]} x {given[1]}{turned}",
+        )
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UnusableImage(
+            TOO_THIN, f"{width} x {height} pixels are thinner than 1 : {MAX_ASPECT_RATIO}"
+        )
+    return image
+
+
+def is_grey_16_bits(image: Image.Image) -> bool:
+    """Whether an opened image is grey with 16 bits a pixel, for which Pillow has several modes."""
+    # PGM files, and PNG files with older versions of Pillow, come as 32-bit integers.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

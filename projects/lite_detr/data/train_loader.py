@@ -1,0 +1,260 @@
+"""Detectron2's training loader, in which another image takes the place of an unusable one.
+
+Detectron2 skips a sample that its mapper returns None for, without a word and by a random generator
+of each worker. Here a warning names the file, and the image that takes its place depends on the
+sample's index alone: neither on the number of workers nor on what was read before.
+"""
+
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from detectron2.config import configurable
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from .coco_checks import DatasetError, clip_boxes
+from .faults import some
+from .image_files import UnusableImage
+from .mapper import DetectionMapper
+from .stream import SampleStream, StreamedBatches
+
+logger = logging.getLogger("lite_detr")
+
+MAX_UNUSABLE = 0.1
+
+
+class ReplacingDataset(Dataset):
+    """Mapped samples; another image takes the place of one that the mapper cannot use.
+
+    Replacements are tried in an order that the index alone decides: first images of the same
+    orientation, so that Detectron2 groups the sample as it would have grouped the unusable one.
+
+    Args:
+        records: a list of Detectron2's dicts, or a dataset that gives one for an index.
+        mapper: makes a sample of a record, or raises ``UnusableImage``.
+        max_unusable: the search for a replacement ends with more unusable images than this share
+            of all.
+    """
+
+    def __init__(
+        self,
+        records: list[dict[str, Any]] | Dataset,
+        mapper: Callable[[dict], dict],
+        max_unusable: float = MAX_UNUSABLE,
+    ):
+        self.records = (
+            DatasetFromList(records, copy=False) if isinstance(records, list) else records
+        )
+        self.max_unusable = max_unusable
+        # Makes a lambda fit for workers that are spawned, as in Detectron2's MapDataset.
+        self._mapper = PicklableWrapper(mapper)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of an index.
+
+        Where the image was unusable, the sample of its replacement with ``skipped``, a list of
+        (index, file name, reason). It keeps ``width`` and ``height`` of the image that was asked
+        for, by which Detectron2 groups samples. When the search was given up, there is no
+        ``image``.
+        """
+        index = int(index)
+        skipped = []
+        for candidate in self._candidates(index):
+            record = self.records[candidate]
+            try:
+                sample = self._mapper(record)
+            except UnusableImage as error:
+                skipped.append((candidate, record["file_name"], str(error)))
+                if len(skipped) > self.max_unusable * len(self):
+                    break
+            else:
+                return self._with_history(sample, index, skipped) if skipped else sample
+        return self._with_history({}, index, skipped)
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        wide = self._is_wide
+        others = [i for i in range(len(self)) if i != index]
+        # A generator of its own, not a shared one that other draws would move.
+        random.Random(index).shuffle(others)
+        yield from sorted(others, key=lambda i: wide[i] != wide[index])
+
+    @cached_property
+    def _is_wide(self) -> list[bool]:
+        return [record.get("width", 0) > record.get("height", 0) for record in self.records]
+
+    def _with_history(self, sample: dict, index: int, skipped: list) -> dict[str, Any]:
+        asked = self.records[index]
+        size = {key: asked[key] for key in ("width", "height") if key in asked}
+        return sample | size | {"skipped": skipped}
+
+
+class WatchedBatches(IterableDataset):
+    """The batches of a loader; reports which images were skipped when training takes the batch.
+
+    Each unusable file gets one warning, and their number so far is the scalar
+    ``unusable_images`` of Detectron2's event storage. Both are those of this process.
+
+    Args:
+        loader: gives lists of samples, and knows how far they were taken.
+        num_images: the size of the dataset.
+        max_unusable: the largest share of unusable images.
+        collate_fn: makes what the model takes of the list of samples; None gives the list.
+    """
+
+    def __init__(
+        self,
+        loader: StreamedBatches,
+        num_images: int,
+        max_unusable: float = MAX_UNUSABLE,
+        collate_fn: Callable[[list[dict]], Any] | None = None,
+    ):
+        self.loader = loader
+        self.num_images = num_images
+        self.max_unusable = max_unusable
+        self.collate_fn = collate_fn
+        # By index, the file's name and what is wrong with it.
+        self.unusable: dict[int, tuple[str, str]] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        """
+        Raises:
+            DatasetError: more images than the largest share are unusable.
+        """
+        for batch in self.loader:
+            for sample in batch:
+                self._report(sample.pop("skipped", ()), given_up="image" not in sample)
+            if self.unusable and has_event_storage():
+                get_event_storage().put_scalar(
+                    "unusable_images", len(self.unusable), smoothing_hint=False
+                )
+            yield batch if self.collate_fn is None else self.collate_fn(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training has come, for a checkpoint: see :class:`StreamedBatches`."""
+        return {"unusable": self.unusable, **self.loader.state_dict()}
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Goes on from the states of a job's processes; each has found unusable images itself."""
+        if len(states) == comm.get_world_size():
+            self.unusable = dict(states[comm.get_rank()]["unusable"])
+        self.loader.load_states(states)
+
+    def _report(self, skipped: Iterable[tuple[int, str, str]], given_up: bool) -> None:
+        for index, file_name, reason in skipped:
+            if index not in self.unusable:
+                self.unusable[index] = (file_name, reason)
+                logger.warning(
+                    "%s: %s; other images take its place in training (%d unusable of %d so far)",
+                    file_name,
+                    reason,
+                    len(self.unusable),
+                    self.num_images,
+                )
+        if given_up or len(self.unusable) > self.max_unusable * self.num_images:
+            listed = "".join(f"\n  {name}: {reason}" for name, reason in self.unusable.values())
+            raise DatasetError(
+                f"{len(self.unusable)} of the {self.num_images} training images are unusable so "
+                f"far, accepted are {self.max_unusable:.0%}: repair them, remove them from the "
+                "annotation file, or raise dataloader.train.max_unusable. "
+                f"tools/check_dataset.py lists all of them; found so far:{listed}"
+            )
+
+
+def warn_of_lost_boxes(records: list[dict[str, Any]]) -> None:
+    """One warning for the boxes that Detectron2 leaves out without a word, with files' names.
+
+    Datasets that were checked by ``register_coco`` have none. Boxes of other modes than a corner
+    and a size, or two corners, are not looked at.
+    """
+    files, boxes, modes, sizes = [], [], [], []
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            mode = annotation.get("bbox_mode")
+            if mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) and not annotation.get("iscrowd"):
+                files.append(record["file_name"])
+                boxes.append(annotation["bbox"])
+                modes.append(mode == BoxMode.XYXY_ABS)
+                sizes.append([record.get("width", np.inf), record.get("height", np.inf)])
+    if not boxes:
+        return
+    boxes, is_corners = np.array(boxes, dtype=np.float64), np.array(modes)
+    boxes[is_corners, 2:] -= boxes[is_corners, :2]
+    with np.errstate(invalid="ignore"):
+        usable = clip_boxes(boxes, np.array(sizes, dtype=np.float64))[1]
+    if lost := list(itertools.compress(files, ~usable)):
+        logger.warning(
+            "%d box(es) of NaN, or without an area inside their image, ignored in training: in %s",
+            len(lost),
+            some(list(dict.fromkeys(lost)), 5),
+        )
+
+
+def _from_config(cfg, mapper=None, **kwargs) -> dict[str, Any]:
+    mapper = DetectionMapper(cfg, is_train=True) if mapper is None else mapper
+    return build_detection_train_loader.from_config(cfg, mapper, **kwargs)
+
+
+@configurable(from_config=_from_config)
+def build_train_loader(
+    dataset: list[dict] | Dataset,
+    *,
+    mapper: Callable[[dict], dict],
+    total_batch_size: int,
+    sampler: Sampler | None = None,
+    aspect_ratio_grouping: bool = True,
+    max_unusable: float = MAX_UNUSABLE,
+    collate_fn: Callable[[list[dict]], Any] | None = None,
+    **kwargs,
+) -> WatchedBatches:
+    """Detectron2's ``build_detection_train_loader``, in which unusable images are replaced.
+
+    A training that is interrupted goes on behind the last batch that it took, and augmentations
+    depend on an image's place in the stream alone: see :class:`SampleStream`.
+
+    As that function it also takes a YAML config: ``build_train_loader(cfg)``.
+
+    Args:
+        dataset: Detectron2's dicts, or a dataset of them that is not iterable-style.
+        mapper: a :class:`DetectionMapper`, or another that raises ``UnusableImage``.
+        sampler: as Detectron2's; the order of its indices has to be the same in each new start.
+        max_unusable: the share of unusable images above which the training stops.
+        collate_fn: applied to the list of samples, in the training process.
+        total_batch_size, aspect_ratio_grouping, **kwargs: see ``build_detection_train_loader``.
+
+    Raises:
+        TypeError: the dataset is iterable-style, so that there is no other image to take.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(
+            f"the dataset is a {type(dataset).__name__}, which is iterable-style; accepted are "
+            "lists of dicts and datasets with an index, because a replacement is found by its "
+            "index: use detectron2.data.build_detection_train_loader for it"
+        )
+    if isinstance(dataset, list):
+        warn_of_lost_boxes(dataset)
+    dataset = ReplacingDataset(dataset, mapper, max_unusable)
+    # Where images are grouped, workers yield single ones, and otherwise whole batches.
+    chunk_size = 1 if aspect_ratio_grouping else total_batch_size // comm.get_world_size()
+    stream = SampleStream(dataset, sampler, chunk_size)
+    loader = build_detection_train_loader(
+        stream,
+        mapper=None,
+        total_batch_size=total_batch_size,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        **kwargs,
+    )
+    batches = StreamedBatches(loader, stream)
+    return WatchedBatches(batches, len(dataset), max_unusable, collate_fn)
