@@ -28,6 +28,7 @@ def convert_file(config_file: str, options: list[str], path: str) -> Conversion:
 
     Raises:
         FileNotFoundError: there is no such config or file.
+        ConfigError: the config is a YAML file.
         WeightsError: the file cannot be read, or does not fit the config.
     """
     config = LazyConfig.apply_overrides(model_zoo.get_config(config_file), options)
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     try:
         conversion = convert_file(args.config_file, args.opts, args.input)
-    except (FileNotFoundError, WeightsError) as error:
+    except (FileNotFoundError, model_zoo.ConfigError, WeightsError) as error:
         sys.exit(f"error: {error}")
     print(conversion.table() if args.every_key else conversion.summary())
     if conversion.renewed:

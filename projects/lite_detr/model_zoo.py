@@ -92,8 +92,18 @@ def get_fields(name: str, *fields: str) -> dict[str, Any]:
 
 
 def get_yaml_config(name: str) -> CfgNode:
-    """The config of a model for ``DefaultPredictor`` and ``DefaultTrainer``, from a YAML file."""
+    """The config of a model for ``DefaultPredictor`` and ``DefaultTrainer``, from a YAML file.
+
+    Raises:
+        ConfigError: it is a lazy config.
+    """
+    path = get_config_file(name)
+    if not path.endswith(YAML_SUFFIXES):
+        raise ConfigError(
+            f"config {name!r} is no YAML file, which is needed here (NAME.yaml): lazy configs are "
+            "for train_net.py, and in Python for lite_detr.model_zoo.get_config"
+        )
     cfg = get_cfg()
     add_lite_detr_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
+    cfg.merge_from_file(path)
     return cfg

@@ -1,6 +1,7 @@
 """TimmBackbone and the weights of EfficientNet-Lite0."""
 
 import logging
+import re
 import sys
 
 import pytest
@@ -159,8 +160,19 @@ def test_weights_of_another_model_are_refused():
 
 
 def test_weights_come_from_one_place():
-    with pytest.raises(ValueError, match="one of pretrained, weights and state_dict"):
+    with pytest.raises(
+        ValueError, match="by pretrained and weights: give one of pretrained, weights and state"
+    ):
         TimmBackbone("resnet18", pretrained=True, weights="resnet18.pth")
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("resnet_18", "did you mean .*resnet18"), ("?", r"its list_models\(\) names them all")],
+)
+def test_a_model_that_timm_lacks_is_named_with_the_nearest(name, hint):
+    with pytest.raises(ValueError, match=rf"timm has no model '{re.escape(name)}'; {hint}"):
+        TimmBackbone(name)
 
 
 def timm_config(**options):
@@ -183,6 +195,17 @@ def test_a_config_of_detectron2_states_the_arguments_in_capitals():
     assert not backbone.body.layer1[0].conv1.weight.requires_grad
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_a_config_that_names_no_model_is_told_where_to(name):
+    with pytest.raises(ValueError, match="but MODEL.TIMM.MODEL_NAME is not set: name the library"):
+        build_backbone(timm_config(MODEL_NAME=name))
+    without = CfgNode(
+        {"MODEL": {"BACKBONE": {"NAME": "TimmBackbone"}, "PIXEL_MEAN": [0.0, 0.0, 0.0]}}
+    )
+    with pytest.raises(ValueError, match="lite_detr.add_lite_detr_config"):
+        build_backbone(without)
+
+
 def test_what_a_config_leaves_open_is_as_in_python():
     backbone = build_backbone(timm_config())
     assert list(backbone.output_shape()) == ["stride8", "stride16", "stride32"]
@@ -202,6 +225,11 @@ def test_what_a_config_leaves_open_is_as_in_python():
 )
 def test_weight_names_follow_timm(given, expected):
     assert timm_name(given) == expected
+
+
+def test_weights_of_more_blocks_are_of_another_model():
+    with pytest.raises(ValueError, match=r"_blocks.16._bn2.bias, accepted are the blocks 0 to 15"):
+        timm_name("_blocks.16._bn2.bias")
 
 
 def test_the_weights_recognise_a_palace():

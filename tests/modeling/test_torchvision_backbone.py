@@ -100,6 +100,12 @@ def test_what_does_not_fit_is_said(options, problem):
         TorchvisionBackbone("resnet18", **options)
 
 
+def test_a_model_that_torchvision_lacks_is_named_with_the_nearest():
+    problem = "torchvision has no model 'resnet-18'; did you mean .*resnet18"
+    with pytest.raises(ValueError, match=problem):
+        TorchvisionBackbone("resnet-18")
+
+
 def test_a_model_of_one_size_of_image_is_refused():
     with pytest.raises(ValueError, match="image of 64x96 pixels"):
         TorchvisionBackbone("vit_b_16")

@@ -322,6 +322,14 @@ def test_a_backbone_that_there_is_not_is_named_with_those_there_are(tiny):
     assert all(name in str(e.value) for name in model_zoo.list_backbones())
 
 
+def test_a_file_without_a_backbone_is_told_what_belongs_there(tiny, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("model = dict(value=42)\n")
+    tiny.MODEL.BACKBONE.NAME = str(path)
+    with pytest.raises(ValueError, match="own.py', a file without `backbone`: assign a LazyCall"):
+        build_model(tiny)
+
+
 def test_get_cfg_itself_knows_the_keys_only_where_that_is_asked_for():
     """In a process of its own, since it changes Detectron2's defaults."""
     program = (

@@ -79,7 +79,8 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     if source is None:
         raise WeightsError(
             f"weights are of no known implementation, their keys begin with {list(given)[:3]}; "
-            f"known are {', '.join(known.name for known in SOURCES)}"
+            f"known are {', '.join(known.name for known in SOURCES)}. Weights of lite_detr itself "
+            "need no conversion: load them by lite_detr.checkpoint.DetrCheckpointer"
         )
     weights, ignored, left = to_our_names(given, source)
     mine = model.state_dict()

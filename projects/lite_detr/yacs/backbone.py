@@ -21,7 +21,8 @@ def backbone_from_config(cfg: CfgNode) -> Backbone:
             file with a lazy ``backbone``. Registered ones read their options from the config.
 
     Raises:
-        ValueError: there is no such backbone; the message lists those that there are.
+        ValueError: there is no such backbone, and the message lists those that there are; or the
+            file has no ``backbone``.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name in BACKBONE_REGISTRY:
@@ -35,6 +36,11 @@ def backbone_from_config(cfg: CfgNode) -> Backbone:
             f"are {', '.join(lazy)}; besides, a file NAME.py with a lazy `backbone`"
         )
     fields = model_zoo.get_fields(path, "backbone", "pixel_mean", "pixel_std", "input_format")
+    if "backbone" not in fields:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME is {name!r}, a file without `backbone`: assign a LazyCall of a "
+            "Backbone to it, as the files in configs/common/backbones do"
+        )
     _compare_pixels(cfg, fields)
     return instantiate(fields["backbone"])
 

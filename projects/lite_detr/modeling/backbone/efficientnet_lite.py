@@ -62,4 +62,7 @@ def timm_name(name: str) -> str:
         if index < depth:
             return f"blocks.{stage}.{index}.{names[module]}.{leaf}"
         index -= depth
-    raise ValueError(f"unexpected block in the weights of EfficientNet-Lite0: {name}")
+    raise ValueError(
+        f"the weights of EfficientNet-Lite0 have {name}, accepted are the blocks 0 to "
+        f"{sum(STAGE_DEPTHS) - 1}: these are of another model"
+    )

@@ -1,5 +1,6 @@
 """What backbones from other libraries share: maps by stride, and parts that stay as they are."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -79,8 +80,18 @@ class FeatureMapBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """For ``cfg.MODEL.BACKBONE.NAME``: the arguments that ``cfg`` states, in capitals."""
-        node = cfg.MODEL[cls.config_node]
+        """For ``cfg.MODEL.BACKBONE.NAME``: the arguments that ``cfg`` states, in capitals.
+
+        Raises:
+            ValueError: it does not say which model.
+        """
+        node = cfg.MODEL.get(cls.config_node, {})
+        if not node.get("MODEL_NAME"):
+            raise ValueError(
+                f"MODEL.BACKBONE.NAME is {cls.__name__}, but MODEL.{cls.config_node}.MODEL_NAME "
+                "is not set: name the library's model there, after "
+                "lite_detr.add_lite_detr_config(cfg)"
+            )
         return {key.lower(): value for key, value in node.items() if value is not None}
 
     @property
@@ -103,6 +114,13 @@ class FeatureMapBackbone(Backbone):
             name: maps[key].permute(0, 3, 1, 2) if channels_last else maps[key]
             for name, (key, channels_last) in self._maps.items()
         }
+
+
+def unknown_model(library: str, name: str, names: Sequence[str]) -> ValueError:
+    """The error to raise where a library has no model of a name, with those that come closest."""
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "its list_models() names them all"
+    return ValueError(f"{library} has no model {name!r}; {hint}")
 
 
 def trial_image(body: nn.Module, stride: int, size_divisibility: int) -> Tensor:

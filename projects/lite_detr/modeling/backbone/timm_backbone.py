@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from ...checkpoint import read_weights
-from .feature_maps import FeatureMapBackbone
+from .feature_maps import FeatureMapBackbone, unknown_model
 
 logger = logging.getLogger("lite_detr")
 
@@ -37,7 +37,7 @@ class TimmBackbone(FeatureMapBackbone):
     Raises:
         ModuleNotFoundError: timm is not installed.
         ValueError: the model has no map of a stride in ``out_strides``, or takes images of one size
-            alone; weights are given in two ways, or fit nothing in the model.
+            alone; there is no such model; weights are given in two ways, or fit nothing in it.
     """
 
     config_node = "TIMM"
@@ -55,8 +55,13 @@ class TimmBackbone(FeatureMapBackbone):
         size_divisibility: int = 0,
         options: Mapping[str, object] | None = None,
     ):
-        if sum((bool(pretrained), bool(weights), state_dict is not None)) > 1:
-            raise ValueError("give one of pretrained, weights and state_dict, not several of them")
+        given = {"pretrained": pretrained, "weights": weights, "state_dict": state_dict is not None}
+        given = [name for name, value in given.items() if value]
+        if len(given) > 1:
+            raise ValueError(
+                f"weights are given by {' and '.join(given)}: give one of pretrained, weights and "
+                "state_dict"
+            )
         if weights:
             state_dict = read_weights(weights)
         strides = {*out_strides, frozen_stride} - {0}
@@ -80,6 +85,9 @@ def make_body(
         import timm
     except ModuleNotFoundError:
         raise ModuleNotFoundError("TimmBackbone needs timm: run `pip install timm`") from None
+    # Those with a colon are on a hub or in a folder.
+    if ":" not in model_name and not timm.is_model(model_name):
+        raise unknown_model("timm", model_name, timm.list_models())
     options = options | {"features_only": True}
     body = timm.create_model(model_name, **options)
     info = body.feature_info

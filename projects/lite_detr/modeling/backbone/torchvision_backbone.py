@@ -13,7 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import StochasticDepth
 
 from ...checkpoint import WeightsError, read_weights
-from .feature_maps import FeatureMapBackbone, read_layout, run_trial, trial_image
+from .feature_maps import FeatureMapBackbone, read_layout, run_trial, trial_image, unknown_model
 
 
 @BACKBONE_REGISTRY.register()
@@ -81,6 +81,8 @@ class TorchvisionBackbone(FeatureMapBackbone):
 
 def make_model(model_name: str, weights: str | None) -> nn.Module:
     """A torchvision model, with weights of torchvision's by name or with those of a file."""
+    if model_name.lower() not in models.list_models():
+        raise unknown_model("torchvision", model_name, models.list_models(models))
     if not weights:
         return models.get_model(model_name, weights=None)
     if Path(weights).is_file():
