@@ -12,25 +12,27 @@ import logging
 import sys
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-    hooks,
-    launch,
-)
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 
-from lite_detr import model_zoo
-from lite_detr.checkpoint import DetrCheckpointer, WeightsError
+from lite_detr import model_zoo, ops
+from lite_detr.checkpoint import DetrCheckpointer, SaveError, WeightsError
 from lite_detr.data.coco import DatasetError, apply_data_config, check_registered
+from lite_detr.engine.divergence import DivergenceError
+from lite_detr.engine.ema import EMA
+from lite_detr.engine.launch import LaunchError, launch
+from lite_detr.engine.pictures import build_pictures_hook
+from lite_detr.engine.preemption import Preemption, passing_signals_on
+from lite_detr.engine.records import Records
+from lite_detr.engine.resume import ResumePoint
+from lite_detr.engine.trainer import Trainer
+from lite_detr.random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
 
@@ -46,35 +48,71 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
 
 def train(cfg: DictConfig, resume: bool) -> None:
     model = instantiate(cfg.model).to(cfg.train.device)
-    logger.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    logger.info(
+        "%.2f M parameters; %s operators run on %s",
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        ops.backend(cfg.train.device),
+        cfg.train.device,
+    )
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
 
     model = create_ddp_model(model, **cfg.train.ddp)
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    checkpointer = DetrCheckpointer(
-        model, cfg.train.output_dir, fine_tune=not resume, trainer=trainer
+    trainer = Trainer(
+        model,
+        loader,
+        optimizer,
+        precision=cfg.train.amp.precision if cfg.train.amp.enabled else "float32",
+        accumulation=cfg.train.accumulation,
+        max_bad_batches=cfg.train.max_bad_batches,
+    )
+    checkpointer = DetrCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    ema = None
+    if cfg.train.ema.enabled:
+        ema = EMA(model, cfg.train.ema.decay, cfg.train.output_dir)
+        checkpointer.add_checkpointable("ema", ema.averaged)
+    preemption = Preemption()
+
+    def evaluate_between_iterations() -> dict:
+        with preemption.leaving_at_once(), same_random_states():
+            averaged = evaluate(cfg, ema.averaged.module) if ema is not None else {}
+            averaged = {f"{task}_ema": result for task, result in averaged.items()}
+            return averaged | evaluate(cfg, model)
+
+    resume_point = ResumePoint(
+        checkpointer,
+        loader,
+        Records(cfg.train.output_dir, cfg.train.max_iter),
+        preemption,
+        cfg.train.eval_period,
+        **cfg.train.checkpointer,
     )
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
-            if comm.is_main_process()
-            else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if comm.is_main_process()
-            else None,
+            ema,
+            # What is behind it is done again for the iteration that a training goes on from.
+            resume_point,
+            hooks.EvalHook(cfg.train.eval_period, evaluate_between_iterations),
+            build_pictures_hook(cfg, model),
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    trainer.train(start, cfg.train.max_iter)
+    if comm.is_main_process():
+        writers = resume_point.writers(resume)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+    try:
+        with preemption:
+            trainer.train(trainer.iter + 1 if checkpointer.resumed else 0, cfg.train.max_iter)
+    except DivergenceError as error:
+        error.checkpoint = checkpointer.get_checkpoint_file()
+        # All processes are here, and whoever leaves first brings the others down.
+        if comm.is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        comm.synchronize()
+        sys.exit(1)
 
 
 def main(args) -> None:
@@ -117,13 +155,21 @@ if __name__ == "__main__":
             # worth a warning is left to the first of them.
             logger.setLevel(logging.ERROR)
             prepare_data(load_config(args), args.eval_only)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except (FileNotFoundError, model_zoo.ConfigError, DatasetError, WeightsError) as error:
+        with passing_signals_on():
+            launch(main, args)
+    except ProcessExitedException as error:
+        if error.exit_code > 0:
+            # Not killed: the process has said why it left, or was asked to.
+            sys.exit(error.exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        # As shells count it.
+        sys.exit(128 - error.exit_code)
+    except (
+        FileNotFoundError,
+        LaunchError,
+        SaveError,
+        model_zoo.ConfigError,
+        DatasetError,
+        WeightsError,
+    ) as error:
         sys.exit(f"error: {error}")

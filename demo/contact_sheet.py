@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lite_detr.engine.pictures import shorten
+
 MAX_TILES = 24
 MAX_COLUMNS = 6
 TILE_SIDE = 320  # px
@@ -42,14 +44,5 @@ def contact_sheet(paths: Sequence[str | Path]) -> Image.Image:
             tile = ImageOps.pad(picture.convert("RGB"), (TILE_SIDE, TILE_SIDE), color=TILE_COLOUR)
         sheet.paste(tile, (x, y))
         middle = (x + TILE_SIDE / 2, y + TILE_SIDE + CAPTION_HEIGHT / 2)
-        draw.text(middle, shorten(path.name, font), CAPTION_COLOUR, font, anchor="mm")
+        draw.text(middle, shorten(path.name, font, TILE_SIDE), CAPTION_COLOUR, font, anchor="mm")
     return sheet
-
-
-def shorten(name: str, font: ImageFont.FreeTypeFont) -> str:
-    """The name, cut at its beginning if it is wider than a tile: names often differ at the end."""
-    kept = name
-    while font.getlength(kept) > TILE_SIDE:
-        name = name[1:]
-        kept = f"...{name}"
-    return kept

@@ -237,6 +237,11 @@ def test_get_config_file_takes_a_file_of_ones_own(tmp_path):
     assert model_zoo.get_config(str(path)).answer.value == 42
 
 
+def test_a_lazy_config_is_not_read_as_yaml():
+    with pytest.raises(model_zoo.ConfigError, match=f"{TWO_STAGE}' is no YAML.*get_config"):
+        model_zoo.get_yaml_config(TWO_STAGE)
+
+
 def clipped_optimizer(gradients, clip_norm):
     """AdamW of one-number parameters, each in a group of its own, with gradients set."""
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in gradients]

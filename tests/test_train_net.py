@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lite_detr import ops
 from lite_detr.data.digits import write_digits_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +51,8 @@ def trained(digits, tmp_path_factory):
     run = train_net(*data_options(digits), f"train.output_dir={output}")
     assert run.returncode == 0, run.stderr[-3000:]
     assert "AP50" in run.stdout
+    # Slow operators are to be seen in a log.
+    assert f"{ops.backend('cpu')} operators run on cpu" in run.stdout
     return output
 
 
@@ -64,6 +68,18 @@ def test_training_writes_losses_evaluation_and_weights(trained):
     weights = torch.load(trained / "model_final.pth", weights_only=True)["model"]
     # The class count is that of the dataset's categories, not the config's 80.
     assert weights["decoder.heads.class_embed.0.weight"].shape == (10, 32)
+
+
+def pictures(output):
+    """The iterations of which TensorBoard has pictures, by name."""
+    events = EventAccumulator(str(output), size_guidance={"images": 0}).Reload()
+    names = events.Tags()["images"]
+    return {name: [picture.step for picture in events.Images(name)] for name in names}
+
+
+def test_training_ends_with_pictures_of_the_validation_images(trained):
+    # Four are wanted, and there are two.
+    assert pictures(trained) == {"validation/1": [2], "validation/2": [2]}
 
 
 def test_evaluation_of_the_trained_weights_repeats_its_result(trained, digits):
@@ -96,6 +112,7 @@ def test_two_processes_train_and_evaluate(digits, tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert any("bbox/AP50" in record for record in records(tmp_path))
+    assert pictures(tmp_path) == {"validation/1": [1], "validation/2": [1]}
 
 
 def test_fine_tuning_with_other_classes_keeps_the_body(trained, tmp_path, digits):

@@ -7,3 +7,13 @@ if train.device == "cpu":
     # DistributedDataParallel refuses device ids for models on the CPU.
     train.ddp.device_ids = None
 train.seed = 42
+# Once amp.enabled, torch.autocast computes in bfloat16, or in float16 with scaled losses.
+train.amp.precision = "bfloat16"
+# Batches of the loader that make up an iteration; their gradients are those of one large batch.
+train.accumulation = 1
+# So many iterations whose loss or gradient is not finite are skipped; the next one is an error.
+train.max_bad_batches = 0
+# A moving average of the weights, which is evaluated besides and saved along.
+train.ema = dict(enabled=False, decay=0.9997)
+# In TensorBoard, at every evaluation: ground truth beside predictions on so many validation images.
+train.pictures = dict(num_images=4, confidence_threshold=0.3)

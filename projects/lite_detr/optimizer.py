@@ -30,6 +30,9 @@ class ClippedAdamW(torch.optim.AdamW):
     Args:
         params, **options: see :class:`torch.optim.AdamW`.
         clip_norm: the largest L2 norm that a step's gradient keeps.
+
+    Raises:
+        FloatingPointError: in :meth:`step`, the norm is not finite; weights and state are kept.
     """
 
     def __init__(self, params, clip_norm: float = 0.1, **options):
@@ -43,6 +46,9 @@ class ClippedAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        # A single NaN would by way of the norm reach every weight.
+        if not norm.isfinite():
+            raise FloatingPointError("the gradient is not finite")
         super().step()
         return loss

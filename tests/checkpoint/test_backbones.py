@@ -134,6 +134,13 @@ def test_a_backbone_alone_is_no_detector(resnet, tmp_path):
         DetrCheckpointer(build(R50)).load(str(tmp_path / "resnet.pth"))
 
 
+def test_weights_of_which_nothing_fits_start_no_training(tmp_path):
+    torch.save({"model": {"encoder.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    checkpointer = DetrCheckpointer(build(R50), fine_tune=True)
+    with pytest.raises(WeightsError, match="other.pth hold nothing of the model.*encoder.weight"):
+        checkpointer.load(str(tmp_path / "other.pth"))
+
+
 def test_a_resnet_within_a_pyramid(resnet):
     """Detectron2's FPN holds it as its bottom-up part, and its own convolutions start anew."""
     config = model_zoo.get_config(R50)

@@ -2,6 +2,7 @@
 
 import argparse
 import builtins
+import codecs
 import os
 import pickle
 import types
@@ -39,6 +40,7 @@ def save_pickle(content, path):
 SAVERS = [
     ("a.pth", save_torch),
     ("a.bin", save_torch),
+    ("a.pyth", save_torch),
     ("a.pth", save_old_torch),
     ("a.pkl", save_pickle),
 ]
@@ -63,6 +65,63 @@ def test_files_that_would_run_code_are_refused(read, name, save, tmp_path):
     if name.endswith(".pkl"):
         pickle.loads(path.read_bytes())
         assert target.exists()
+
+
+@pytest.mark.parametrize("name, save", SAVERS)
+def test_a_hostile_checkpoint_is_not_resumed(name, save, tmp_path):
+    """Whatever ``last_checkpoint`` says, and wherever it leads."""
+    target = tmp_path / "run"
+    (tmp_path / "out").mkdir()
+    save({"model": {}, "trainer": Hostile(target)}, tmp_path / name)
+    (tmp_path / "out" / "last_checkpoint").write_text(f"../{name}")
+    checkpointer = DetrCheckpointer(torch.nn.Linear(2, 2), str(tmp_path / "out"))
+    with pytest.raises(WeightsError, match="nothing to resume from"):
+        checkpointer.resume_or_load("", resume=True)
+    assert not target.exists()
+
+
+def test_switching_pytorchs_safety_off_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for name, save in SAVERS:
+        save({"model": {}, "model_state": Hostile(tmp_path / "run")}, tmp_path / name)
+        with pytest.raises(WeightsError, match="are refused"):
+            load(tmp_path / name)
+    assert not (tmp_path / "run").exists()
+
+
+class Codec:
+    """Names a codec, which Python would import by its name."""
+
+    def __reduce__(self):
+        return codecs.encode, ("text", "zlib_codec")
+
+
+def test_a_pickle_may_name_no_codec_but_that_of_bytes(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": Codec()}, protocol=2))
+    with pytest.raises(WeightsError, match="refer to the codec zlib_codec"):
+        read_weights(str(tmp_path / "a.pkl"))
+
+
+def load_linear(content, path):
+    """Loads a pickle into a linear layer and returns its weight."""
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    model = torch.nn.Linear(2, 2)
+    DetrCheckpointer(model, fine_tune=True).load(str(path))
+    return model.weight.detach().numpy()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"model": weights, "__author__": "somebody"},
+        lambda weights: {"blobs": weights | {"weight_momentum": np.zeros(1)}},
+        lambda weights: weights,
+    ],
+    ids=["model zoo", "Caffe2's detectors", "Caffe2's classifiers"],
+)
+def test_pickles_of_all_of_detectron2s_kinds_are_loaded(wrap, tmp_path):
+    weights = {"weight": np.arange(4, dtype=np.float32).reshape(2, 2)}
+    assert np.array_equal(load_linear(wrap(weights), tmp_path / "a.pkl"), weights["weight"])
 
 
 def test_the_references_command_line_is_accepted(tmp_path):

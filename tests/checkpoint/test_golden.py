@@ -71,7 +71,9 @@ def run(request):
     outputs["padded"] = {"memory": memory, "pred_logits": logits, "pred_boxes": boxes}
     # The files are without denoising.
     model.denoising = None
-    losses = model.losses(memory, scales, targets(golden))
+    objects = targets(golden)
+    num_objects = torch.tensor(float(sum(len(target.labels) for target in objects)))
+    losses = model.losses(memory, scales, objects, num_objects)
     sum(losses.values()).backward()
     return Run(
         golden,

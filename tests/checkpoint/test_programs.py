@@ -139,6 +139,7 @@ def test_the_tool_warns_of_random_heads(convert_checkpoint, release, tmp_path):
         (["--config-file", "dino/no_such_config.py"], ["no_such_config.py", "did you mean"]),
         (["--input", "no_such.pth"], ["weights no_such.pth: there is no such file"]),
         (["--config-file", "dino/dino_r50_4scale_36ep.py"], ["do not fit the model"]),
+        (["--config-file", "dino/dino_r50_4scale_36ep.yaml"], ["YAML file", "a lazy config"]),
         (["--input", CONFIG], ["small_two_stage.py are no checkpoint"]),
     ],
 )

@@ -11,6 +11,11 @@ def loss_names(*suffixes):
     return {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
 
 
+def count(targets):
+    """The number of objects, as criteria take it."""
+    return torch.tensor(float(sum(len(target.labels) for target in targets)))
+
+
 def record(module):
     """The outputs of every later call of a module."""
     outputs = []

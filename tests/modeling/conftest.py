@@ -1,9 +1,7 @@
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
 from detectron2.structures import Boxes, Instances
-from torch import nn
+from small_detectors import TinyBackbone
 
 from lite_detr.modeling import (
     DecoderLayer,
@@ -30,29 +28,6 @@ ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAt
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-class TinyBackbone(Backbone):
-    """One strided convolution a map; sizes are rounded up, as a ResNet's are."""
-
-    def __init__(self, channels=(6, 8, 10)):
-        super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
-            for inputs, outputs, stride in zip((3, *channels), channels, (8, 2, 2))
-        )
-        self.channels = channels
-
-    def output_shape(self):
-        specs = zip(("c3", "c4", "c5"), self.channels, (8, 16, 32))
-        return {name: ShapeSpec(channels=c, stride=stride) for name, c, stride in specs}
-
-    def forward(self, images):
-        features = {}
-        for name, conv in zip(("c3", "c4", "c5"), self.convs):
-            images = conv(images).relu()
-            features[name] = images
-        return features
 
 
 def build_detector(

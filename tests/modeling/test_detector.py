@@ -210,7 +210,7 @@ def test_forward_queries_restores_the_mode(make_detector, make_input, mode):
 
 def test_forward_queries_restores_the_mode_after_an_error(make_detector):
     model = make_detector().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError):
         model.forward_queries([{"image": torch.zeros(5, 64, 64)}])
     assert modes(model) == {True}
 
@@ -270,6 +270,12 @@ def test_level_embedding_tells_the_scales_apart(make_detector, make_input):
 def test_training_needs_instances(make_detector, make_input):
     with pytest.raises(ValueError, match="instances.*gt_boxes and gt_classes.*eval()"):
         make_detector()([make_input(64, 64, 1), {"image": torch.zeros(3, 64, 64)}])
+
+
+def test_an_attention_for_another_number_of_scales_is_named(make_detector):
+    problem = r"encoder.layers.0.self_attn is built for 4 scales.*num_levels 5: make them agree"
+    with pytest.raises(ValueError, match=problem):
+        make_detector(num_levels=5)
 
 
 def test_registered_with_detectron2():

@@ -1,6 +1,14 @@
 import pytest
 import torch
-from detector_checks import ATTENTIONS, ENCODERS, assert_infers, assert_trains, loss_names, record
+from detector_checks import (
+    ATTENTIONS,
+    ENCODERS,
+    assert_infers,
+    assert_trains,
+    count,
+    loss_names,
+    record,
+)
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
@@ -143,7 +151,7 @@ def test_denoising_losses_are_the_mean_over_the_groups(make_dino, batch, perturb
             part = slice(6 * group, 6 * group + 6)
             predictions = Predictions(logits[:, part], boxes[:, part])
             matches = [(torch.arange(n), torch.arange(n)) for n in (3, 0, 1)]
-            found = model.criterion({"": predictions}, targets, matches=matches)
+            found = model.criterion({"": predictions}, targets, count(targets), matches)
             total = {name: total[name] + found[name] for name in total}
         for name, loss in total.items():
             torch.testing.assert_close(losses[name + suffix], loss / groups)
@@ -158,7 +166,7 @@ def test_proposals_are_trained_on_their_classes(make_dino, batch, perturb):
     assert any(target.labels.any() for target in targets)
     _, proposals = chosen[0]
     assert proposals.boxes.shape == (3, QUERIES, 4)
-    for name, loss in model.criterion({"_enc": proposals}, targets).items():
+    for name, loss in model.criterion({"_enc": proposals}, targets, count(targets)).items():
         torch.testing.assert_close(losses[name], loss)
 
 

@@ -1,6 +1,14 @@
 import pytest
 import torch
-from detector_checks import ATTENTIONS, ENCODERS, assert_infers, assert_trains, loss_names, record
+from detector_checks import (
+    ATTENTIONS,
+    ENCODERS,
+    assert_infers,
+    assert_trains,
+    count,
+    loss_names,
+    record,
+)
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from lite_detr.modeling import (
@@ -115,7 +123,7 @@ def test_one_to_many_losses_are_those_of_repeated_targets(make_h_detr, batch, pe
     ]
     for suffix, (logits, boxes) in zip(("_one2many_0", "_one2many"), decoded[0], strict=True):
         predictions = Predictions(logits[:, ONE_TO_ONE:], boxes[:, ONE_TO_ONE:])
-        for name, loss in model.criterion({"": predictions}, repeated).items():
+        for name, loss in model.criterion({"": predictions}, repeated, count(repeated)).items():
             torch.testing.assert_close(losses[name + suffix], loss)
         queries, objects = model.criterion.matcher(predictions, repeated)[0]
         assert len(set(queries.tolist())) == 9
@@ -131,10 +139,10 @@ def test_one_to_one_losses_are_those_of_the_targets(make_h_detr, batch, perturb)
     assert any(target.labels.any() for target in targets)
     for suffix, (logits, boxes) in zip(("_0", ""), decoded[0], strict=True):
         predictions = Predictions(logits[:, :ONE_TO_ONE], boxes[:, :ONE_TO_ONE])
-        for name, loss in model.criterion({"": predictions}, targets).items():
+        for name, loss in model.criterion({"": predictions}, targets, count(targets)).items():
             torch.testing.assert_close(losses[name + suffix], loss)
     objects = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
-    for name, loss in model.criterion({"_enc": chosen[0][1]}, objects).items():
+    for name, loss in model.criterion({"_enc": chosen[0][1]}, objects, count(objects)).items():
         torch.testing.assert_close(losses[name], loss)
 
 

@@ -2,13 +2,14 @@
 
 from .checkpointer import DetrCheckpointer
 from .convert import convert, convert_weights
-from .errors import WeightsError
+from .errors import SaveError, WeightsError
 from .files import read_weights
 from .report import Conversion
 
 __all__ = [
     "Conversion",
     "DetrCheckpointer",
+    "SaveError",
     "WeightsError",
     "convert",
     "convert_weights",

@@ -1,22 +1,28 @@
-"""Detectron2's checkpointer, with a word on weights that do not fit."""
+"""Detectron2's checkpointer: safe to read from and to be killed in, and clear on what is amiss."""
 
 import logging
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import Tensor
 
+from .atomic import AtomicFiles, remove_unfinished
 from .convert import as_tensors, convert_weights
 from .errors import WeightsError
 from .files import explained, read_pickle, read_safetensors, read_torch
 from .heads import CLASS_WEIGHT
 from .sources import recognise
+from .whole import last_whole
 
 logger = logging.getLogger("lite_detr")
 
 
 class DetrCheckpointer(DetectionCheckpointer):
     """Loads weights as Detectron2 does, but never skips what does not fit in silence.
+
+    No file that it reads can run code. A file that it writes has its name only when it is whole, so
+    that a kill or a full disk leaves the checkpoints before it as they were.
 
     Args:
         model: the detector, or its DDP wrapper.
@@ -34,6 +40,52 @@ class DetrCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.fine_tune = bool(self.checkpointables) if fine_tune is None else fine_tune
         self._path = ""
+        self.path_manager = AtomicFiles(self.path_manager)
+        # Whether resume_or_load has found something to resume.
+        self.resumed = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """See :meth:`DetectionCheckpointer.save`.
+
+        Raises:
+            SaveError: the file cannot be written.
+        """
+        if self.save_dir and self.save_to_disk and "://" not in self.save_dir:
+            remove_unfinished(self.save_dir)
+        super().save(name, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """See :meth:`DetectionCheckpointer.resume_or_load`.
+
+        Where the last checkpoint is broken, the last one that is whole is taken, with a warning.
+        In a job of several processes the first one looks which it is.
+
+        Raises:
+            FileNotFoundError: a process does not see the checkpoint.
+            WeightsError: no checkpoint is whole, or the weights do not fit the model.
+        """
+        self.resumed = comm.all_gather(resume and self.has_checkpoint())[0]
+        if not self.resumed:
+            return super().resume_or_load(path, resume=False)
+        # What is resumed has been trained, and lacks nothing.
+        self.fine_tune = False
+        return self.load(self._find_last_whole())
+
+    def _find_last_whole(self) -> str:
+        latest = self.get_checkpoint_file()
+        if "://" in self.save_dir:
+            return latest
+        found = error = None
+        if comm.is_main_process():
+            others = [file for file in self.get_all_checkpoint_files() if file != latest]
+            try:
+                found = last_whole(latest, others)
+            except WeightsError as none_is_whole:
+                error = none_is_whole
+        found, error = comm.all_gather((found, error))[0]
+        if error is not None:
+            raise error
+        return found
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """See :meth:`DetectionCheckpointer.load`.
@@ -50,9 +102,11 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):
             return {"model": read_safetensors(filename)}
+        # Detectron2 would run what files of these two kinds say.
         if filename.endswith(".pkl"):
-            # Detectron2 would run what the file says.
-            read_pickle(filename)
+            return from_zoo(read_pickle(filename), self._path)
+        if filename.endswith(".pyth"):
+            return from_pycls(read_torch(filename), self._path)
         with explained(self._path):
             return super()._load_file(filename)
 
@@ -84,6 +138,12 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._renew_heads(given[0], expected[0])
         renewed = {entry[0] for entry in heads}
         missing = [name for name in incompatible.missing_keys if name not in renewed]
+        if {name for name, _ in self.model.named_parameters()}.issubset(missing):
+            raise WeightsError(
+                f"weights {self._path} hold nothing of the model: their names are such as "
+                f"{next(iter(weights), 'none')}, the model's such as {missing[0]}. Give weights of "
+                'its backbone or of a detector, or train.init_checkpoint="" to start from none'
+            )
         if has_detector and missing:
             raise WeightsError(
                 f"weights {self._path} lack {len(missing)} of the model's, such as {missing[0]}. "
@@ -108,3 +168,23 @@ class DetrCheckpointer(DetectionCheckpointer):
         if not self.fine_tune:
             raise WeightsError(f"{message}: set model.num_classes={given}")
         logger.warning("%s: its class heads start anew", message)
+
+
+def from_zoo(content: Any, path: str) -> dict[str, Any]:
+    """What a pickle of Detectron2's model zoo holds, or one of Caffe2's weights by their names."""
+    if not isinstance(content, dict):
+        raise WeightsError(f"weights {path} are no checkpoint, but a {type(content).__name__}")
+    if "model" in content:
+        return content
+    weights = content.get("blobs", content)
+    weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def from_pycls(content: Any, path: str) -> dict[str, Any]:
+    """What a checkpoint of pycls holds."""
+    if not isinstance(content, dict) or "model_state" not in content:
+        raise WeightsError(f"weights {path} are no checkpoint of pycls: they lack model_state")
+    weights = content["model_state"].items()
+    weights = {name: value for name, value in weights if not name.endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}

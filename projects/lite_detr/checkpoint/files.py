@@ -42,7 +42,14 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PICKLE_GLOBALS:
             raise ForbiddenGlobal(f"{module}.{name}")
-        return super().find_class(module, name)
+        # Protocol 2 writes bytes as text in Latin-1, and any other codec would be imported.
+        return encode_latin1 if name == "encode" else super().find_class(module, name)
+
+
+def encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ForbiddenGlobal(f"the codec {encoding}")
+    return text.encode("latin1")
 
 
 class ForbiddenGlobal(pickle.UnpicklingError):
@@ -74,17 +81,21 @@ def read_pickle(path: str) -> Any:
         return ArrayUnpickler(file, encoding="latin1").load()
 
 
-def read_torch(path: str) -> Any:
+def read_torch(path: str, mmap: bool = False) -> Any:
     """A file of ``torch.save``: tensors, plain containers and ``argparse.Namespace``.
 
     The references keep their command lines as such a namespace, which has attributes and no code.
+
+    Args:
+        path: of the file.
+        mmap: tensors are read from the file only when they are used.
 
     Raises:
         WeightsError: the file is broken, or refers to what could run code, which is not run.
     """
     with explained(path), torch.serialization.safe_globals([argparse.Namespace]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             if match := re.search(r"GLOBAL (\S+)", str(error)):
                 raise ForbiddenGlobal(match[1]) from error

@@ -1,5 +1,6 @@
 """The parts of the detectors; configs compose them. Importing registers the meta-architectures."""
 
+from .activation_checkpointing import CheckpointedEncoderLayer
 from .attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from .backbone import TimmBackbone, TorchvisionBackbone
 from .criterion import SetCriterion
@@ -20,6 +21,7 @@ from .queries import LearnedQueries, TwoStageQueries
 from .scales import Scales
 
 __all__ = [
+    "CheckpointedEncoderLayer",
     "ContrastiveDenoising",
     "DINO",
     "DecoderLayer",

@@ -17,8 +17,9 @@ from .targets import Target
 class SetCriterion(nn.Module):
     """Focal, L1 and generalised IoU losses after Hungarian matching (DETR, section 3.1).
 
-    Every loss is a sum over queries divided by the number of objects, averaged over all processes
-    and at least one, so that it does not depend on how a batch is spread over devices.
+    Every loss is a sum over queries divided by the number of objects of all processes, at least
+    one, and times the number of processes: since gradients are averaged over processes, they do not
+    depend on how a batch is spread over them.
 
     Args:
         matcher: assigns queries to objects, for each set of predictions on its own.
@@ -52,7 +53,7 @@ class SetCriterion(nn.Module):
         self,
         outputs: Mapping[str, Predictions],
         targets: list[Target],
-        num_objects: Tensor | None = None,
+        num_objects: Tensor,
         matches: list[tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """The weighted losses of several sets of predictions for the same targets.
@@ -61,7 +62,7 @@ class SetCriterion(nn.Module):
             outputs: predictions by the suffix of their losses' names, such as ``{"": last,
                 "_0": first_layer, "_enc": proposals}``.
             targets: the objects of each image.
-            num_objects: what the losses are divided by; None counts the objects.
+            num_objects: of all processes, a scalar; see :func:`count_objects`.
             matches: for each image the indices of queries and of their objects, where they are
                 known beforehand; None lets the matcher find them for each set of predictions.
 
@@ -69,12 +70,11 @@ class SetCriterion(nn.Module):
             ``loss_ce``, ``loss_bbox`` and ``loss_giou``, each with every suffix; their sum is to be
             minimised.
         """
-        if num_objects is None:
-            num_objects = count_objects(targets)
+        per_process = num_objects.clamp(min=1) / comm.get_world_size()
         losses = {}
         for suffix, predictions in outputs.items():
             found = matches if matches is not None else self.matcher(predictions, targets)
-            for name, loss in self.losses(predictions, targets, found, num_objects).items():
+            for name, loss in self.losses(predictions, targets, found, per_process).items():
                 losses[name + suffix] = self.weights[name] * loss
         return losses
 
@@ -107,9 +107,16 @@ class SetCriterion(nn.Module):
         }
 
 
-def count_objects(targets: list[Target]) -> Tensor:
-    """The number of objects of a process, averaged over all processes, at least 1."""
-    count = targets[0].boxes.new_tensor(float(sum(len(target.labels) for target in targets)))
+def count_objects(batched_inputs: list[dict], device: torch.device) -> Tensor:
+    """The number of objects of a batch in all processes, which all have to call this: a scalar.
+
+    Args:
+        batched_inputs: Detectron2's dicts with ``instances``, of this process.
+        device: the model's.
+    """
+    count = torch.tensor(
+        float(sum(len(inputs["instances"]) for inputs in batched_inputs)), device=device
+    )
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(count)
-    return (count / comm.get_world_size()).clamp(min=1)
+    return count

@@ -21,10 +21,13 @@ class DeformableDETR(Detector):
 
     lazy_config = "common/models/deformable_detr.py"
 
-    def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
+    def losses(
+        self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
+    ) -> dict[str, Tensor]:
         """``loss_ce``, ``loss_bbox``, ``loss_giou``; ``_0`` ... of earlier layers, ``_enc``."""
         queries, proposals = self.queries(memory, scales)
-        losses = self.criterion(by_layer(self.decoder(queries, memory, scales)), targets)
+        outputs = by_layer(self.decoder(queries, memory, scales))
+        losses = self.criterion(outputs, targets, num_objects)
         if proposals is not None:
-            losses |= self.criterion({"_enc": proposals}, class_agnostic(targets))
+            losses |= self.criterion({"_enc": proposals}, class_agnostic(targets), num_objects)
         return losses

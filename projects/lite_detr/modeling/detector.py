@@ -11,10 +11,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from .attention import DeformableAttention
 from .backbone.padding import batch_images
-from .criterion import SetCriterion
+from .criterion import SetCriterion, count_objects
 from .decoder import DeformableDecoder
 from .heads import Predictions
+from .inputs import check_images, check_objects
 from .neck import MultiScaleNeck
 from .position_encoding import SinePositionEncoding
 from .scales import Scales, resize_mask
@@ -46,6 +48,9 @@ class Detector(nn.Module):
 
     Attributes:
         lazy_config: the config of the model zoo that a YAML config of the class starts from.
+
+    Raises:
+        ValueError: an attention is built for another number of scales than ``num_levels``.
     """
 
     lazy_config: ClassVar[str]
@@ -85,6 +90,7 @@ class Detector(nn.Module):
         self.detections_per_image = detections_per_image
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        check_levels(self, num_levels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -98,22 +104,32 @@ class Detector(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(
+        self, batched_inputs: list[dict], num_objects: Tensor | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
         Args:
             batched_inputs: for each image a dict with ``image`` (``[3, H, W]``, ``input_format``);
                 in training ``instances`` with ``gt_boxes`` and ``gt_classes``; in inference
                 optionally ``height`` and ``width``, the size to give the boxes in.
+            num_objects: in training, where the inputs are only a part of a batch, the number of its
+                objects, see :func:`count_objects`; None counts those of the inputs.
 
         Returns:
             In training the losses by name, to be summed. In inference for each image
             ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``, best
             first.
+
+        Raises:
+            TypeError, ValueError: see :func:`check_images` and :func:`check_objects`.
         """
         images = self.preprocess_images(batched_inputs)
         memory, scales = self.encode(images)
         if self.training:
-            return self.losses(memory, scales, self.prepare_targets(batched_inputs, scales))
+            targets = self.prepare_targets(batched_inputs, scales)
+            if num_objects is None:
+                num_objects = count_objects(batched_inputs, self.device)
+            return self.losses(memory, scales, targets, num_objects)
         return self.postprocess(self.predict(memory, scales), batched_inputs, images.image_sizes)
 
     def forward_queries(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
@@ -139,8 +155,10 @@ class Detector(nn.Module):
         queries, _ = self.queries(memory, scales)
         return self.decoder(queries, memory, scales)[-1]
 
-    def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
-        """The weighted training losses by name."""
+    def losses(
+        self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
+    ) -> dict[str, Tensor]:
+        """The weighted training losses by name, for ``num_objects`` in the batch."""
         raise NotImplementedError(f"{type(self).__name__} must say how it is trained")
 
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
@@ -148,6 +166,7 @@ class Detector(nn.Module):
 
         As in the references in float32 and in units of 255: their weights see the same rounding.
         """
+        check_images(batched_inputs, len(self.pixel_mean))
         mean, std = self.pixel_mean.float() / 255, self.pixel_std.float() / 255
         images = [
             ((inputs["image"].to(self.device).float() / 255 - mean) / std).to(self.pixel_mean.dtype)
@@ -178,25 +197,10 @@ class Detector(nn.Module):
         return self.encoder(tokens, pos, scales), scales
 
     def prepare_targets(self, batched_inputs: list[dict], scales: Scales) -> list[Target]:
-        """Ground truth on the model's device, normalised by each image's own size.
-
-        Raises:
-            ValueError: an input has no ground truth, or a class that the model does not know.
-        """
-        if any("instances" not in inputs for inputs in batched_inputs):
-            raise ValueError(
-                "in training every input needs `instances` with gt_boxes and gt_classes; "
-                "call model.eval() for inference"
-            )
+        """Ground truth on the model's device, normalised by each image's own size."""
+        # Before it is on a GPU, where it would say no more than that an assertion failed.
         for inputs in batched_inputs:
-            classes = inputs["instances"].gt_classes
-            # Before they are on a GPU, where it would say no more than that an assertion failed.
-            if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
-                raise ValueError(
-                    f"{inputs.get('file_name', 'an image')} has objects of classes "
-                    f"{classes.unique().tolist()}, the model has {self.num_classes}, counted from "
-                    "0: set model.num_classes, in YAML MODEL.DETR.NUM_CLASSES, to the dataset's"
-                )
+            check_objects(inputs, self.num_classes)
         return [
             Target.from_instances(inputs["instances"].to(self.device), scales.centers.dtype)
             for inputs in batched_inputs
@@ -229,6 +233,16 @@ class Detector(nn.Module):
             )
             results.append({"instances": instances})
         return results
+
+
+def check_levels(model: nn.Module, num_levels: int) -> None:
+    """Raises a ValueError where an attention is built for another number of scales."""
+    for name, module in model.named_modules():
+        if isinstance(module, DeformableAttention) and module.num_levels != num_levels:
+            raise ValueError(
+                f"{name} is built for {module.num_levels} scales, the detector has num_levels "
+                f"{num_levels}: make them agree"
+            )
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from .criterion import count_objects
 from .denoising import ContrastiveDenoising
 from .detector import Detector
 from .heads import Predictions, by_layer
@@ -33,13 +32,15 @@ class DINO(Detector):
         super().__init__(**detector)
         self.denoising = denoising
 
-    def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
+    def losses(
+        self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
+    ) -> dict[str, Tensor]:
         """``loss_ce``, ``loss_bbox``, ``loss_giou``; ``_0`` ... of earlier layers, ``_enc``, and
         ``_dn``, ``_dn_0`` ... of the denoising queries."""
         queries, proposals = self.queries(memory, scales)
         if self.denoising is None:
             outputs = by_layer(self.decoder(queries, memory, scales))
-            return self.criterion(outputs | {"_enc": proposals}, targets)
+            return self.criterion(outputs | {"_enc": proposals}, targets, num_objects)
 
         denoising = self.denoising(targets, queries.content.shape[1])
         count = denoising.queries.content.shape[1]
@@ -51,9 +52,10 @@ class DINO(Detector):
         layers = self.decoder(queries, memory, scales, denoising.attn_mask)
         matching = [Predictions(logits[:, count:], boxes[:, count:]) for logits, boxes in layers]
         restored = [Predictions(logits[:, :count], boxes[:, :count]) for logits, boxes in layers]
-        return self.criterion(by_layer(matching) | {"_enc": proposals}, targets) | self.criterion(
+        outputs = by_layer(matching) | {"_enc": proposals}
+        return self.criterion(outputs, targets, num_objects) | self.criterion(
             by_layer(restored, "_dn"),
             targets,
-            num_objects=count_objects(targets) * denoising.num_groups,
-            matches=denoising.matches,
+            num_objects * denoising.num_groups,
+            denoising.matches,
         )

@@ -1,5 +1,6 @@
 """The encoder of Deformable DETR: every layer updates the tokens of every scale."""
 
+import torch
 from torch import Tensor, nn
 
 from .attention import DeformableAttention
@@ -42,10 +43,25 @@ class EncoderLayer(nn.Module):
         return self.norm(query + self.dropout(attended))
 
     def forward(
-        self, query: Tensor, pos: Tensor, reference_points: Tensor, memory: Tensor, scales: Scales
+        self,
+        query: Tensor,
+        pos: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        scales: Scales,
+        light_ffn: FeedForward | None = None,
+        num_light: int = 0,
     ) -> Tensor:
-        """As :meth:`attend`, followed by the feed-forward network."""
-        return self.ffn(self.attend(query, pos, reference_points, memory, scales))
+        """As :meth:`attend`, followed by the feed-forward network.
+
+        Args:
+            light_ffn: the network of the first ``num_light`` queries, where they have another.
+        """
+        attended = self.attend(query, pos, reference_points, memory, scales)
+        if light_ffn is None:
+            return self.ffn(attended)
+        light, full = attended[:, :num_light], attended[:, num_light:]
+        return torch.cat([light_ffn(light), self.ffn(full)], dim=1)
 
 
 class DeformableEncoder(nn.Module):

@@ -32,7 +32,9 @@ class HDETR(Detector):
         self.one_to_many = one_to_many
         self.weight_one_to_many = weight_one_to_many
 
-    def losses(self, memory: Tensor, scales: Scales, targets: list[Target]) -> dict[str, Tensor]:
+    def losses(
+        self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
+    ) -> dict[str, Tensor]:
         """``loss_ce``, ``loss_bbox``, ``loss_giou``; ``_0`` ... of earlier layers, ``_enc``, and
         ``_one2many``, ``_one2many_0`` ... of the one-to-many queries."""
         queries, proposals = self.queries(memory, scales)
@@ -47,9 +49,11 @@ class HDETR(Detector):
             Target(target.labels.repeat(self.one_to_many), target.boxes.repeat(self.one_to_many, 1))
             for target in targets
         ]
-        extra = self.criterion(by_layer(one_to_many, "_one2many"), repeated)
+        extra = self.criterion(
+            by_layer(one_to_many, "_one2many"), repeated, num_objects * self.one_to_many
+        )
         return (
-            self.criterion(by_layer(one_to_one), targets)
-            | self.criterion({"_enc": proposals}, class_agnostic(targets))
+            self.criterion(by_layer(one_to_one), targets, num_objects)
+            | self.criterion({"_enc": proposals}, class_agnostic(targets), num_objects)
             | {name: self.weight_one_to_many * loss for name, loss in extra.items()}
         )

@@ -73,12 +73,13 @@ class InterleavedEncoder(nn.Module):
         high_reference_points = scales.reference_points[:, split:]
         for index, layer in enumerate(self.layers):
             block, update = divmod(index, self.updates_per_block)
-            low, high = tokens[:, :split], tokens[:, split:]
             if update < self.updates_per_block - 1:
+                low, high = tokens[:, :split], tokens[:, split:]
                 high = layer(high, high_pos, high_reference_points, tokens, scales)
+                tokens = torch.cat([low, high], dim=1)
             else:
-                attended = layer.attend(tokens, pos, scales.reference_points, tokens, scales)
-                low = self.low_level_ffns[block](attended[:, :split])
-                high = layer.ffn(attended[:, split:])
-            tokens = torch.cat([low, high], dim=1)
+                light_ffn = self.low_level_ffns[block]
+                tokens = layer(
+                    tokens, pos, scales.reference_points, tokens, scales, light_ffn, split
+                )
         return tokens

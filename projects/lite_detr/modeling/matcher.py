@@ -44,16 +44,10 @@ class HungarianMatcher(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """For each image, the indices of matched queries and of their objects, int64 on the host.
 
-        Each list has ``min(Q, N)`` entries, where ``N`` is the number of objects of the image.
-
-        Raises:
-            FloatingPointError: a prediction is NaN or infinite, so that training has diverged.
+        Each list has ``min(Q, N)`` entries, where ``N`` is the number of objects of the image. A
+        query whose prediction is not finite is matched before all others, so that the loss is not
+        finite either, and its name tells where that began.
         """
-        if not all(tensor.isfinite().all() for tensor in predictions):
-            raise FloatingPointError(
-                "predictions hold NaN or infinite values: training has diverged. Lower the "
-                "learning rate, or check the gradient clipping and the data"
-            )
         return [
             self._match(logits, boxes, target)
             for logits, boxes, target in zip(predictions.logits, predictions.boxes, targets)
@@ -71,6 +65,8 @@ class HungarianMatcher(nn.Module):
         return self.cost_class * classification + self.cost_bbox * distance - self.cost_giou * giou
 
     def _match(self, logits: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        cost = self.cost(logits, boxes, target).cpu().numpy()
+        cost = self.cost(logits, boxes, target)
+        # Less than any cost of finite predictions.
+        cost = cost.nan_to_num(nan=-1e9, posinf=-1e9, neginf=-1e9).cpu().numpy()
         queries, objects = linear_sum_assignment(cost)
         return torch.from_numpy(queries), torch.from_numpy(objects)

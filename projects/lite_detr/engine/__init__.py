@@ -1,0 +1,1 @@
+"""What training needs besides Detectron2: hooks, and how its processes come together."""

@@ -1,0 +1,307 @@
+"""Pictures in TensorBoard: ground truth beside predictions, at every evaluation."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.evaluation import inference_context
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.image_files import UnusableImage, read_record
+from ..random_states import same_random_states
+
+logger = logging.getLogger("lite_detr")
+
+# In pixels. TensorBoard shows pictures about 1000 wide; a tall one is narrower.
+HALF_WIDTH, MOST_HEIGHT, LEAST_WIDTH = 512, 768, 352
+GAP = 8
+CAPTION_HEIGHT = 24
+CAPTION_FONT = 15
+LABEL_FONT = 8  # in points, of which Matplotlib's figures have 72 to 100 pixels
+LINE_HEIGHT, LETTER_WIDTH = 15, 7.2  # of labels
+
+PAPER_COLOUR, INK_COLOUR = (255, 255, 255), (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What one half of a picture shows.
+
+    Attributes:
+        boxes: ``[N, 4]``, corners in pixels of the image as it is on file.
+        classes: ``N`` class numbers.
+        labels: ``N`` texts.
+    """
+
+    boxes: Boxes
+    classes: list[int]
+    labels: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One validation image.
+
+    Attributes:
+        tag: the pictures' name in TensorBoard.
+        file_name: of the image.
+        image: as it is on file, in RGB, in the size in which it is shown.
+        scale: horizontal and vertical, of the shown image to that on file.
+        inputs: what the model takes.
+        truth: what the annotations say.
+    """
+
+    tag: str
+    file_name: str
+    image: Image.Image
+    scale: tuple[float, float]
+    inputs: dict
+    truth: Objects
+
+
+class PicturesHook(HookBase):
+    """Puts pictures into Detectron2's event storage after each evaluation.
+
+    Each shows ground truth on the left and predictions on the right. ``TensorboardXWriter`` takes
+    them from the storage. The hook is for the main process alone, as it waits for no other one, and
+    stands behind ``EvalHook`` and before ``PeriodicWriter``. It leaves the model's mode and the
+    states of the random generators as they were.
+
+    Args:
+        model: the detector, or the ``DistributedDataParallel`` around it.
+        records: of the images, in Detectron2's format of datasets. Those of images that cannot be
+            used are left out, with a warning.
+        mapper: makes the model's input of a record, as in evaluation.
+        class_names: of the dataset; None for class numbers.
+        eval_period: that of ``EvalHook``: 0 is for the end of training only.
+        confidence_threshold: predictions scored lower are not drawn.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        class_names: Sequence[str] | None,
+        eval_period: int,
+        confidence_threshold: float,
+    ):
+        # The wrapper's forward pass may wait for other processes; the module's own does not.
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.class_names = class_names
+        self.eval_period = eval_period
+        self.confidence_threshold = confidence_threshold
+        # A test set's mapper may be random, too.
+        with same_random_states():
+            self.scenes = read_scenes(records, mapper, class_names)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        # As EvalHook does, leaves the last iteration to after_train().
+        periodic = self.eval_period > 0 and done % self.eval_period == 0
+        if periodic and done != self.trainer.max_iter:
+            self.put_pictures()
+
+    def after_train(self) -> None:
+        # Not after a training that failed.
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self.put_pictures()
+
+    def put_pictures(self) -> None:
+        with same_random_states(), inference_context(self.model), torch.no_grad():
+            for scene in self.scenes:
+                instances = self.model([scene.inputs])[0]["instances"].to("cpu")
+                picture = self.draw(scene, instances)
+                self.trainer.storage.put_image(scene.tag, np.asarray(picture).transpose(2, 0, 1))
+
+    def draw(self, scene: Scene, instances: Instances) -> Image.Image:
+        """Ground truth and the predictions that score enough, with captions."""
+        found = instances[instances.scores >= self.confidence_threshold]
+        best = f" (best: {instances.scores.max():.2f})" if len(instances) else ""
+        return side_by_side(
+            scene.file_name,
+            (f"ground truth: {len(scene.truth.labels)}", draw_objects(scene, scene.truth)),
+            (
+                f"predictions that score {self.confidence_threshold:g} or more: {len(found)}{best}",
+                draw_objects(scene, predicted_objects(found, self.class_names)),
+            ),
+        )
+
+
+def build_pictures_hook(cfg: DictConfig, model: nn.Module) -> PicturesHook | None:
+    """The hook that ``cfg.train.pictures`` asks for, with images from all over the validation set.
+
+    Returns:
+        None in all processes but the main one, without a validation set, and where
+        ``cfg.train.pictures`` is not there or wants no images.
+    """
+    wanted = cfg.train.get("pictures") or {}
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    if not (comm.is_main_process() and names and wanted.get("num_images", 0) > 0):
+        return None
+    records = instantiate(cfg.dataloader.test.dataset)
+    # Only now, as Detectron2 reads the class names of COCO files with the annotations.
+    metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    return PicturesHook(
+        model,
+        pick_evenly(records, wanted.num_images),
+        instantiate(cfg.dataloader.test.mapper),
+        metadata.get("thing_classes"),
+        cfg.train.eval_period,
+        wanted.confidence_threshold,
+    )
+
+
+def pick_evenly(records: Sequence[dict], count: int) -> list[dict]:
+    """``count`` of the records, or all: the middle ones of as many equal parts."""
+    count = min(count, len(records))
+    return [records[(2 * part + 1) * len(records) // (2 * count)] for part in range(count)]
+
+
+def read_scenes(
+    records: Sequence[dict],
+    mapper: Callable[[dict], dict],
+    class_names: Sequence[str] | None,
+) -> list[Scene]:
+    """Reads the images of records, but for unusable ones, which a warning names."""
+    scenes, failures = [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            image = Image.fromarray(read_record(record, "RGB"))
+        except UnusableImage as error:
+            failures.append(f"{record['file_name']} ({error})")
+            continue
+        ratio = min(HALF_WIDTH / image.width, MOST_HEIGHT / image.height)
+        width, height = (max(1, round(ratio * side)) for side in image.size)
+        scenes.append(
+            Scene(
+                tag=f"validation/{number}",
+                file_name=Path(record["file_name"]).name,
+                image=image.resize((width, height), Image.Resampling.BICUBIC),
+                scale=(width / image.width, height / image.height),
+                inputs=mapper(record),
+                truth=true_objects(record, class_names),
+            )
+        )
+    if failures:
+        logger.warning(
+            "%d of the %d images for pictures in TensorBoard cannot be used and are left out: %s",
+            len(failures),
+            len(records),
+            ", ".join(failures),
+        )
+    return scenes
+
+
+def true_objects(record: dict, class_names: Sequence[str] | None) -> Objects:
+    annotations = record.get("annotations", [])
+    boxes = [
+        BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        for annotation in annotations
+    ]
+    classes = [annotation["category_id"] for annotation in annotations]
+    crowds = [" (crowd)" if annotation.get("iscrowd") else "" for annotation in annotations]
+    labels = [f"{class_name(c, class_names)}{crowd}" for c, crowd in zip(classes, crowds)]
+    return Objects(Boxes(boxes), classes, labels)
+
+
+def predicted_objects(instances: Instances, class_names: Sequence[str] | None) -> Objects:
+    classes = instances.pred_classes.tolist()
+    labels = [
+        f"{class_name(c, class_names)} {score:.0%}"
+        for c, score in zip(classes, instances.scores.tolist())
+    ]
+    return Objects(instances.pred_boxes, classes, labels)
+
+
+def class_name(number: int, names: Sequence[str] | None) -> str:
+    # Matplotlib takes what is between two dollars for a formula.
+    return names[number].replace("$", r"\$") if names else str(number)
+
+
+def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
+    """The scene's image with boxes in the colours of their classes, and labels above them.
+
+    Detectron2's own composition draws thin boxes in random colours, and labels over the objects.
+    """
+    visualizer = Visualizer(np.asarray(scene.image), font_size_scale=0.7)
+    boxes = objects.boxes.clone()
+    boxes.scale(*scene.scale)
+    colours = colormap(rgb=True, maximum=1)
+    # The best are predicted first, and drawn last, on top.
+    for box, number, label in reversed([*zip(boxes.tensor, objects.classes, objects.labels)]):
+        box, colour = box.tolist(), colours[number % len(colours)]
+        visualizer.draw_box(box, alpha=0.9, edge_color=colour)
+        visualizer.draw_text(
+            label,
+            label_position(box, label, scene.image.size),
+            font_size=LABEL_FONT,
+            # Half way to white, as it stands on black.
+            color=(1 + colour) / 2,
+            horizontal_alignment="left",
+        )
+    return Image.fromarray(visualizer.output.get_image())
+
+
+def label_position(box: Sequence[float], label: str, size: tuple[int, int]) -> tuple[float, float]:
+    """The upper left corner of a label: in the image, and off a small object.
+
+    Args:
+        box: corners, in pixels.
+        size: of the image, width and height.
+    """
+    x0, y0, x1, y1 = box
+    width, height = size
+    x = max(0.0, min(x0, width - LETTER_WIDTH * len(label)))
+    if y0 >= LINE_HEIGHT:
+        return x, y0 - LINE_HEIGHT
+    is_low = y1 - y0 < 3 * LINE_HEIGHT
+    return x, y1 if is_low and y1 + LINE_HEIGHT <= height else y0
+
+
+def side_by_side(title: str, *halves: tuple[str, Image.Image]) -> Image.Image:
+    """Images of one height with their captions above them, and a title below them all."""
+    font = ImageFont.load_default(CAPTION_FONT)
+    widths = [max(LEAST_WIDTH, image.width) for _, image in halves]
+    height = max(image.height for _, image in halves)
+    total = sum(widths) + GAP * (len(halves) - 1)
+    picture = Image.new("RGB", (total, height + 2 * CAPTION_HEIGHT), PAPER_COLOUR)
+    draw = ImageDraw.Draw(picture)
+
+    def write(text: str, left: int, top: int, width: int) -> None:
+        middle = (left + width / 2, top + CAPTION_HEIGHT / 2)
+        draw.text(middle, shorten(text, font, width), INK_COLOUR, font, anchor="mm")
+
+    left = 0
+    for width, (caption, image) in zip(widths, halves):
+        write(caption, left, 0, width)
+        picture.paste(image, (left + (width - image.width) // 2, CAPTION_HEIGHT))
+        left += width + GAP
+    write(title, 0, CAPTION_HEIGHT + height, total)
+    return picture
+
+
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut at its beginning if it is wider than that: names often differ at the end.
+
+    Args:
+        width: in pixels.
+    """
+    kept = text
+    while font.getlength(kept) > width:
+        text = text[1:]
+        kept = f"...{text}"
+    return kept

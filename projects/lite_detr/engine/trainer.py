@@ -1,0 +1,198 @@
+"""Detectron2's trainer, on any device and in any precision, with more than one batch a step."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from detectron2.engine import AMPTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..modeling.criterion import count_objects
+from .divergence import DivergenceError, without_traceback
+
+logger = logging.getLogger("lite_detr")
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+# Float16's smallest normal number: a loss that is scaled down so far has no gradient to lose.
+SMALLEST_SCALE = 2.0**-14
+
+
+class Trainer(AMPTrainer):
+    """Detectron2's trainer, whose iteration is one step of the optimizer.
+
+    Args:
+        model: a detector, or its DDP wrapper.
+        data_loader: yields batches, which are lists of Detectron2's dicts.
+        optimizer: of the model's parameters; it clips their gradients itself.
+        precision: ``float32``, or what ``torch.autocast`` computes in: ``bfloat16``, or
+            ``float16`` with scaled losses. Weights and gradients are float32 in any case.
+        accumulation: how many batches an iteration takes from the loader; their gradients are those
+            of one large batch.
+        max_bad_batches: so many iterations of a training may have a loss or gradient that is not
+            finite; they learn nothing, are counted as ``bad_batches``, and the training goes on.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str = "float32",
+        accumulation: int = 1,
+        max_bad_batches: int = 0,
+    ):
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"train.amp.precision is {precision!r}; accepted are {', '.join(PRECISIONS)}"
+            )
+        if accumulation < 1 or max_bad_batches < 0:
+            raise ValueError(
+                "train.accumulation must be at least 1 and train.max_bad_batches at least 0, got "
+                f"{accumulation} and {max_bad_batches}"
+            )
+        self.device = next(model.parameters()).device
+        super().__init__(
+            model,
+            data_loader,
+            optimizer,
+            grad_scaler=torch.amp.GradScaler(self.device.type, enabled=precision == "float16"),
+            precision=getattr(torch, precision),
+        )
+        self.accumulation = accumulation
+        self.max_bad_batches = max_bad_batches
+        self.bad_batches = 0
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """See Detectron2's ``TrainerBase.train``.
+
+        Raises:
+            DivergenceError: one more loss or gradient than ``max_bad_batches`` was not finite; all
+                processes raise it alike.
+        """
+        with without_traceback():
+            super().train(start_iter, max_iter)
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model was changed to evaluation mode"
+        start = time.perf_counter()
+        batches = [next(self._data_loader_iter) for _ in range(self.accumulation)]
+        data_time = time.perf_counter() - start
+        try:
+            losses = self.accumulate(batches)
+            self.after_backward()
+            self._write_metrics(losses, data_time)
+            self.update(losses, batches)
+        except DivergenceError as error:
+            self.bad_batches += 1
+            if self.bad_batches > self.max_bad_batches:
+                raise
+            self.storage.put_scalar("bad_batches", self.bad_batches)
+            logger.warning(
+                "%s\nThis iteration is skipped, the bad batch %d of the %d that "
+                "train.max_bad_batches allows",
+                error.fault(),
+                self.bad_batches,
+                self.max_bad_batches,
+            )
+
+    def accumulate(self, batches: Sequence[list[dict]]) -> dict[str, Tensor]:
+        """Adds up the gradients of all batches.
+
+        Returns:
+            The losses by name, summed over batches and averaged over processes, on the host.
+
+        Raises:
+            DivergenceError: a loss is not finite in some process.
+        """
+        self.optimizer.zero_grad()
+        options = {}
+        if len(batches) > 1:
+            inputs = [inputs for batch in batches for inputs in batch]
+            options["num_objects"] = count_objects(inputs, self.device)
+        totals: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            with self.synchronised(index == len(batches) - 1):
+                losses = self.losses(batch, **options)
+                for name, loss in self.finite_on_host(losses, batch).items():
+                    totals[name] = totals.get(name, 0.0) + loss
+                self.grad_scaler.scale(sum(losses.values())).backward()
+        return totals
+
+    def synchronised(self, last: bool) -> AbstractContextManager:
+        """Where DDP adds up gradients over processes: in an iteration's last batch alone."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def losses(self, batch: list[dict], **options: Tensor) -> dict[str, Tensor]:
+        enabled = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=enabled):
+            return self.model(batch, **options)
+
+    def finite_on_host(self, losses: dict[str, Tensor], batch: list[dict]) -> dict[str, Tensor]:
+        """The losses averaged over processes, fetched from the device at once.
+
+        Before the backward pass, in which processes wait for each other.
+
+        Raises:
+            DivergenceError: one of them is not finite in some process.
+        """
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        means = values / comm.get_world_size()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(means)
+        means = means.cpu()
+        if not means.isfinite().all():
+            own = dict(zip(losses, values.tolist()))
+            raise self.divergence("the loss is not finite", own, batch, not values.isfinite().all())
+        return dict(zip(losses, means))
+
+    def update(self, losses: dict[str, Tensor], batches: Sequence[list[dict]]) -> None:
+        """A step of the optimizer; in float16 none where the scaled gradient has overflowed.
+
+        Raises:
+            DivergenceError: the gradient is not finite.
+        """
+        what = ""
+        try:
+            self.grad_scaler.step(self.optimizer)
+        except FloatingPointError as error:
+            what = str(error)
+        self.grad_scaler.update()
+        if self.grad_scaler.is_enabled():
+            scale = self.grad_scaler.get_scale()
+            self.storage.put_scalar("grad_scale", scale)
+            if scale < SMALLEST_SCALE:
+                what = "the gradient is not finite, however small the loss is scaled,"
+        if what:
+            inputs = [inputs for batch in batches for inputs in batch]
+            own = {name: loss.item() for name, loss in losses.items()}
+            raise self.divergence(what, own, inputs, True)
+
+    def divergence(
+        self, what: str, losses: dict[str, float], batch: list[dict], concerned: bool
+    ) -> DivergenceError:
+        """The error that all processes raise; each says whether it happened in its batch."""
+        files = [inputs.get("file_name", "an image without a file name") for inputs in batch]
+        reports = comm.all_gather((losses, files) if concerned else None)
+        reports = [report for report in reports if report is not None]
+        files = [name for _, names in reports for name in names]
+        return DivergenceError(what, self.iter, reports[0][0], files)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"bad_batches": self.bad_batches}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        # Of a training in another precision, or by another trainer.
+        if not state_dict.get("grad_scaler"):
+            state_dict = state_dict | {"grad_scaler": self.grad_scaler.state_dict()}
+        super().load_state_dict(state_dict)
+        self.bad_batches = state_dict.get("bad_batches", 0)

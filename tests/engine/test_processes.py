@@ -1,0 +1,79 @@
+"""Two processes learn, diverge and evaluate as one does."""
+
+import pytest
+import torch
+import two_processes
+from small_detectors import assert_same_gradients, gradients, small_detector, small_inputs
+from training_process import CONFIG
+
+from lite_detr.data.digits import write_digits_dataset
+from lite_detr.engine.trainer import Trainer
+from lite_detr.optimizer import ClippedAdamW
+
+# The objects of all images, of which the first half goes to the first process, and the batches
+# that each process makes of its half.
+CASES = {
+    f"{name} {case}": (name, objects, accumulation)
+    for name in ("deformable_detr", "dino", "h_detr")
+    for case, objects, accumulation in (
+        ("with objects in one process", (0, 2), 1),
+        ("with one object in all", (0, 0, 0, 1), 1),
+        ("with two batches in each", (2, 0, 1, 3), 2),
+    )
+}
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="torch is built without gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    return two_processes.run(two_processes.learn, tmp_path_factory.mktemp("learn"), CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_with_half_the_batch_have_the_gradients_of_one(case, learned):
+    name, objects, _ = CASES[case]
+    model = small_detector(name)
+    trainer = Trainer(model, [], ClippedAdamW(model.parameters(), lr=1e-4))
+    losses = trainer.accumulate([small_inputs(*objects)])
+    for process in learned:
+        assert_same_gradients(process[case]["gradients"], gradients(model), tolerance=1e-6)
+        # In the records they are of float32.
+        found = {name: loss.item() for name, loss in process[case]["losses"].items()}
+        assert found == pytest.approx({n: loss.item() for n, loss in losses.items()}, rel=1e-5)
+
+
+def test_objects_are_counted_in_all_processes(tmp_path):
+    assert two_processes.run(two_processes.count, tmp_path) == [9.0, 9.0]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
+    first, second = two_processes.run(two_processes.diverge, tmp_path, 0)
+    assert first == second
+    assert "iteration 1" in first and "loss_a nan" in first
+    assert "images: bad.jpg\n" in first
+
+
+def test_both_processes_skip_what_is_bad_in_one(tmp_path):
+    first, second = two_processes.run(two_processes.diverge, tmp_path, 1)
+    assert first == second
+    assert first.startswith("1 bad, [0.8")
+
+
+def test_every_image_is_evaluated_once(tmp_path):
+    """Of five images, which two processes cannot share evenly."""
+    write_digits_dataset(tmp_path, num_train=1, num_val=5)
+    options = [
+        f"data.val_json={tmp_path}/val.json",
+        f"data.val_images={tmp_path}/val",
+        f"dataloader.evaluator.output_dir={tmp_path}",
+    ]
+    arguments = (two_processes.evaluate, tmp_path, str(CONFIG), options)
+    alone = two_processes.run(*arguments, world_size=1)[0]
+    (tmp_path / "meeting").unlink(missing_ok=True)
+    together = two_processes.run(*arguments)[0]
+    assert len(alone) == 5
+    assert together == alone

@@ -1,0 +1,102 @@
+"""The three detectors, small and without randomness, and images for them."""
+
+import torch
+from detectron2.config import LazyCall, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from lite_detr import model_zoo
+
+CONFIGS = {
+    "deformable_detr": "deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py",
+    "dino": "dino/lite_dino_r50_h3l1_2p1x3_36ep.py",
+    "h_detr": "h_detr/lite_h_detr_r50_h3l1_2p1x3_36ep.py",
+}
+CLASSES = 5
+
+
+class TinyBackbone(Backbone):
+    """One strided convolution a map; sizes are rounded up, as a ResNet's are."""
+
+    def __init__(self, channels=(6, 8, 10)):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
+            for inputs, outputs, stride in zip((3, *channels), channels, (8, 2, 2))
+        )
+        self.channels = channels
+
+    def output_shape(self):
+        specs = zip(("res3", "res4", "res5"), self.channels, (8, 16, 32))
+        return {name: ShapeSpec(channels=c, stride=stride) for name, c, stride in specs}
+
+    def forward(self, images):
+        features = {}
+        for name, conv in zip(("res3", "res4", "res5"), self.convs):
+            images = conv(images).relu()
+            features[name] = images
+        return features
+
+
+def small_config(name, **changes):
+    """The lazy model of a detector; DINO without denoising, which is random."""
+    model = model_zoo.get_config(CONFIGS[name]).model
+    model.backbone = LazyCall(TinyBackbone)()
+    model.num_classes = CLASSES
+    model.embed_dim = 64
+    model.encoder.num_blocks = 1
+    model.encoder.layer.attention.num_heads = 4
+    model.encoder.layer.dropout = 0.0
+    model.encoder.layer.ffn.hidden_dim = 48
+    model.queries.num_queries = 10
+    model.decoder.heads.num_layers = 2
+    if name == "dino":
+        model.denoising = None
+    if name == "h_detr":
+        model.queries.num_one_to_many = 20
+        model.one_to_many = 2
+    for key, value in changes.items():
+        model[key] = value
+    return model
+
+
+def small_detector(name, **changes):
+    """In float64, with the same weights every time, of which none is where it was initialised."""
+    torch.manual_seed(0)
+    model = instantiate(small_config(name, **changes)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def small_inputs(*objects, height=64, width=96):
+    """For each number an image with so many objects, the same every time."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = []
+    for index, count in enumerate(objects):
+        corner = torch.rand(count, 2, generator=generator) * 0.6
+        size = 0.1 + 0.3 * torch.rand(count, 2, generator=generator)
+        boxes = torch.cat([corner, corner + size], dim=1)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+        instances.gt_classes = torch.randint(0, CLASSES, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        inputs.append({"image": image, "instances": instances, "file_name": f"{index}.jpg"})
+    return inputs
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(model, expected, tolerance=1e-9):
+    """To ``tolerance`` of each parameter's largest one."""
+    found = gradients(model) if isinstance(model, torch.nn.Module) else model
+    assert set(found) == set(expected) and expected
+    for name, gradient in expected.items():
+        scale = gradient.abs().max()
+        assert scale > 0, name
+        assert (found[name] - gradient).abs().max() <= tolerance * scale, name

@@ -1,0 +1,102 @@
+"""Jobs of two processes on the CPU, which fork from the server of ``training_process``."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from small_detectors import gradients, small_detector, small_inputs
+from torch import distributed
+from toy_training import batch_of, make_trainer
+from training_process import CONTEXT
+
+from lite_detr.data.coco import apply_data_config
+from lite_detr.engine.divergence import DivergenceError
+from lite_detr.engine.trainer import Trainer
+from lite_detr.modeling.criterion import count_objects
+from lite_detr.optimizer import ClippedAdamW
+
+
+def run(job, folder: Path, *arguments, world_size: int = 2) -> list:
+    """What ``job(folder, *arguments)`` returns in each process, through PyTorch's files."""
+    processes = [
+        CONTEXT.Process(target=join, args=(job, rank, world_size, folder, arguments))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * world_size
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def join(job, rank: int, world_size: int, folder: Path, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    comm.create_local_process_group(world_size)
+    torch.save(job(folder, *arguments), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def count(folder: Path) -> float:
+    """Of an image with 3 objects in the first process, and one with 6 in the second."""
+    inputs = small_inputs(3 * (comm.get_rank() + 1))
+    return count_objects(inputs, torch.device("cpu")).item()
+
+
+def learn(folder: Path, cases: dict[str, tuple]) -> dict[str, dict]:
+    """The gradients of each case: a detector, the number of objects of all images, and how many
+    batches each process makes of its half of them."""
+    found = {}
+    for case, (name, objects, accumulation) in cases.items():
+        model = create_ddp_model(small_detector(name), device_ids=None)
+        own = share(small_inputs(*objects), comm.get_world_size())[comm.get_rank()]
+        optimizer = ClippedAdamW(model.parameters(), lr=1e-4)
+        trainer = Trainer(model, [], optimizer, accumulation=accumulation)
+        losses = trainer.accumulate(share(own, accumulation))
+        found[case] = {"losses": losses, "gradients": gradients(model.module)}
+    return found
+
+
+def share(inputs: list[dict], parts: int) -> list[list[dict]]:
+    size = len(inputs) // parts
+    return [inputs[start : start + size] for start in range(0, len(inputs), size)]
+
+
+def diverge(folder: Path, max_bad_batches: int) -> str:
+    """One bad batch of the second process; what both processes say, and the last weights."""
+    good, bad = batch_of(1.0, f"good{comm.get_rank()}.jpg"), batch_of(math.nan, "bad.jpg")
+    trainer = make_trainer(
+        [good, bad if comm.get_rank() == 1 else good, good], max_bad_batches=max_bad_batches
+    )
+    trainer.model = create_ddp_model(trainer.model, device_ids=None)
+    try:
+        trainer.train(0, 3)
+    except DivergenceError as error:
+        return str(error)
+    return f"{trainer.bad_batches} bad, {trainer.model.module.weight.tolist()}"
+
+
+def evaluate(folder: Path, config: str, options: list[str]) -> dict[str, int]:
+    """How many detections the evaluator gathered of each image; empty but in the first process."""
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(config), options)
+    apply_data_config(cfg, ("test",))
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if not comm.is_main_process():
+        return {}
+    detections = json.loads((folder / "coco_instances_results.json").read_text())
+    images = [str(detection["image_id"]) for detection in detections]
+    return {image: images.count(image) for image in images}
