@@ -21,7 +21,7 @@ import torch
 from contact_sheet import MAX_TILES, contact_sheet
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.data.transforms import AugInput
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
@@ -31,6 +31,7 @@ from tqdm import tqdm
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.data.coco import DatasetError, apply_data_config
+from lite_detr.data.image_files import UnusableImage, read_image
 
 # What a folder is searched for; a file named on the command line may be of any kind.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -54,7 +55,7 @@ class Demo:
 
     def read(self, path: Path) -> tuple[np.ndarray, dict]:
         """The RGB image ``[H, W, 3]``, and the model's input as the test set's mapper makes it."""
-        image = read_image(str(path), format=self.image_format)
+        image = read_image(str(path), self.image_format)
         augmented = AugInput(image)
         self.augmentations(augmented)
         chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
@@ -144,9 +145,8 @@ def draw_all(demo: Demo, images: Sequence[Path], folder: Path) -> tuple[list[Pat
     for image, picture in zip(tqdm(images, unit="image"), picture_paths(images, folder)):
         try:
             pixels, inputs = demo.read(image)
-        # Image decoders raise errors of all kinds on broken files.
-        except Exception as error:
-            tqdm.write(f"{image}: skipped, as it cannot be read: {error}", file=sys.stderr)
+        except UnusableImage as error:
+            tqdm.write(f"{image}: skipped: {error}", file=sys.stderr)
             continue
         instances = demo.predict(inputs)
         demo.draw(pixels, instances).save(str(picture))

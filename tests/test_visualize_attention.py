@@ -184,7 +184,7 @@ def test_what_cannot_be_drawn_is_named_and_skipped(tool, arguments, folder, caps
     lines = [line for line in output.err.splitlines() if "skipped" in line]
     assert lines[0] == f"{folder / 'images/absent.jpg'}: skipped, as it gives no image"
     assert lines[1].endswith("a.jpg: skipped: query 96.5,10 is outside its 96 x 64 pixels")
-    assert "broken.jpg: skipped: it cannot be read: " in lines[2]
+    assert "broken.jpg: skipped: unreadable image: " in lines[2]
     assert "figures: 0, failures: 3;" in output.out
 
 

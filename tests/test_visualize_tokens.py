@@ -99,7 +99,7 @@ def test_an_image_becomes_a_png_and_a_pdf(tool, image, tmp_path, capsys):
     assert tool.main(list(map(str, given))) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.pdf", "a.png"]
     output = capsys.readouterr()
-    assert f"{broken}: skipped, as it cannot be read: " in output.err
+    assert f"{broken}: skipped: unreadable image: " in output.err
     assert "*.gif: skipped, as it gives no image" in output.err
     assert output.out == f"figures: 1, failures: 2; they are in {tmp_path / 'out'}\n"
 

@@ -24,6 +24,7 @@ from attention_figure import Panel, Row, draw_attention
 from detectron2.structures import Instances
 from feature_scales import UnknownScale, find_scale, scale_name, scale_strides
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from lite_detr import model_zoo
 from lite_detr.attention_maps import (
@@ -34,6 +35,7 @@ from lite_detr.attention_maps import (
 )
 from lite_detr.checkpoint import WeightsError
 from lite_detr.data.coco import DatasetError
+from lite_detr.data.image_files import UnusableImage
 from lite_detr.modeling import KeyAwareDeformableAttention
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
@@ -136,9 +138,8 @@ def draw_image(
     """
     try:
         images, inputs = zip(*(watcher.detector.read(path) for watcher in watchers))
-    # Image decoders raise errors of all kinds on broken files.
-    except Exception as error:
-        raise UndrawableImage(f"it cannot be read: {error}") from error
+    except UnusableImage as error:
+        raise UndrawableImage(str(error)) from error
     looks = [watcher.look(given) for watcher, given in zip(watchers, inputs)]
     height, width = images[0].shape[:2]
     if query is None:
@@ -257,11 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args.output.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for image, picture in zip(images, demo.picture_paths(images, args.output)):
+    bar = tqdm(images, unit="image", disable=None)
+    for image, picture in zip(bar, demo.picture_paths(images, args.output)):
         try:
             figure = draw_image(watchers, image, args.query)
         except UndrawableImage as error:
-            print(f"{image}: skipped: {error}", file=sys.stderr)
+            tqdm.write(f"{image}: skipped: {error}", file=sys.stderr)
             continue
         figure.savefig(picture, dpi=110)
         figure.savefig(picture.with_suffix(".pdf"))

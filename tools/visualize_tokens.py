@@ -19,15 +19,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data.detection_utils import read_image
 from feature_scales import scale_strides
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from token_figure import EncoderUpdates, TokenGrid, draw_tokens
 from torch import nn
+from tqdm import tqdm
 
 from lite_detr import model_zoo
 from lite_detr.attention_maps import find_attentions, record_attention
+from lite_detr.data.image_files import UnusableImage, read_image
 from lite_detr.modeling import DeformableEncoder, InterleavedEncoder, Scales
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
@@ -125,10 +126,9 @@ def draw_image(
 ) -> Figure | None:
     """The figure of an image, or None and a line on stderr where it cannot be read."""
     try:
-        image = read_image(str(path), format="RGB")
-    # Image decoders raise errors of all kinds on broken files.
-    except Exception as error:
-        print(f"{path}: skipped, as it cannot be read: {error}", file=sys.stderr)
+        image = read_image(str(path), "RGB")
+    except UnusableImage as error:
+        tqdm.write(f"{path}: skipped: {error}", file=sys.stderr)
         return None
     return draw_tokens(image, tokenizer.grids(path), encoders)
 
@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = Tokenizer(configs[0])
     args.output.mkdir(parents=True, exist_ok=True)
     num_drawn = 0
-    for image, picture in zip(images, demo.picture_paths(images, args.output)):
+    bar = tqdm(images, unit="image", disable=None)
+    for image, picture in zip(bar, demo.picture_paths(images, args.output)):
         figure = draw_image(tokenizer, encoders, image)
         if figure is None:
             continue
