@@ -31,7 +31,7 @@ SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
 CUDA_COPY := build/cuda/lib
 CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
 
-.PHONY: install demo test sanitize cuda lint clean
+.PHONY: install demo test test-all docs sanitize cuda lint clean
 
 install: $(VENV)/installed
 
@@ -58,6 +58,23 @@ demo: install
 # The tests of a file share what they set up, so they stay in one process.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+# Those that are marked slow, too, such as a run of every command of the docs.
+test-all: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m ''
+
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python -m pytest tests/docs/test_links.py
+	@echo 'The site is build/site/index.html; its search needs a server:'
+	@echo '$(BIN)/python -m http.server --directory build/site'
+
+# The extra's packages alone: to install the package with the extra would compile the kernels again.
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['docs'])" \
+		| xargs $(BIN)/pip install --quiet --constraint constraints.txt
+	touch $@
 
 # On a machine with a GPU too, the CPU kernels alone.
 sanitize: install
