@@ -22,6 +22,7 @@ from detectron2.modeling import build_model
 from markdown_blocks import ROOT, Block, blocks, pages
 from omegaconf import DictConfig
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel
 
 from lite_detr import add_lite_detr_config, model_zoo
 from lite_detr.modeling import InterleavedEncoder
@@ -73,6 +74,15 @@ def dino() -> dict[str, Any]:
     return dict(model_zoo.get_config("dino/dino_r50_4scale_36ep.py"))
 
 
+def write_averaged_checkpoint() -> dict[str, Any]:
+    """As a training with ``train.ema`` leaves it."""
+    path = Path("output/lite/model_0004999.pth")
+    path.parent.mkdir(parents=True)
+    averaged = AveragedModel(torch.nn.Linear(1, 1))
+    torch.save({"model": averaged.module.state_dict(), "ema": averaged.state_dict()}, path)
+    return {}
+
+
 # What a page takes for granted, at the block that holds a text.
 GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
     ("README.md", ".forward_queries(", lambda: {"image": torch.zeros(3, 64, 96)}),
@@ -93,6 +103,7 @@ GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
         "class Trainer(",
         lambda: {"DefaultTrainer": DefaultTrainer, "model_zoo": model_zoo},
     ),
+    ("training.md", 'checkpoint["ema"]', write_averaged_checkpoint),
 )
 
 # The models whose weights a page takes for granted, by the file's name.
