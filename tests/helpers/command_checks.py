@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import os
 import re
 import runpy
 import subprocess
@@ -245,7 +246,13 @@ def check_make(rest: Arguments) -> None:
 def recipe(*arguments: str) -> subprocess.CompletedProcess:
     """What ``make`` would run where everything is installed."""
     command = ["make", "--dry-run", "--old-file=.venv/installed", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # As typed by a reader, and not as part of the `make test` that runs the tests.
+    environment = {name: value for name, value in os.environ.items() if not is_makes(name)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def is_makes(variable: str) -> bool:
+    return variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
 
 CHECKS: dict[str, Callable[[Arguments], None]] = {
