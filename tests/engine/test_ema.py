@@ -83,6 +83,7 @@ def test_a_decay_beyond_1_is_refused():
         EMA(torch.nn.Linear(1, 1), 9997, "")
 
 
+@pytest.mark.slow
 def test_train_net_evaluates_saves_and_resumes_it(tmp_path):
     """Together with the other options of the trainer."""
     write_digits_dataset(tmp_path, num_train=4, num_val=1)

@@ -83,6 +83,7 @@ def test_torchrun_trains_and_evaluates_in_two_processes(digits, tmp_path):
     check_trained_by_two(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_tasks_of_slurm_train_and_evaluate(digits, tmp_path):
     job = next(job for job in range(len(SLURM_PORTS)) if is_free(SLURM_PORTS[job]))
     slurm = SLURM | {
@@ -111,6 +112,7 @@ def is_free(port):
         return sock.connect_ex(("localhost", port)) != 0
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_torchrun_reaches_its_exit_status(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
