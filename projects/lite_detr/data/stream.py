@@ -7,7 +7,6 @@ its place alone: neither on what was read before, nor on how many workers read a
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from detectron2.data.samplers import TrainingSampler
@@ -88,35 +87,13 @@ class StreamedBatches(IterableDataset):
     """
 
     def __init__(self, loader: Iterable[list[dict]], stream: SampleStream):
-        self.loader = loader
         self.stream = stream
+        # Not a method's: in a cycle of references, workers would end late.
+        self._batches = take_batches(loader, stream)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         """There is one stream: each iterator goes on behind the last batch that was taken."""
         return self._batches
-
-    @cached_property
-    def _batches(self) -> Iterator[list[dict[str, Any]]]:
-        return self._take_batches()
-
-    def _take_batches(self) -> Iterator[list[dict[str, Any]]]:
-        stream = self.stream
-        indices = stream.indices()
-        with same_random_states():
-            batches = iter(self.loader)
-        while True:
-            with same_random_states():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            places = [sample.pop(PLACE) for sample in batch]
-            # The last sample completes the batch, so all places up to its own have been read.
-            while stream.start <= places[-1]:
-                stream.held[stream.start] = int(next(indices))
-                stream.start += 1
-            for place in places:
-                del stream.held[place]
-            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """How far this process has come: numbers, lists and tuples."""
@@ -161,3 +138,25 @@ class StreamedBatches(IterableDataset):
 
     def _first_indices(self) -> list[int]:
         return [int(index) for index in itertools.islice(self.stream.sampler, NUM_FIRST)]
+
+
+def take_batches(
+    loader: Iterable[list[dict[str, Any]]], stream: SampleStream
+) -> Iterator[list[dict[str, Any]]]:
+    """The batches of a loader, each of which is noted in the stream as it is taken."""
+    indices = stream.indices()
+    with same_random_states():
+        batches = iter(loader)
+    while True:
+        with same_random_states():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        places = [sample.pop(PLACE) for sample in batch]
+        # The last sample completes the batch, so all places up to its own have been read.
+        while stream.start <= places[-1]:
+            stream.held[stream.start] = int(next(indices))
+            stream.start += 1
+        for place in places:
+            del stream.held[place]
+        yield batch
