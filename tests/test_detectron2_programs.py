@@ -14,6 +14,7 @@ from pathlib import Path
 import detectron2.data.build
 import pytest
 import torch
+from programs import data_options
 
 from lite_detr.data.digits import write_digits_dataset
 
@@ -84,8 +85,7 @@ def test_train_net_trains_as_ours_does_from_the_lazy_config(programs, trained):
     programs.run_file(
         ROOT / "train_net.py",
         *("--config-file", LAZY, f"train.output_dir={output}"),
-        *(f"data.train_json={digits}/train.json", f"data.train_images={digits}/train"),
-        *(f"data.val_json={digits}/val.json", f"data.val_images={digits}/val"),
+        *data_options(digits),
     )
     expected = losses(output)
     assert len(expected) == 10

@@ -1,20 +1,14 @@
 """train_net.py end to end on a tiny model and dataset, each run in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from programs import TINY, TRAIN_NET, data_options, run_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lite_detr import ops
 from lite_detr.data.digits import write_digits_dataset
-
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "tests" / "configs" / "tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +18,8 @@ def digits(tmp_path_factory):
     return root
 
 
-def data_options(root):
-    return [
-        f"data.train_json={root}/train.json",
-        f"data.train_images={root}/train",
-        f"data.val_json={root}/val.json",
-        f"data.val_images={root}/val",
-    ]
-
-
-def train_net(*arguments, config=CONFIG):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, ROOT / "train_net.py", "--config-file", config, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def train_net(*arguments, config=TINY):
+    return run_python(TRAIN_NET, "--config-file", config, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +63,7 @@ def test_training_ends_with_pictures_of_the_validation_images(trained):
 def test_evaluation_of_the_trained_weights_repeats_its_result(trained, digits):
     run = train_net(
         "--eval-only",
-        *data_options(digits)[2:],
+        *data_options(digits, "val"),
         f"train.init_checkpoint={trained}/model_final.pth",
         f"train.output_dir={trained}/eval",
     )
@@ -146,19 +124,19 @@ ERRORS = {
     "missing config": (["x=1"], "no_such_config.py", ["no_such_config.py", "model zoo"]),
     "unregistered dataset": (
         ["dataloader.train.dataset.names=coco_2017_trian"],
-        CONFIG,
+        TINY,
         ["coco_2017_trian", "coco_2017_train"],
     ),
     "dataset not there": (
         ["dataloader.train.dataset.names=digits_train", "model.num_classes=10"],
-        CONFIG,
+        TINY,
         ["digits_train", "train.json", "DETECTRON2_DATASETS"],
     ),
-    "half of a dataset": (["data.train_json=a.json"], CONFIG, ["data.val_json"]),
-    "evaluation without weights": (None, CONFIG, ["--eval-only", "train.init_checkpoint"]),
+    "half of a dataset": (["data.train_json=a.json"], TINY, ["data.val_json"]),
+    "evaluation without weights": (None, TINY, ["--eval-only", "train.init_checkpoint"]),
     "weights that are not there": (
         ["train.init_checkpoint=no_such.pth"],
-        CONFIG,
+        TINY,
         ["no_such.pth"],
     ),
 }
@@ -187,8 +165,8 @@ def test_weights_for_other_classes_are_refused_in_evaluation(trained, digits, tm
     (tmp_path / "val.json").write_text(json.dumps(content))
     run = train_net(
         "--eval-only",
+        *data_options(digits, "val"),
         f"data.val_json={tmp_path}/val.json",
-        f"data.val_images={digits}/val",
         f"train.init_checkpoint={trained}/model_final.pth",
         f"train.output_dir={tmp_path}/out",
     )

@@ -1,21 +1,18 @@
 """A reference's checkpoint in the tool, in training, in evaluation and in the demo."""
 
 import argparse
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import instantiate
+from programs import ROOT, TRAIN_NET, data_options, run_python
 from reference_files import reference_file, small_two_stage
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError, convert
 from lite_detr.data.digits import write_digits_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import convert_checkpoint as tool  # noqa: E402
@@ -54,26 +51,6 @@ def build(num_classes, config=CONFIG):
     return instantiate(config.model)
 
 
-def data_options(root):
-    return [
-        f"data.train_json={root}/train.json",
-        f"data.train_images={root}/train",
-        f"data.val_json={root}/val.json",
-        f"data.val_images={root}/val",
-    ]
-
-
-def run(program, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, ROOT / program, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture
 def convert_checkpoint(capsys):
     """Runs the tool in this process: what it prints, or the line that it ends with."""
@@ -89,12 +66,13 @@ def convert_checkpoint(capsys):
 
 
 def test_the_tool_runs_by_itself(release, tmp_path):
+    program = ROOT / "tools" / "convert_checkpoint.py"
     arguments = ["--config-file", CONFIG, "--input", release(91), "--output", tmp_path / "a.pth"]
-    result = run("tools/convert_checkpoint.py", *arguments)
+    result = run_python(program, *arguments)
     assert result.returncode == 0, result.stderr
     assert "two-stage Deformable DETR: " in result.stdout
     assert (tmp_path / "a.pth").is_file()
-    result = run("tools/convert_checkpoint.py", *arguments[:2], *arguments[4:], "--input", "b.pth")
+    result = run_python(program, *arguments[:2], *arguments[4:], "--input", "b.pth")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1] == "error: weights b.pth: there is no such file"
 
@@ -163,8 +141,8 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
         weights = tmp_path / "ours.pth"
         arguments = ["--config-file", CONFIG, "--input", release(91), "--output", weights]
         convert_checkpoint(*arguments, "model.num_classes=91")
-    result = run(
-        "train_net.py",
+    result = run_python(
+        TRAIN_NET,
         "--config-file",
         CONFIG,
         *data_options(digits),
@@ -181,9 +159,9 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
 
 
 def test_evaluation_of_a_references_checkpoint(release, digits, tmp_path):
-    arguments = ["--eval-only", *data_options(digits)[2:], f"train.output_dir={tmp_path}"]
-    result = run(
-        "train_net.py",
+    arguments = ["--eval-only", *data_options(digits, "val"), f"train.output_dir={tmp_path}"]
+    result = run_python(
+        TRAIN_NET,
         "--config-file",
         CONFIG,
         *arguments,
@@ -195,8 +173,8 @@ def test_evaluation_of_a_references_checkpoint(release, digits, tmp_path):
 
 
 def test_the_demo_takes_a_references_checkpoint(release, digits, tmp_path):
-    result = run(
-        "demo/demo.py",
+    result = run_python(
+        ROOT / "demo" / "demo.py",
         "--config-file",
         CONFIG,
         "--weights",

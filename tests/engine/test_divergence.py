@@ -2,14 +2,12 @@
 
 import logging
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from programs import TRAIN_NET, data_options, run_python
 from toy_training import batch_of, make_trainer, record
-from training_process import CONFIG, ROOT
+from training_process import CONFIG
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.divergence import DivergenceError
@@ -124,24 +122,11 @@ def test_the_optimizer_keeps_its_state_at_a_gradient_that_is_not_finite():
 
 def test_train_net_ends_with_the_message_and_where_to_go_on(tmp_path):
     write_digits_dataset(tmp_path, num_train=2, num_val=1)
-    run = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "train_net.py",
-            "--config-file",
-            CONFIG,
-            f"data.train_json={tmp_path}/train.json",
-            f"data.train_images={tmp_path}/train",
-            f"data.val_json={tmp_path}/val.json",
-            f"data.val_images={tmp_path}/val",
-            f"train.output_dir={tmp_path}/output",
-            "train.checkpointer.period=1",
-            "optimizer.lr=1e30",
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    run = run_python(
+        *(TRAIN_NET, "--config-file", CONFIG, *data_options(tmp_path)),
+        f"train.output_dir={tmp_path}/output",
+        "train.checkpointer.period=1",
+        "optimizer.lr=1e30",
     )
     assert run.returncode == 1, run.stderr[-3000:]
     assert "Traceback" not in run.stderr + run.stdout

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from programs import data_options
 from toy_training import batch_of, make_trainer
 from training_process import train
 
@@ -88,10 +89,7 @@ def test_train_net_evaluates_saves_and_resumes_it(tmp_path):
     """Together with the other options of the trainer."""
     write_digits_dataset(tmp_path, num_train=4, num_val=1)
     options = [
-        f"data.train_json={tmp_path}/train.json",
-        f"data.train_images={tmp_path}/train",
-        f"data.val_json={tmp_path}/val.json",
-        f"data.val_images={tmp_path}/val",
+        *data_options(tmp_path),
         f"train.output_dir={tmp_path}/output",
         "train.checkpointer.period=1",
         "train.ema.enabled=True",

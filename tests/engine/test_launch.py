@@ -2,19 +2,19 @@
 
 import argparse
 import json
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from programs import TINY, TRAIN_NET, data_options, environment, run_python
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.launch import SLURM_PORTS, LaunchError, find_place, join, launch
 
-ROOT = Path(__file__).parents[2]
+# What Python runs as torchrun.
+TORCHRUN_PROGRAM = ("-m", "torch.distributed.run", "--standalone")
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
     "RANK": "11",
@@ -46,20 +46,11 @@ def digits(tmp_path_factory):
 def train_net(digits, output):
     """The arguments of Python for a training of one iteration and its evaluation."""
     return [
-        str(ROOT / "train_net.py"),
-        "--config-file",
-        str(ROOT / "tests" / "configs" / "tiny.py"),
-        *(f"data.{split}_json={digits}/{split}.json" for split in ("train", "val")),
-        *(f"data.{split}_images={digits}/{split}" for split in ("train", "val")),
+        *(str(TRAIN_NET), "--config-file", str(TINY)),
+        *data_options(digits),
         f"train.output_dir={output}",
         "train.max_iter=1",
     ]
-
-
-def environment(**changes):
-    # Without what a launcher of the tests themselves may have set.
-    mine = {key: os.environ[key] for key in os.environ if not key.startswith(("SLURM", "MASTER"))}
-    return mine | {"PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1"} | changes
 
 
 def check_trained_by_two(output):
@@ -71,14 +62,7 @@ def check_trained_by_two(output):
 
 
 def test_torchrun_trains_and_evaluates_in_two_processes(digits, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + train_net(digits, tmp_path),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = run_python(*TORCHRUN_PROGRAM, "--nproc-per-node", "2", *train_net(digits, tmp_path))
     assert run.returncode == 0, run.stderr[-3000:]
     check_trained_by_two(tmp_path)
 
@@ -114,14 +98,8 @@ def is_free(port):
 
 @pytest.mark.slow
 def test_an_error_in_a_process_of_torchrun_reaches_its_exit_status(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-        + train_net(tmp_path / "nowhere", tmp_path),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    arguments = train_net(tmp_path / "nowhere", tmp_path)
+    run = run_python(*TORCHRUN_PROGRAM, "--nproc-per-node", "1", *arguments)
     assert run.returncode == 1
     assert "error: " in run.stderr and "nowhere/val.json" in run.stderr
     assert "Traceback" not in run.stderr.split("error: ")[0]

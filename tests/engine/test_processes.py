@@ -3,6 +3,7 @@
 import pytest
 import torch
 import two_processes
+from programs import data_options
 from small_detectors import assert_same_gradients, gradients, small_detector, small_inputs
 from training_process import CONFIG
 
@@ -67,8 +68,7 @@ def test_every_image_is_evaluated_once(tmp_path):
     """Of five images, which two processes cannot share evenly."""
     write_digits_dataset(tmp_path, num_train=1, num_val=5)
     options = [
-        f"data.val_json={tmp_path}/val.json",
-        f"data.val_images={tmp_path}/val",
+        *data_options(tmp_path, "val"),
         f"dataloader.evaluator.output_dir={tmp_path}",
     ]
     arguments = (two_processes.evaluate, tmp_path, str(CONFIG), options)

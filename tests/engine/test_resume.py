@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import data_options
 from training_process import CONFIG, signal_at, train
 
 from lite_detr.data.digits import write_digits_dataset
@@ -22,22 +23,18 @@ KILLED = -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
-def data_options(tmp_path_factory):
+def digits(tmp_path_factory):
+    """The options of a training on them."""
     root = tmp_path_factory.mktemp("digits")
     write_digits_dataset(root, num_train=5, num_val=2)
-    return [
-        f"data.train_json={root}/train.json",
-        f"data.train_images={root}/train",
-        f"data.val_json={root}/val.json",
-        f"data.val_images={root}/val",
-    ]
+    return data_options(root)
 
 
 @pytest.fixture(scope="module")
-def whole(data_options, tmp_path_factory):
+def whole(digits, tmp_path_factory):
     """The output folder of a training that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert train(*data_options, f"train.output_dir={folder}") == 0
+    assert train(*digits, f"train.output_dir={folder}") == 0
     return folder
 
 
@@ -59,10 +56,10 @@ POINTS = {
 
 
 def test_a_training_that_is_killed_at_every_kind_of_point_ends_as_one_that_is_not(
-    whole, data_options, tmp_path
+    whole, digits, tmp_path
 ):
     """One after the other: each start gets further than the one before."""
-    options = [*data_options, f"train.output_dir={tmp_path}"]
+    options = [*digits, f"train.output_dir={tmp_path}"]
     for point, where in POINTS.items():
         end = train(*options, resume=True, prepare=functools.partial(signal_at, *where))
         assert end == KILLED, point
@@ -77,11 +74,11 @@ def test_a_training_that_is_killed_at_every_kind_of_point_ends_as_one_that_is_no
     [(signal.SIGTERM, 2), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.slow)],
 )
 def test_a_scheduler_gets_a_checkpoint_within_an_iteration(
-    number, num_workers, whole, data_options, tmp_path
+    number, num_workers, whole, digits, tmp_path
 ):
     """With workers, which get the signal, too, and decode ahead, the training is the same."""
     options = [
-        *data_options,
+        *digits,
         f"train.output_dir={tmp_path}",
         f"dataloader.train.num_workers={num_workers}",
     ]
@@ -94,8 +91,8 @@ def test_a_scheduler_gets_a_checkpoint_within_an_iteration(
     assert differences(whole, tmp_path) == []
 
 
-def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(data_options, tmp_path):
-    options = [*data_options, f"train.output_dir={tmp_path}"]
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(digits, tmp_path):
+    options = [*digits, f"train.output_dir={tmp_path}"]
     where = ("lite_detr.modeling.detector:Detector", "predict", 1, signal.SIGTERM)
     assert train(*options, prepare=functools.partial(signal_at, *where)) == EXIT_CODE
     # Of the iteration that was to be evaluated.
@@ -108,8 +105,8 @@ def copy_of_whole(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def test_a_finished_training_that_is_resumed_stays_as_it_was(whole, data_options, copy_of_whole):
-    assert train(*data_options, f"train.output_dir={copy_of_whole}", resume=True) == 0
+def test_a_finished_training_that_is_resumed_stays_as_it_was(whole, digits, copy_of_whole):
+    assert train(*digits, f"train.output_dir={copy_of_whole}", resume=True) == 0
     assert differences(whole, copy_of_whole) == []
 
 
@@ -130,10 +127,10 @@ def test_the_comparison_sees_what_is_missing_or_other(name, whole, copy_of_whole
 
 @pytest.mark.slow
 def test_two_processes_with_kills_at_random_moments_end_as_if_there_were_none(
-    data_options, tmp_path, capsys
+    digits, tmp_path, capsys
 ):
     arguments = ["--config-file", CONFIG, "--num-gpus", "2", "--kill-every", "30"]
-    options = [*data_options, "train.max_iter=60"]
+    options = [*digits, "train.max_iter=60"]
     with pytest.raises(SystemExit) as end:
         soak.main([*map(str, arguments), "--output", str(tmp_path / "soak"), *options])
     assert not end.value.code, capsys.readouterr().out

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from programs import ROOT
+
 CONFIG = ROOT / "tests" / "configs" / "resumable.py"
 
 sys.path.append(str(ROOT))
