@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import Backbone, detector_postprocess
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
 from .attention import DeformableAttention
 from .backbone.padding import batch_images
@@ -19,6 +18,7 @@ from .heads import Predictions
 from .inputs import check_images, check_objects
 from .neck import MultiScaleNeck
 from .position_encoding import SinePositionEncoding
+from .postprocessing import detector_instances
 from .scales import Scales, resize_mask
 from .targets import Target
 
@@ -213,26 +213,14 @@ class Detector(nn.Module):
         image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Instances]]:
         """The best (query, class) pairs of each image, in the coordinates that it asks for."""
-        results = []
-        for logits, boxes, inputs, image_size in zip(*predictions, batched_inputs, image_sizes):
-            scores, indices = (
-                logits.sigmoid().flatten().topk(min(self.detections_per_image, logits.numel()))
-            )
-            keep = scores > self.score_thresh
-            scores, indices = scores[keep], indices[keep]
-            height, width = image_size
-            boxes = box_convert(boxes[indices // logits.shape[-1]], "cxcywh", "xyxy")
-            instances = Instances(
-                image_size,
-                pred_boxes=Boxes(boxes * boxes.new_tensor([width, height, width, height])),
-                scores=scores,
-                pred_classes=indices % logits.shape[-1],
-            )
-            instances = detector_postprocess(
-                instances, inputs.get("height", height), inputs.get("width", width)
-            )
-            results.append({"instances": instances})
-        return results
+        output_sizes = [
+            (inputs.get("height", height), inputs.get("width", width))
+            for inputs, (height, width) in zip(batched_inputs, image_sizes)
+        ]
+        instances = detector_instances(
+            predictions, image_sizes, output_sizes, self.score_thresh, self.detections_per_image
+        )
+        return [{"instances": image_instances} for image_instances in instances]
 
 
 def check_levels(model: nn.Module, num_levels: int) -> None:
