@@ -75,17 +75,22 @@ def small_detector(name, **changes):
 def small_inputs(*objects, height=64, width=96):
     """For each number an image with so many objects, the same every time."""
     generator = torch.Generator().manual_seed(1)
-    inputs = []
-    for index, count in enumerate(objects):
-        corner = torch.rand(count, 2, generator=generator) * 0.6
-        size = 0.1 + 0.3 * torch.rand(count, 2, generator=generator)
-        boxes = torch.cat([corner, corner + size], dim=1)
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
-        instances.gt_classes = torch.randint(0, CLASSES, (count,), generator=generator)
-        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        inputs.append({"image": image, "instances": instances, "file_name": f"{index}.jpg"})
-    return inputs
+    return [
+        make_input(height, width, count, generator) | {"file_name": f"{index}.jpg"}
+        for index, count in enumerate(objects)
+    ]
+
+
+def make_input(height, width, objects=0, generator=None):
+    """An image with some boxes, of classes 0 to 4, drawn by a generator or PyTorch's own."""
+    corner = torch.rand(objects, 2, generator=generator) * 0.6
+    size = 0.1 + 0.3 * torch.rand(objects, 2, generator=generator)
+    boxes = torch.cat([corner, corner + size], dim=1)
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+    instances.gt_classes = torch.randint(0, CLASSES, (objects,), generator=generator)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "instances": instances}
 
 
 def gradients(model):

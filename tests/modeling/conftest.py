@@ -1,6 +1,6 @@
 import pytest
+import small_detectors
 import torch
-from detectron2.structures import Boxes, Instances
 from small_detectors import TinyBackbone
 
 from lite_detr.modeling import (
@@ -117,14 +117,4 @@ def perturb():
 @pytest.fixture
 def make_input():
     """``make_input(height, width, objects)``: an input with some boxes, of classes 0 to 4."""
-
-    def make(height, width, objects=0):
-        corner = torch.rand(objects, 2) * 0.6
-        boxes = torch.cat([corner, corner + 0.1 + 0.3 * torch.rand(objects, 2)], dim=1)
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
-        instances.gt_classes = torch.randint(0, 5, (objects,))
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        return {"image": image, "instances": instances}
-
-    return make
+    return small_detectors.make_input
