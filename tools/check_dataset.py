@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from lite_detr import model_zoo
 from lite_detr.data.coco import (
-    SETTINGS_OF,
     TRAIN_KEYS,
     VAL_KEYS,
     DatasetError,
     check_registered,
     check_same_categories,
+    given_paths,
 )
 from lite_detr.data.faults import Fault, Outcome, some
 from lite_detr.data.inspection import Inspection, inspect_dataset
@@ -47,9 +47,7 @@ def find_datasets(cfg) -> dict[str, tuple[str, str]]:
     Raises:
         DatasetError: only one of the two is given, or a named dataset is not there.
     """
-    given = cfg.get("data") or {}
-    paths = {key: str(given[key]) for key in SETTINGS_OF["train"] if given.get(key) is not None}
-    datasets = {}
+    paths, datasets = given_paths(cfg), {}
     for split, keys in (("train", TRAIN_KEYS), ("test", VAL_KEYS)):
         found = [paths[key] for key in keys if key in paths]
         if len(found) == 1:

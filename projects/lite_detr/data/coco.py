@@ -19,6 +19,7 @@ from .coco_checks import (
     clip_boxes,
     get_section,
     load_json,
+    no_annotations,
 )
 
 __all__ = [
@@ -78,9 +79,7 @@ def apply_data_config(cfg, splits=("train", "test")) -> None:
         splits: the data loaders that the run uses; without "train", the training set is not
             looked at.
     """
-    given = cfg.get("data") or {}
-    # A folder named 2017 comes out of the command line as a number, hence str().
-    paths = {key: str(given[key]) for key in SETTINGS_OF["train"] if given.get(key) is not None}
+    paths = given_paths(cfg)
     if not paths:
         return
     has_train = "train" in splits and any(key in paths for key in TRAIN_KEYS)
@@ -96,11 +95,16 @@ def apply_data_config(cfg, splits=("train", "test")) -> None:
     if has_train:
         train = _register_split(cfg, "train", paths["train_json"], paths["train_images"])
         if not train.num_annotations:
-            raise DatasetError(
-                f"{paths['train_json']}: 'annotations' is empty; training needs at least one"
-            )
+            raise DatasetError(no_annotations(paths["train_json"]))
         check_same_categories(paths["train_json"], train, paths["val_json"], val)
     cfg.model.num_classes = len(val.categories)
+
+
+def given_paths(cfg) -> dict[str, str]:
+    """Those of the paths of ``cfg.data`` that are not None, by their keys."""
+    given = cfg.get("data") or {}
+    # A folder named 2017 comes out of the command line as a number, hence str().
+    return {key: str(given[key]) for key in SETTINGS_OF["train"] if given.get(key) is not None}
 
 
 def check_registered(cfg, splits=("train", "test")) -> None:

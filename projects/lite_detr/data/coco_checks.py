@@ -26,6 +26,11 @@ class DatasetError(ValueError):
     """A dataset that cannot be used; the message names the file and what to change in it."""
 
 
+def no_annotations(json_file: str) -> str:
+    """What to say of a training set without annotations."""
+    return f"{json_file}: 'annotations' is empty; training needs at least one"
+
+
 @dataclass(frozen=True)
 class CocoSummary:
     """What a checked COCO file holds; both tuples are in the order of the category ids."""

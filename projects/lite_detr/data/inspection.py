@@ -15,6 +15,7 @@ from .coco_checks import (
     has_file_name,
     is_sound_box,
     load_coco,
+    no_annotations,
 )
 from .digits import count_by_size
 from .faults import Fault, Outcome, some
@@ -104,7 +105,7 @@ def inspect_dataset(
         ]
         faults += _file_faults(image_root, images, for_evaluation, map_files)
     if not for_evaluation and not content["annotations"]:
-        message = f"{json_file}: 'annotations' is empty; training needs at least one"
+        message = no_annotations(json_file)
         faults.append(Fault("no annotations", Outcome.REFUSED, message, (json_file,)))
     faults += _notes(content, num_queries)
     order = list(Outcome)
