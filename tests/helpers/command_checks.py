@@ -32,6 +32,8 @@ OTHERS = frozenset(
 )
 # With its value, so that the program behind the options can be told from it.
 SRUN_OPTION = re.compile(r"--[a-z-]+(=\S+)?")
+# What make gives the programs that it runs.
+MAKES_OWN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
 
 class CommandError(ValueError):
@@ -247,12 +249,8 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess:
     """What ``make`` would run where everything is installed."""
     command = ["make", "--dry-run", "--old-file=.venv/installed", *arguments]
     # As typed by a reader, and not as part of the `make test` that runs the tests.
-    environment = {name: value for name, value in os.environ.items() if not is_makes(name)}
+    environment = {name: value for name, value in os.environ.items() if name not in MAKES_OWN}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def is_makes(variable: str) -> bool:
-    return variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
 
 CHECKS: dict[str, Callable[[Arguments], None]] = {
