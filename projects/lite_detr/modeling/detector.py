@@ -180,11 +180,21 @@ class Detector(nn.Module):
 
     def encode_maps(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
         """As :meth:`encode`, from the neck's maps ``[B, C, H_l, W_l]``."""
+        mask, padded = padding_mask(images)
+        masks = [resize_mask(mask, tuple(feature_map.shape[-2:])) for feature_map in maps]
+        return self.encode_masked_maps(maps, masks, padded)
+
+    def encode_masked_maps(
+        self, maps: list[Tensor], masks: list[Tensor], padded: bool
+    ) -> tuple[Tensor, Scales]:
+        """As :meth:`encode_maps`, with the padding ``[B, H_l, W_l]`` of each map, True on it.
+
+        Args:
+            padded: whether there is any.
+        """
         dtype = maps[0].dtype
         # Geometry stays exact in mixed precision: 16 bits cannot tell neighbouring cells apart.
         exact = dtype if dtype == torch.float64 else torch.float32
-        mask, padded = padding_mask(images)
-        masks = [resize_mask(mask, tuple(feature_map.shape[-2:])) for feature_map in maps]
         scales = Scales.from_masks(masks, padded, exact)
         tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
         pos = torch.cat(

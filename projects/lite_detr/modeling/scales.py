@@ -1,9 +1,11 @@
 """What every layer needs to know about the feature scales, as one immutable value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import shapes_to_tensor
 from torch import Tensor
 
 
@@ -51,7 +53,7 @@ class Scales:
         centers = torch.cat(
             [_centers(shape, valid_ratios[:, level]) for level, shape in enumerate(shapes)], dim=1
         )
-        spatial_shapes = torch.tensor(shapes, dtype=torch.int64)
+        spatial_shapes = sizes_to_tensor(shapes)
         sizes = spatial_shapes.prod(1)
         return cls(
             shapes=shapes,
@@ -78,6 +80,16 @@ class Scales:
         return sum(height * width for height, width in self.shapes[:level])
 
 
+def sizes_to_tensor(sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """``(height, width)`` for each -> ``[N, 2]`` int64 on the host.
+
+    ``torch.jit.trace`` makes tensors of sizes: what is stacked here stays a function of the images.
+    """
+    if torch.jit.is_tracing():
+        return torch.stack([shapes_to_tensor(size) for size in sizes])
+    return torch.tensor(sizes, dtype=torch.int64)
+
+
 def resize_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     """``[B, H, W]`` bool -> ``[B, *shape]`` bool, nearest neighbour as in the references."""
     return F.interpolate(mask[:, None].float(), size=shape)[:, 0].bool()
@@ -99,7 +111,5 @@ def _centers(shape: tuple[int, int], valid_ratio: Tensor) -> Tensor:
         torch.arange(width, device=valid_ratio.device) + 0.5,
         indexing="ij",
     )
-    valid_width, valid_height = (valid_ratio * valid_ratio.new_tensor([width, height])).unbind(-1)
-    return torch.stack(
-        [x.flatten() / valid_width[:, None], y.flatten() / valid_height[:, None]], dim=-1
-    )
+    valid_width, valid_height = valid_ratio[:, :1] * width, valid_ratio[:, 1:] * height
+    return torch.stack([x.flatten() / valid_width, y.flatten() / valid_height], dim=-1)
