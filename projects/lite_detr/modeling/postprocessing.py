@@ -75,12 +75,12 @@ def detector_instances(
         (height, width, out_height, out_width, out_height / height, out_width / width)
         for (height, width), (out_height, out_width) in zip(image_sizes, output_sizes)
     ]
-    boxes = predictions.boxes
     # A copy to a GPU that is not said to be non-blocking waits for all that runs there.
-    sizes = torch.tensor(rows, dtype=boxes.dtype).to(boxes.device, non_blocking=True)
+    sizes = as_tensor(rows).to(predictions.boxes.device, non_blocking=True)
     seen, wanted, ratios = sizes.split(2, dim=1)
     boxes, scores, classes = best_detections(predictions, seen, detections_per_image)
-    boxes = boxes * corners(ratios)
+    # Detectron2's `Boxes` are float32, whatever the model is.
+    boxes = boxes.float() * corners(ratios)
     above = scores > score_thresh
     broken = (above & ~boxes.isfinite().all(2)).sum(1)
     boxes = boxes.clamp(min=0).minimum(corners(wanted))
@@ -92,23 +92,35 @@ def detector_instances(
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     scores, classes = scores.gather(1, order), classes.gather(1, order)
 
+    numbers = torch.stack([kept.sum(1), broken], 1)
+    tracing = torch.jit.is_tracing()
     results = []
-    for index, (num_kept, num_broken) in enumerate(torch.stack([kept.sum(1), broken], 1).tolist()):
+    for index, (num_kept, num_broken) in enumerate(numbers if tracing else numbers.tolist()):
         if num_broken:
             raise FloatingPointError(
                 f"{num_broken} boxes of image {index} in the batch are NaN or infinite: look for "
-                "such values in the image and in the weights; 16-bit numbers overflow at 65504, "
+                "such values in the image and in the weights; float16 overflows at 65504, which "
                 "bfloat16 does not"
             )
+        size = output_sizes[index]
         results.append(
             Instances(
-                output_sizes[index],
+                as_tensor(size) if tracing else size,
                 pred_boxes=Boxes(boxes[index, :num_kept]),
                 scores=scores[index, :num_kept],
                 pred_classes=classes[index, :num_kept],
             )
         )
     return results
+
+
+def as_tensor(numbers: Sequence) -> Tensor:
+    """``torch.tensor``, also for the tensors that sizes are while Detectron2 traces a model."""
+    if not torch.jit.is_tracing():
+        return torch.tensor(numbers)
+    if isinstance(numbers, Sequence):
+        return torch.stack([as_tensor(number) for number in numbers])
+    return torch.as_tensor(numbers)
 
 
 def corners(sizes: Tensor) -> Tensor:
