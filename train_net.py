@@ -22,11 +22,12 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from lite_detr import model_zoo, ops
-from lite_detr.checkpoint import DetrCheckpointer, SaveError, WeightsError
-from lite_detr.data.coco import DatasetError, apply_data_config, check_registered
+from lite_detr.checkpoint import DetrCheckpointer, WeightsError
+from lite_detr.data.coco import apply_data_config, check_registered
 from lite_detr.engine.divergence import DivergenceError
 from lite_detr.engine.ema import EMA
-from lite_detr.engine.launch import LaunchError, launch
+from lite_detr.engine.endings import ending_in_one_line
+from lite_detr.engine.launch import launch
 from lite_detr.engine.pictures import build_pictures_hook
 from lite_detr.engine.preemption import Preemption, passing_signals_on
 from lite_detr.engine.records import Records
@@ -108,15 +109,16 @@ def train(cfg: DictConfig, resume: bool) -> None:
             trainer.train(trainer.iter + 1 if checkpointer.resumed else 0, cfg.train.max_iter)
     except DivergenceError as error:
         error.checkpoint = checkpointer.get_checkpoint_file()
-        # All processes are here, and whoever leaves first brings the others down.
-        if comm.is_main_process():
-            print(f"error: {error}", file=sys.stderr)
-        comm.synchronize()
-        sys.exit(1)
+        raise
 
 
 def main(args) -> None:
     """Runs in every process of a job."""
+    with ending_in_one_line():
+        run(args)
+
+
+def run(args) -> None:
     cfg = load_config(args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
     prepare_data(cfg, args.eval_only)
@@ -149,14 +151,14 @@ def prepare_data(cfg: DictConfig, eval_only: bool) -> None:
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
-        args.config_file = model_zoo.get_lazy_config_file(args.config_file)
-        if args.num_gpus > 1:
-            # Said here once, and not by every process from the depth of a traceback; what is only
-            # worth a warning is left to the first of them.
-            logger.setLevel(logging.ERROR)
-            prepare_data(load_config(args), args.eval_only)
-        with passing_signals_on():
-            launch(main, args)
+        with ending_in_one_line():
+            args.config_file = model_zoo.get_lazy_config_file(args.config_file)
+            if args.num_gpus > 1:
+                # Before the processes start; what is only worth a warning is left to the first.
+                logger.setLevel(logging.ERROR)
+                prepare_data(load_config(args), args.eval_only)
+            with passing_signals_on():
+                launch(main, args)
     except ProcessExitedException as error:
         if error.exit_code > 0:
             # Not killed: the process has said why it left, or was asked to.
@@ -164,12 +166,3 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         # As shells count it.
         sys.exit(128 - error.exit_code)
-    except (
-        FileNotFoundError,
-        LaunchError,
-        SaveError,
-        model_zoo.ConfigError,
-        DatasetError,
-        WeightsError,
-    ) as error:
-        sys.exit(f"error: {error}")

@@ -1,7 +1,11 @@
 """Jobs of two processes on the CPU, which fork from the server of ``training_process``."""
 
+import argparse
+import contextlib
+import io
 import json
 import math
+import resource
 from pathlib import Path
 
 import torch
@@ -12,13 +16,16 @@ from detectron2.utils import comm
 from small_detectors import gradients, small_detector, small_inputs
 from torch import distributed
 from toy_training import batch_of, make_trainer
-from training_process import CONTEXT
+from training_process import CONFIG, CONTEXT
 
+from lite_detr.checkpoint import SaveError
 from lite_detr.data.coco import apply_data_config
+from lite_detr.engine import endings
 from lite_detr.engine.divergence import DivergenceError
 from lite_detr.engine.trainer import Trainer
 from lite_detr.modeling.criterion import count_objects
 from lite_detr.optimizer import ClippedAdamW
+from lite_detr.shared_errors import raised_in_all
 
 
 def run(job, folder: Path, *arguments, world_size: int = 2) -> list:
@@ -84,6 +91,33 @@ def diverge(folder: Path, max_bad_batches: int) -> str:
     except DivergenceError as error:
         return str(error)
     return f"{trainer.bad_batches} bad, {trainer.model.module.weight.tolist()}"
+
+
+def train_on_a_full_disk(folder: Path, options: list[str]) -> tuple[int, str]:
+    """How each process ends, and what it says, when the first one can write no checkpoint."""
+    import train_net
+
+    endings.PATIENCE = 0.0
+    if comm.is_main_process():
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))
+    args = argparse.Namespace(config_file=str(CONFIG), resume=False, eval_only=False, opts=options)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            train_net.main(args)
+        except SystemExit as end:
+            return end.code, said.getvalue()
+    return 0, said.getvalue()
+
+
+def fail_in_the_first(folder: Path) -> str:
+    try:
+        with raised_in_all(SaveError):
+            if comm.is_main_process():
+                raise SaveError("the disk is full")
+    except SaveError as error:
+        return str(error)
+    return "nothing"
 
 
 def evaluate(folder: Path, config: str, options: list[str]) -> dict[str, int]:

@@ -36,10 +36,11 @@ def atomic_open(path: str | os.PathLike, mode: str) -> Iterator[IO]:
         sync_folder(path.parent)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        # PyTorch's own writer wraps what the system says.
+        # PyTorch's own writer has an error of its own behind what the system says.
         if isinstance(error, (OSError, RuntimeError)):
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             raise SaveError(
-                f"{path} cannot be written: {error}. The files in {path.parent} are as they were: "
+                f"{path} cannot be written: {reason}. The files in {path.parent} are as they were: "
                 "make room there, and go on with --resume"
             ) from error
         raise

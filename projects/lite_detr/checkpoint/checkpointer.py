@@ -7,6 +7,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..shared_errors import raised_in_all
 from .atomic import AtomicFiles, remove_unfinished
 from .convert import as_tensors, convert_weights
 from .errors import WeightsError
@@ -75,17 +76,12 @@ class DetrCheckpointer(DetectionCheckpointer):
         latest = self.get_checkpoint_file()
         if "://" in self.save_dir:
             return latest
-        found = error = None
-        if comm.is_main_process():
-            others = [file for file in self.get_all_checkpoint_files() if file != latest]
-            try:
+        found = ""
+        with raised_in_all(WeightsError):
+            if comm.is_main_process():
+                others = [file for file in self.get_all_checkpoint_files() if file != latest]
                 found = last_whole(latest, others)
-            except WeightsError as none_is_whole:
-                error = none_is_whole
-        found, error = comm.all_gather((found, error))[0]
-        if error is not None:
-            raise error
-        return found
+        return comm.all_gather(found)[0]
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """See :meth:`DetectionCheckpointer.load`.

@@ -1,10 +1,6 @@
 """What a training that has left the finite numbers says of itself."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-
-LOOP = logging.getLogger("detectron2.engine.train_loop")
+from collections.abc import Mapping, Sequence
 
 
 class DivergenceError(FloatingPointError):
@@ -46,20 +42,3 @@ class DivergenceError(FloatingPointError):
             "Look at the images first; train.max_bad_batches=1 skips one such batch. If the losses "
             "rose before, lower optimizer.lr or optimizer.clip_norm. See docs/training.md"
         )
-
-
-@contextmanager
-def without_traceback() -> Iterator[None]:
-    """Has Detectron2's loop log how a training diverged instead of where in the code."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, DivergenceError):
-            record.msg, record.args, record.exc_info = error.fault(), (), None
-        return True
-
-    LOOP.addFilter(shorten)
-    try:
-        yield
-    finally:
-        LOOP.removeFilter(shorten)

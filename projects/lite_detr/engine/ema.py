@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.atomic import AtomicFiles
+from ..checkpoint.errors import SaveError
+from ..shared_errors import raised_in_all
 
 # Beside model_final.pth, and like it a file of weights for whatever takes one.
 FINAL = "model_final_ema.pth"
@@ -49,7 +51,12 @@ class EMA(HookBase):
         n = int(self.averaged.n_averaged)
         self.averaged.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))
         self.averaged.update_parameters(self.model)
-        if self.trainer.iter + 1 == self.trainer.max_iter and comm.is_main_process():
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            with raised_in_all(SaveError):
+                self._save()
+
+    def _save(self) -> None:
+        if comm.is_main_process():
             path = os.path.join(self.output_dir, FINAL)
             with AtomicFiles(PathManager).open(path, "wb") as file:
                 torch.save({"model": self.averaged.module.state_dict()}, file)

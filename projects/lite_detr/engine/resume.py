@@ -9,8 +9,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from ..checkpoint import DetrCheckpointer
+from ..checkpoint import DetrCheckpointer, SaveError
 from ..random_states import get_random_states, set_random_states
+from ..shared_errors import raised_in_all
 from .preemption import Preemption, leave
 from .records import Records
 
@@ -123,11 +124,17 @@ class ResumePoint(HookBase):
         """Saves the present iteration under a name; without one, as periodic checkpoints are.
 
         All processes have to call this.
+
+        Raises:
+            SaveError: the checkpoint cannot be written; all processes raise it alike.
         """
         stream = self.loader.state_dict() if self._has_stream else None
         ranks = comm.gather({"random": get_random_states(), "stream": stream})
-        if not comm.is_main_process():
-            return
+        with raised_in_all(SaveError):
+            if comm.is_main_process():
+                self._write(name, ranks)
+
+    def _write(self, name: str, ranks: list[dict[str, Any]]) -> None:
         self._state = {
             "iteration": self.trainer.iter,
             "ranks": ranks,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling.criterion import count_objects
-from .divergence import DivergenceError, without_traceback
+from .divergence import DivergenceError
+from .endings import without_traceback
 
 logger = logging.getLogger("lite_detr")
 

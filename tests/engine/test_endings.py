@@ -1,0 +1,113 @@
+"""How trainings end for what their users can mend."""
+
+import errno
+import os
+import resource
+
+import pytest
+import torch
+import two_processes
+from detectron2.utils import comm
+from programs import TRAIN_NET, data_options, run_python
+from training_process import CONFIG
+
+from lite_detr.checkpoint import WeightsError
+from lite_detr.data.digits import write_digits_dataset
+from lite_detr.engine import endings
+from lite_detr.engine.endings import ending_in_one_line
+
+gloo = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="torch is built without gloo",
+)
+
+
+def error_of(number):
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (WeightsError("weights a.pth: there is no such file"), "weights a.pth: there is no such"),
+        (error_of(errno.ENOSPC), "No space left on device: make room in train.output_dir, and go"),
+        (error_of(errno.EDQUOT), "Disk quota exceeded: make room"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, line, capsys):
+    with pytest.raises(SystemExit) as end, ending_in_one_line():
+        raise error
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and line in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), error_of(errno.EIO)])
+def test_for_what_only_we_can_mend_there_is_a_traceback(error, capsys):
+    with pytest.raises(type(error)), ending_in_one_line():
+        raise error
+    assert capsys.readouterr().err == ""
+
+
+def test_the_first_process_speaks_at_once_and_the_others_give_it_time(monkeypatch):
+    slept = []
+    monkeypatch.setattr(endings.time, "sleep", slept.append)
+    for is_first in (True, False):
+        monkeypatch.setattr(comm, "is_main_process", lambda is_first=is_first: is_first)
+        with pytest.raises(SystemExit), ending_in_one_line():
+            raise WeightsError("none")
+    assert slept == [endings.PATIENCE]
+
+
+@gloo
+def test_what_happens_to_the_first_process_happens_to_all(tmp_path):
+    said = two_processes.run(two_processes.fail_in_the_first, tmp_path)
+    assert said == ["the disk is full"] * 2
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    root = tmp_path_factory.mktemp("digits")
+    write_digits_dataset(root, num_train=5, num_val=2)
+    return data_options(root)
+
+
+def check_line(line, folder):
+    start = f"error: {folder}/model_0000001.pth cannot be written: "
+    assert line.startswith(start) and "File too large. The files in" in line
+
+
+@gloo
+def test_a_full_disk_ends_all_processes_alike(digits, tmp_path):
+    options = [*digits, f"train.output_dir={tmp_path}/output"]
+    ends = two_processes.run(two_processes.train_on_a_full_disk, tmp_path, options)
+    for code, said in ends:
+        assert code == 1
+        [line] = [line for line in said.splitlines() if "error" in line]
+        check_line(line, tmp_path / "output")
+    for log in ("log.txt", "log.txt.rank1"):
+        text = (tmp_path / "output" / log).read_text()
+        assert "cannot be written" in text and "Traceback" not in text
+
+
+@pytest.fixture
+def small_disk():
+    """Programs that are started can write files of a megabyte at most."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@gloo
+@pytest.mark.slow
+def test_a_full_disk_ends_a_job_with_one_line(digits, tmp_path, small_disk):
+    run = run_python(
+        *(TRAIN_NET, "--config-file", CONFIG, "--num-gpus", "2", "--dist-url", "auto"),
+        *digits,
+        f"train.output_dir={tmp_path}",
+    )
+    assert run.returncode == 1, run.stderr[-3000:]
+    assert "Traceback" not in run.stdout + run.stderr
+    [line] = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    check_line(line, tmp_path)
