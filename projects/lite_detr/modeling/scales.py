@@ -49,19 +49,24 @@ class Scales:
             dtype: of the floating-point attributes.
         """
         shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
-        valid_ratios = torch.stack([_valid_ratio(mask) for mask in masks], dim=1)
-        centers = torch.cat(
-            [_centers(shape, valid_ratios[:, level]) for level, shape in enumerate(shapes)], dim=1
-        )
         spatial_shapes = sizes_to_tensor(shapes)
         sizes = spatial_shapes.prod(1)
+        extents = spatial_shapes.flip(1).to(masks[0].device)
+        valid_ratios = torch.stack([_valid_cells(mask) for mask in masks], dim=1) / extents
+        centers = torch.cat(
+            [
+                _centers(shape, valid_ratios[:, level] * extents[level])
+                for level, shape in enumerate(shapes)
+            ],
+            dim=1,
+        )
         return cls(
             shapes=shapes,
             padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1) if padded else None,
             valid_ratios=valid_ratios.to(dtype),
             centers=centers.to(dtype),
             reference_points=(centers[:, :, None] * valid_ratios[:, None]).to(dtype),
-            cell_sizes=(1.0 / spatial_shapes.flip(1).to(dtype)).to(valid_ratios.device),
+            cell_sizes=1.0 / extents.to(dtype),
             spatial_shapes=spatial_shapes,
             level_start_index=sizes.cumsum(0) - sizes,
         )
@@ -95,21 +100,17 @@ def resize_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None].float(), size=shape)[:, 0].bool()
 
 
-def _valid_ratio(mask: Tensor) -> Tensor:
-    """``[B, H, W]`` -> ``[B, 2]``: the ``(x, y)`` share of the map that is no padding."""
-    height, width = mask.shape[1:]
-    valid_height = (~mask[:, :, 0]).sum(1).float() / height
-    valid_width = (~mask[:, 0, :]).sum(1).float() / width
-    return torch.stack([valid_width, valid_height], dim=-1)
+def _valid_cells(mask: Tensor) -> Tensor:
+    """``[B, H, W]`` -> ``[B, 2]``: the ``(x, y)`` extent in cells of what is no padding."""
+    return torch.stack([(~mask[:, 0, :]).sum(1), (~mask[:, :, 0]).sum(1)], dim=-1).float()
 
 
-def _centers(shape: tuple[int, int], valid_ratio: Tensor) -> Tensor:
-    """Cell centres ``[B, H * W, 2]`` of one scale, relative to the part that is no padding."""
+def _centers(shape: tuple[int, int], valid: Tensor) -> Tensor:
+    """Cell centres ``[B, H * W, 2]`` of one scale, relative to its part ``valid [B, 2]``."""
     height, width = shape
     y, x = torch.meshgrid(
-        torch.arange(height, device=valid_ratio.device) + 0.5,
-        torch.arange(width, device=valid_ratio.device) + 0.5,
+        torch.arange(height, device=valid.device) + 0.5,
+        torch.arange(width, device=valid.device) + 0.5,
         indexing="ij",
     )
-    valid_width, valid_height = valid_ratio[:, :1] * width, valid_ratio[:, 1:] * height
-    return torch.stack([x.flatten() / valid_width, y.flatten() / valid_height], dim=-1)
+    return torch.stack([x.flatten() / valid[:, :1], y.flatten() / valid[:, 1:]], dim=-1)
