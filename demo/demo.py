@@ -1,44 +1,51 @@
 #!/usr/bin/env python
-"""Draw a detector's predictions on images, with Detectron2's visualizer.
+"""Run a detector over images: pictures by Detectron2's visualizer, or a JSON file, or both.
 
     demo.py --config-file digits/lite_deformable_detr_efficientnet_lite0.py \\
         --weights output/model_final.pth --input datasets/digits/val --output output/demo
 
-An image NAME.jpg becomes DIR/NAME.png; where that is taken, DIR/NAME_2.png and so on. Options
-follow as key=value, though not right after --input, which would take them for images. The exit
-status is 0 if all images were read, 1 if one was not or none was found.
+An image NAME.jpg becomes DIR/NAME.png; where that is taken, DIR/NAME_2.png and so on. --json FILE
+writes detections for programs, and without --output, nothing is drawn, which takes longer than all
+else. Options follow as key=value, though not right after --input, which would take them for images.
+The exit status is 0 if all images were read, 1 if one was not or none was found.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import glob
 import itertools
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from contact_sheet import MAX_TILES, contact_sheet
-from detectron2.config import LazyConfig, instantiate
+from detection_file import DetectionFile
+from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.data.transforms import AugInput
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
 from omegaconf import DictConfig
+from torch import nn
 from tqdm import tqdm
 
-from lite_detr import model_zoo
+from lite_detr import model_zoo, overrides
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.data.coco import DatasetError, apply_data_config
 from lite_detr.data.image_files import UnusableImage, read_image
+from lite_detr.predictor import BatchPredictor, FilePrediction
 
 # What a folder is searched for; a file named on the command line may be of any kind.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Demo:
-    """A trained detector that reads, predicts and draws single images.
+    """A trained detector that reads, predicts and draws images.
 
     Args:
         cfg: lazy config; ``train.init_checkpoint`` gives the weights.
@@ -50,8 +57,7 @@ class Demo:
         self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
         self.metadata = class_metadata(cfg)
         self.threshold = threshold
-        self.model = instantiate(cfg.model).to(cfg.train.device).eval()
-        DetrCheckpointer(self.model).load(cfg.train.init_checkpoint)
+        self.model = build_model(cfg)
 
     def read(self, path: Path) -> tuple[np.ndarray, dict]:
         """The RGB image ``[H, W, 3]``, and the model's input as the test set's mapper makes it."""
@@ -65,11 +71,37 @@ class Demo:
 
     @torch.no_grad()
     def predict(self, inputs: dict) -> Instances:
-        instances = self.model([inputs])[0]["instances"].to("cpu")
+        return self.confident(self.model([inputs])[0]["instances"].to("cpu"))
+
+    def predict_files(
+        self, images: Sequence[Path], batch_size: int, num_workers: int
+    ) -> Iterator[FilePrediction]:
+        """What becomes of each image, in order; see :class:`BatchPredictor`."""
+        predictor = BatchPredictor(
+            self.model, [self.augmentations], self.image_format, batch_size, num_workers
+        )
+        for prediction in predictor(images):
+            if prediction.instances is not None:
+                instances = self.confident(prediction.instances)
+                prediction = dataclasses.replace(prediction, instances=instances)
+            yield prediction
+
+    def confident(self, instances: Instances) -> Instances:
         return instances[instances.scores >= self.threshold]
 
     def draw(self, image: np.ndarray, instances: Instances) -> VisImage:
         return Visualizer(image, self.metadata).draw_instance_predictions(instances)
+
+    def draw_file(self, path: Path, instances: Instances) -> VisImage:
+        image = read_image(str(path), self.image_format)
+        return self.draw(convert_image_to_rgb(image, self.image_format), instances)
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The config's detector, with the weights of ``train.init_checkpoint``, for inference."""
+    model = instantiate(cfg.model).to(cfg.train.device).eval()
+    DetrCheckpointer(model).load(cfg.train.init_checkpoint)
+    return model
 
 
 def class_metadata(cfg: DictConfig) -> Metadata | None:
@@ -90,11 +122,11 @@ def load_config(args: argparse.Namespace) -> DictConfig:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ConfigError: it is a YAML file.
+        ConfigError: it is a YAML file, or an option does not fit it.
         DatasetError: ``data`` is given and broken.
         WeightsError: neither the command line nor the config gives weights.
     """
-    cfg = LazyConfig.apply_overrides(model_zoo.get_config(args.config_file), args.opts)
+    cfg = overrides.load_config(args.config_file, args.opts)
     apply_data_config(cfg, splits=("test",))
     if args.weights:
         cfg.train.init_checkpoint = args.weights
@@ -135,24 +167,45 @@ def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
         yield path
 
 
-def draw_all(demo: Demo, images: Sequence[Path], folder: Path) -> tuple[list[Path], int]:
-    """Writes the pictures of all images that can be read, and names the others on stderr.
+def default_workers(cfg: DictConfig) -> int:
+    """As many as the config's test loader has, and no more than there are cores."""
+    return min(cfg.dataloader.test.get("num_workers", 0), os.cpu_count() or 1)
+
+
+def record_all(
+    predictions: Iterable[FilePrediction],
+    demo: Demo,
+    pictures: Iterator[Path] | None,
+    detection_file: DetectionFile | None,
+) -> tuple[int, int, list[Path]]:
+    """Draws and writes what becomes of the images, and names on stderr those that are unusable.
+
+    Args:
+        predictions: of all images.
+        demo: what draws.
+        pictures: where each image's picture goes; None draws none.
+        detection_file: for all images; None writes none.
 
     Returns:
-        The pictures' paths, and how many detections they show.
+        The numbers of images that could be used and of their detections, and the pictures.
     """
-    pictures, num_detections = [], 0
-    for image, picture in zip(tqdm(images, unit="image"), picture_paths(images, folder)):
-        try:
-            pixels, inputs = demo.read(image)
-        except UnusableImage as error:
-            tqdm.write(f"{image}: skipped: {error}", file=sys.stderr)
+    num_images, num_detections, drawn = 0, 0, []
+    for prediction in predictions:
+        picture = next(pictures) if pictures else None
+        if prediction.problem is None and picture:
+            try:
+                demo.draw_file(prediction.path, prediction.instances).save(str(picture))
+                drawn.append(picture)
+            except UnusableImage as error:  # gone since it was predicted
+                prediction = FilePrediction(prediction.path, problem=str(error))
+        if detection_file:
+            detection_file.add(prediction)
+        if prediction.problem is not None:
+            tqdm.write(f"{prediction.path}: skipped: {prediction.problem}", file=sys.stderr)
             continue
-        instances = demo.predict(inputs)
-        demo.draw(pixels, instances).save(str(picture))
-        pictures.append(picture)
-        num_detections += len(instances)
-    return pictures, num_detections
+        num_images += 1
+        num_detections += len(prediction.instances)
+    return num_images, num_detections, drawn
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -162,23 +215,47 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", required=True, type=folder, metavar="DIR", help="made if need be")
+    add("--output", type=folder, metavar="DIR", help="for pictures; made if need be")
+    add(
+        "--json",
+        type=file(".json"),
+        metavar="FILE.json",
+        help="for the classes, scores and boxes of all images",
+    )
     add("--weights", metavar="FILE", help="of the trained detector; sets train.init_checkpoint")
     add(
         "--confidence-threshold",
         type=score,
         default=0.3,
         metavar="SCORE",
-        help="detections scored lower are not drawn (default: %(default)s)",
+        help="detections scored lower are left out (default: %(default)s)",
     )
     add(
         "--contact-sheet",
-        type=png_file,
+        type=file(".png"),
         metavar="FILE.png",
         help=f"besides, put the first {MAX_TILES} pictures on one",
     )
+    add(
+        "--batch-size",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="images of like shape that are predicted at once (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=at_least(0),
+        metavar="N",
+        help="processes that read images ahead (default: as the config's test loader has)",
+    )
     add("opts", nargs="*", type=option, metavar="key=value", help="change the config's values")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if not args.output and not args.json:
+        parser.error("nothing to write: give --output DIR for pictures, --json FILE.json, or both")
+    if args.contact_sheet and not args.output:
+        parser.error("--contact-sheet is made of the pictures: give --output DIR for them")
+    return args
 
 
 def folder(text: str) -> Path:
@@ -186,6 +263,21 @@ def folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
     return path
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"given {text}, accepted are whole numbers from {least} on"
+            )
+        return value
+
+    return number
 
 
 def score(text: str) -> float:
@@ -198,10 +290,15 @@ def score(text: str) -> float:
     return value
 
 
-def png_file(text: str) -> Path:
-    if Path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"given {text}, accepted are names that end in .png")
-    return Path(text)
+def file(suffix: str) -> Callable[[str], Path]:
+    def path(text: str) -> Path:
+        if Path(text).suffix.lower() != suffix:
+            raise argparse.ArgumentTypeError(
+                f"given {text}, accepted are names that end in {suffix}"
+            )
+        return Path(text)
+
+    return path
 
 
 def option(text: str) -> str:
@@ -223,20 +320,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not images:
         return 1
     try:
-        demo = Demo(load_config(args), args.confidence_threshold)
+        cfg = load_config(args)
+        demo = Demo(cfg, args.confidence_threshold)
     except (FileNotFoundError, model_zoo.ConfigError, DatasetError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    pictures, num_detections = draw_all(demo, images, args.output)
-    if args.contact_sheet and pictures:
+    num_workers = default_workers(cfg) if args.workers is None else args.workers
+    predictions = demo.predict_files(images, args.batch_size, num_workers)
+    bar = tqdm(predictions, total=len(images), unit="image")
+    written, pictures, detection_file = [], None, None
+    with contextlib.ExitStack() as stack:
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            pictures = picture_paths(images, args.output)
+            written.append(f"pictures are in {args.output}")
+        if args.json:
+            classes = demo.metadata.thing_classes if demo.metadata else None
+            detection_file = stack.enter_context(DetectionFile(args.json, classes))
+            written.append(f"detections are in {args.json}")
+        num_images, num_detections, drawn = record_all(bar, demo, pictures, detection_file)
+    if args.contact_sheet and drawn:
         args.contact_sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pictures).save(args.contact_sheet)
-    num_failures = len(missing) + len(images) - len(pictures)
+        contact_sheet(drawn).save(args.contact_sheet)
+    num_failures = len(missing) + len(images) - num_images
     print(
-        f"images: {len(pictures)}, detections: {num_detections}, failures: {num_failures}; "
-        f"pictures are in {args.output}"
+        f"images: {num_images}, detections: {num_detections}, failures: {num_failures}; "
+        f"{', '.join(written)}"
     )
     return 1 if num_failures else 0
 

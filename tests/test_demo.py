@@ -1,5 +1,7 @@
 """The demo on a tiny detector with random weights."""
 
+import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -88,11 +90,17 @@ def images(tmp_path):
 
 @pytest.fixture
 def arguments(trained, tmp_path):
-    """Makes a command line that draws all detections."""
+    """Makes a command line that draws all detections, unless ``output`` is no folder."""
 
-    def make(*inputs, config=trained / "tiny.py", weights=trained / "weights.pth", more=()):
-        options = {"--config-file": config, "--weights": weights, "--output": tmp_path / "out"}
-        options |= {"--confidence-threshold": 0}
+    def make(
+        *inputs,
+        config=trained / "tiny.py",
+        weights=trained / "weights.pth",
+        output=tmp_path / "out",
+        more=(),
+    ):
+        options = {"--config-file": config, "--weights": weights, "--confidence-threshold": 0}
+        options |= {"--output": output} if output else {}
         given = [str(text) for pair in options.items() for text in pair]
         return [*given, "--input", *map(str, inputs), *map(str, more)]
 
@@ -214,6 +222,87 @@ def test_image_without_detections_is_saved(arguments, images, tmp_path):
         assert (np.asarray(picture.convert("RGB")) == np.asarray(image)).all()
 
 
+@pytest.mark.parametrize("more", [[], ["--batch-size", "2", "--workers", "2"]], ids=" ".join)
+def test_json_has_a_line_for_each_image(arguments, trained, images, tmp_path, capsys, more):
+    (images / "b.png").write_text("broken")
+    path = tmp_path / "found/detections.json"
+    command = arguments(images, output=None, more=["--json", path, *more])
+    assert demo.main(command) == 1
+    assert not (tmp_path / "out").exists()
+    output = capsys.readouterr()
+    counts = "images: 2, detections: 16, failures: 1"
+    assert output.out == f"{counts}; detections are in {path}\n"
+    assert f"{images / 'b.png'}: skipped: unreadable image" in output.err
+
+    assert len(path.read_text().splitlines()) == 3 + 2
+    entries = json.loads(path.read_text())
+    assert [entry["file_name"] for entry in entries] == [
+        str(images / name) for name in ("a.jpg", "b.png", "c.jpg")
+    ]
+    assert entries[1].keys() == {"file_name", "problem"}
+    assert entries[1]["problem"].startswith("unreadable image")
+    cfg = model_zoo.get_config(str(trained / "tiny.py"))
+    cfg.train.init_checkpoint = str(trained / "weights.pth")
+    single = demo.Demo(cfg, threshold=0.0)
+    for entry, size in ((entries[0], (90, 60)), (entries[2], (60, 90))):
+        assert (entry["height"], entry["width"]) == size
+        expected = single.predict(single.read(Path(entry["file_name"]))[1])
+        found = entry["detections"]
+        assert [d["class"] for d in found] == [str(c) for c in expected.pred_classes.tolist()]
+        scores = torch.tensor([detection["score"] for detection in found])
+        boxes = torch.tensor([detection["box"] for detection in found])
+        torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=0, atol=0.01)
+
+
+def test_json_beside_pictures_and_only_confident_detections(arguments, images, tmp_path, capsys):
+    path = tmp_path / "found.json"
+    command = arguments(images / "a.jpg", more=["--json", path, "--confidence-threshold", "1"])
+    assert demo.main(command) == 0
+    assert names(tmp_path / "out") == ["a.png"]
+    written = f"pictures are in {tmp_path / 'out'}, detections are in {path}\n"
+    assert capsys.readouterr().out.endswith(written)
+    (entry,) = json.loads(path.read_text())
+    assert entry["detections"] == []
+
+
+def test_batches_and_workers_are_those_of_the_command_line(
+    arguments, images, tmp_path, monkeypatch
+):
+    given = []
+
+    class Recorder(demo.BatchPredictor):
+        def __init__(self, *args):
+            super().__init__(*args)
+            given.append((self.batch_size, self.num_workers))
+
+    monkeypatch.setattr(demo, "BatchPredictor", Recorder)
+    monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)
+    loader = "dataloader.test.num_workers=4"
+    for more in ([], ["--batch-size", "3", "--workers", "0"], [loader]):
+        assert demo.main(arguments(images, more=["--output", tmp_path, *more])) == 0
+    assert given == [(1, 0), (3, 0), (1, 1)]
+
+
+def test_an_image_that_goes_before_it_is_drawn_is_a_failure(
+    arguments, images, tmp_path, monkeypatch, capsys
+):
+    predict = demo.Demo.predict_files
+
+    def lose(*args):
+        for prediction in predict(*args):
+            if prediction.path.name == "b.png":
+                prediction = dataclasses.replace(prediction, path=images / "lost.png")
+            yield prediction
+
+    monkeypatch.setattr(demo.Demo, "predict_files", lose)
+    assert demo.main(arguments(images)) == 1
+    output = capsys.readouterr()
+    assert f"{images / 'lost.png'}: skipped: unreadable image: No such file" in output.err
+    assert "images: 2, detections: 16, failures: 1" in output.out
+    assert names(tmp_path / "out") == ["a.png", "c.png"]
+
+
 def test_class_names(trained):
     cfg = model_zoo.get_config(str(trained / "tiny.py"))
     assert demo.class_metadata(cfg) is MetadataCatalog.get("digits_val")
@@ -239,18 +328,6 @@ def test_contact_sheet(arguments, images, tmp_path):
     assert (tiles[2][:40] == sheets.TILE_COLOUR).all()
 
 
-def test_contact_sheet_of_many(tmp_path):
-    path = tmp_path / f"{'long_' * 30}name.png"
-    Image.new("L", (500, 20), 255).save(path)
-    sheet = sheets.contact_sheet([path] * 30)
-    width, height = (sheets.TILE_SIDE + sheets.GAP, sheets.TILE_SIDE + sheets.CAPTION_HEIGHT)
-    assert sheet.size == (6 * width + sheets.GAP, 4 * (height + sheets.GAP) + sheets.GAP)
-    gaps = np.asarray(sheet)[:, sheets.GAP + sheets.TILE_SIDE :: width]
-    assert (gaps == 255).all(), "a name leaves its tile"
-    with pytest.raises(ValueError, match="at least one picture"):
-        sheets.contact_sheet([])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -273,6 +350,9 @@ def test_errors_are_one_line(arguments, images, capsys, change, message):
         (["--confidence-threshold", "30"], "given 30, accepted are numbers from 0 to 1"),
         (["--contact-sheet", "sheet.jpg"], "given sheet.jpg, accepted are names that end in .png"),
         (["--output", __file__], "is a file; give a folder"),
+        (["--json", "found.txt"], "given found.txt, accepted are names that end in .json"),
+        (["--batch-size", "0"], "given 0, accepted are whole numbers from 1 on"),
+        (["--workers", "-1"], "given -1, accepted are whole numbers from 0 on"),
         (["--output", "out", "stray.jpg"], "given stray.jpg, accepted are options like key=value"),
     ],
 )
@@ -281,6 +361,17 @@ def test_bad_arguments(arguments, images, capsys, more, message):
         demo.main(arguments(images, more=more))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_something_has_to_be_written(arguments, images, capsys):
+    for more, message in (
+        ([], "nothing to write: give --output DIR for pictures, --json FILE.json, or both"),
+        (["--json", "a.json", "--contact-sheet", "a.png"], "give --output DIR for them"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            demo.main(arguments(images, output=None, more=more))
+        assert exit_info.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_runs_as_a_script(arguments, images, tmp_path):
