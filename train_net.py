@@ -11,7 +11,7 @@ follow as ``key=value``. A dataset of one's own needs no code: see docs/own_data
 import logging
 import sys
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -33,6 +33,7 @@ from lite_detr.engine.preemption import Preemption, passing_signals_on
 from lite_detr.engine.records import Records
 from lite_detr.engine.resume import ResumePoint
 from lite_detr.engine.trainer import Trainer
+from lite_detr.overrides import load_config
 from lite_detr.random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
@@ -119,7 +120,7 @@ def main(args) -> None:
 
 
 def run(args) -> None:
-    cfg = load_config(args)
+    cfg = load_config(args.config_file, args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
     prepare_data(cfg, args.eval_only)
     default_setup(cfg, args)
@@ -131,10 +132,6 @@ def run(args) -> None:
         evaluate(cfg, create_ddp_model(model, **cfg.train.ddp))
     else:
         train(cfg, args.resume)
-
-
-def load_config(args) -> DictConfig:
-    return LazyConfig.apply_overrides(model_zoo.get_config(args.config_file), args.opts)
 
 
 def prepare_data(cfg: DictConfig, eval_only: bool) -> None:
@@ -156,7 +153,7 @@ if __name__ == "__main__":
             if args.num_gpus > 1:
                 # Before the processes start; what is only worth a warning is left to the first.
                 logger.setLevel(logging.ERROR)
-                prepare_data(load_config(args), args.eval_only)
+                prepare_data(load_config(args.config_file, args.opts), args.eval_only)
             with passing_signals_on():
                 launch(main, args)
     except ProcessExitedException as error:

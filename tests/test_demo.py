@@ -336,6 +336,7 @@ def test_contact_sheet(arguments, images, tmp_path):
         ({"weights": ""}, "give those of a trained detector with --weights FILE"),
         ({"more": ["--output", "out", "model.num_classes=3"]}, "set model.num_classes=10"),
         ({"more": ["--output", "out", "data.val_json=x"]}, "data.val_images missing"),
+        ({"more": ["--output", "out", "model.num_clases=3"]}, "did you mean model.num_classes?"),
     ],
 )
 def test_errors_are_one_line(arguments, images, capsys, change, message):

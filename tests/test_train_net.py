@@ -122,6 +122,7 @@ def test_fine_tuning_with_other_classes_keeps_the_body(trained, tmp_path, digits
 
 ERRORS = {
     "missing config": (["x=1"], "no_such_config.py", ["no_such_config.py", "model zoo"]),
+    "misspelt key": (["train.max_itr=1"], TINY, ["train.max_itr", "did you mean train.max_iter?"]),
     "unregistered dataset": (
         ["dataloader.train.dataset.names=coco_2017_trian"],
         TINY,

@@ -8,12 +8,13 @@ from unittest import mock
 
 import torch
 from benchmark_records import Case
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from torch import Tensor, nn
 
-from lite_detr import model_zoo, ops
+from lite_detr import ops
 from lite_detr.modeling import attention
 from lite_detr.modeling.detector import Detector
+from lite_detr.overrides import load_config
 
 PYTORCH = {
     "ms_deform_attn": ops.ms_deform_attn_pytorch,
@@ -64,7 +65,7 @@ def detector_subject(case: Case) -> Subject:
     Raises:
         TypeError: the config's model is of another kind.
     """
-    cfg = LazyConfig.apply_overrides(model_zoo.get_config(case.subject), list(case.overrides))
+    cfg = load_config(case.subject, case.overrides)
     model = instantiate(cfg.model)
     if not isinstance(model, Detector):
         raise TypeError(

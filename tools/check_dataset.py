@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -36,6 +35,7 @@ from lite_detr.data.coco import (
 )
 from lite_detr.data.faults import Fault, Outcome, some
 from lite_detr.data.inspection import Inspection, inspect_dataset
+from lite_detr.overrides import load_config
 
 CONFIG = "deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py"
 NAMED = 3
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the reports; returns the exit status."""
     args = parse_args(argv)
     try:
-        cfg = LazyConfig.apply_overrides(model_zoo.get_config(args.config_file), args.opts)
+        cfg = load_config(args.config_file, args.opts)
         datasets = find_datasets(cfg)
     except (DatasetError, FileNotFoundError, model_zoo.ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)

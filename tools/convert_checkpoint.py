@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.utils.file_io import PathManager
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import Conversion, WeightsError, convert_weights, read_weights
+from lite_detr.overrides import load_config
 
 
 def convert_file(config_file: str, options: list[str], path: str) -> Conversion:
@@ -28,10 +29,10 @@ def convert_file(config_file: str, options: list[str], path: str) -> Conversion:
 
     Raises:
         FileNotFoundError: there is no such config or file.
-        ConfigError: the config is a YAML file.
+        ConfigError: the config is a YAML file, or an option does not fit it.
         WeightsError: the file cannot be read, or does not fit the config.
     """
-    config = LazyConfig.apply_overrides(model_zoo.get_config(config_file), options)
+    config = load_config(config_file, options)
     if "://" not in path and not Path(path).is_file():
         raise FileNotFoundError(f"weights {path}: there is no such file")
     weights = read_weights(PathManager.get_local_path(path))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from feature_scales import scale_strides
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -30,6 +30,7 @@ from lite_detr import model_zoo
 from lite_detr.attention_maps import find_attentions, record_attention
 from lite_detr.data.image_files import UnusableImage, read_image
 from lite_detr.modeling import DeformableEncoder, InterleavedEncoder, Scales
+from lite_detr.overrides import load_config
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
 import demo  # noqa: E402
@@ -108,9 +109,10 @@ def load_configs(names: Sequence[str], opts: Sequence[str]) -> list[DictConfig]:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ConfigError: it is a YAML file, or has another number of scales than the first.
+        ConfigError: it is a YAML file, an option does not fit it, or it has another number of
+            scales than the first.
     """
-    configs = [LazyConfig.apply_overrides(model_zoo.get_config(name), opts) for name in names]
+    configs = [load_config(name, opts) for name in names]
     first = configs[0].model.num_levels
     for name, cfg in zip(names, configs):
         if cfg.model.num_levels != first:

@@ -17,7 +17,7 @@ BACKBONES = "common/backbones"
 
 
 class ConfigError(ValueError):
-    """A config of the other kind than is needed."""
+    """A config of the other kind than is needed, or a change that does not fit it."""
 
 
 def list_configs(suffix: str = ".py") -> list[str]:

@@ -151,6 +151,7 @@ def test_registered_datasets_are_checked_by_their_names(check, content, write, p
     ("given", "named"),
     [
         (["data.train_json=a.json"], "data.train_json and data.train_images go together"),
+        (["data.train_jsn=a.json"], "no key data.train_jsn: did you mean data.train_json?"),
         (["--config-file=no_such.py"], "no_such.py"),
         (["dataloader.train.dataset.names=pats"], "'pats'"),
     ],
