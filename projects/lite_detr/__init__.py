@@ -17,7 +17,16 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import data, modeling, ops, plugin
+from .inference import optimize_for_inference
 from .version import __version__
 from .yacs import add_lite_detr_config
 
-__all__ = ["__version__", "add_lite_detr_config", "data", "modeling", "ops", "plugin"]
+__all__ = [
+    "__version__",
+    "add_lite_detr_config",
+    "data",
+    "modeling",
+    "ops",
+    "optimize_for_inference",
+    "plugin",
+]

@@ -105,6 +105,7 @@ class DeformableDecoder(nn.Module):
         memory: Tensor,
         scales: Scales,
         attn_mask: Tensor | None = None,
+        last_only: bool = False,
     ) -> list[Predictions]:
         """
         Args:
@@ -112,9 +113,10 @@ class DeformableDecoder(nn.Module):
             memory: ``[B, S, C]``, the encoder's tokens.
             scales: their geometry and padding.
             attn_mask: ``[Q, Q]`` bool, True where a query may not see another.
+            last_only: leaves out what only trains the layers before the last.
 
         Returns:
-            The predictions of each layer, first to last.
+            The predictions of each layer, first to last; with ``last_only`` of the last alone.
         """
         content, pos, reference = queries
         # Images cover only their valid share of the padded maps that attention samples.
@@ -126,14 +128,22 @@ class DeformableDecoder(nn.Module):
             if self.query_pos is not None:
                 pos = self.query_pos(reference_points[:, :, 0]).to(content.dtype)
             content = layer(content, pos, reference_points, memory, scales, attn_mask)
-            state = self.norm(content)
-            logits = self.heads.classify(index, state)
-            boxes = self.heads.refine(index, state, anchor)
-            predictions.append(Predictions(logits.to(boxes.dtype), boxes))
-            if self.refine:
-                anchor = boxes.detach()
+            last = index == len(self.layers) - 1
+            if last or not last_only:
+                predictions.append(self.predict(index, content, anchor))
+            if self.refine and not last:
                 if self.look_forward_twice:
                     anchor = self.heads.refine(index, content, reference)
+                elif last_only:
+                    anchor = self.heads.refine(index, self.norm(content), anchor)
+                else:
+                    anchor = predictions[-1].boxes.detach()
                 reference = anchor.detach()
                 to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, 2)
         return predictions
+
+    def predict(self, layer: int, content: Tensor, anchor: Tensor) -> Predictions:
+        """What a layer's queries ``[B, Q, C]`` say, with boxes that start from ``anchor``."""
+        state = self.norm(content)
+        boxes = self.heads.refine(layer, state, anchor)
+        return Predictions(self.heads.classify(layer, state).to(boxes.dtype), boxes)

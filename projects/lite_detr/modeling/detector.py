@@ -153,7 +153,7 @@ class Detector(nn.Module):
     def predict(self, memory: Tensor, scales: Scales) -> Predictions:
         """The last decoder layer's predictions in inference."""
         queries, _ = self.queries(memory, scales)
-        return self.decoder(queries, memory, scales)[-1]
+        return self.decoder(queries, memory, scales, last_only=True)[-1]
 
     def losses(
         self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
@@ -168,8 +168,9 @@ class Detector(nn.Module):
         """
         check_images(batched_inputs, len(self.pixel_mean))
         mean, std = self.pixel_mean.float() / 255, self.pixel_std.float() / 255
+        dtype = self.level_embed.dtype
         images = [
-            ((inputs["image"].to(self.device).float() / 255 - mean) / std).to(self.pixel_mean.dtype)
+            ((inputs["image"].to(self.device).float() / 255 - mean) / std).to(dtype)
             for inputs in batched_inputs
         ]
         return batch_images(images, self.backbone)
@@ -180,23 +181,35 @@ class Detector(nn.Module):
 
     def encode_maps(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
         """As :meth:`encode`, from the neck's maps ``[B, C, H_l, W_l]``."""
+        pos, scales = self.locate_tokens(maps, images)
+        return self.encode_tokens(maps, pos, scales), scales
+
+    def encode_tokens(self, maps: list[Tensor], pos: Tensor, scales: Scales) -> Tensor:
+        """Maps ``[B, C, H_l, W_l]`` and the positions of their cells ``[B, S, C]`` -> memory."""
+        tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
+        return self.encoder(tokens, pos, scales)
+
+    def locate_tokens(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
+        """Position and level encodings ``[B, S, C]`` of the maps' cells, and their geometry.
+
+        Of the maps only shapes and dtype count.
+        """
         mask, padded = padding_mask(images)
         masks = [resize_mask(mask, tuple(feature_map.shape[-2:])) for feature_map in maps]
-        return self.encode_masked_maps(maps, masks, padded)
+        return self.locate_masked(masks, padded, maps[0].dtype)
 
-    def encode_masked_maps(
-        self, maps: list[Tensor], masks: list[Tensor], padded: bool
+    def locate_masked(
+        self, masks: list[Tensor], padded: bool, dtype: torch.dtype
     ) -> tuple[Tensor, Scales]:
-        """As :meth:`encode_maps`, with the padding ``[B, H_l, W_l]`` of each map, True on it.
+        """As :meth:`locate_tokens`, from the padding ``[B, H_l, W_l]`` of each map, True on it.
 
         Args:
             padded: whether there is any.
+            dtype: of the encodings.
         """
-        dtype = maps[0].dtype
         # Geometry stays exact in mixed precision: 16 bits cannot tell neighbouring cells apart.
         exact = dtype if dtype == torch.float64 else torch.float32
         scales = Scales.from_masks(masks, padded, exact)
-        tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
         pos = torch.cat(
             [
                 self.position_encoding(level_mask).to(dtype) + level_embed
@@ -204,7 +217,7 @@ class Detector(nn.Module):
             ],
             dim=1,
         )
-        return self.encoder(tokens, pos, scales), scales
+        return pos, scales
 
     def prepare_targets(self, batched_inputs: list[dict], scales: Scales) -> list[Target]:
         """Ground truth on the model's device, normalised by each image's own size."""
@@ -262,4 +275,8 @@ def padding_mask(images: ImageList) -> tuple[Tensor, bool]:
     for image_mask, (image_height, image_width) in zip(mask, images.image_sizes):
         image_mask[image_height:] = True
         image_mask[:, image_width:] = True
-    return mask, any(size != (height, width) for size in map(tuple, images.image_sizes))
+    # Images that are traced say nothing of those to come.
+    padded = torch.jit.is_tracing() or any(
+        size != (height, width) for size in map(tuple, images.image_sizes)
+    )
+    return mask, padded

@@ -1,0 +1,147 @@
+"""Optimized detectors: the same contract and results."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import ImageList
+from small_detectors import CONFIGS, small_config, small_detector, small_inputs
+from torch import nn
+
+import lite_detr
+from lite_detr.inference import kept_geometry, optimize_for_inference
+from lite_detr.modeling import MultiScaleDeformableAttention
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    return small_detector(request.param).float().eval()
+
+
+def detections(model, inputs):
+    with torch.no_grad():
+        return [output["instances"] for output in model(inputs)]
+
+
+def same_sizes():
+    return small_inputs(0, 0)
+
+
+def mixed_sizes():
+    small, large = small_inputs(0, height=40, width=64), small_inputs(0, height=64, width=48)
+    return [small[0] | {"height": 80, "width": 130}, large[0]]
+
+
+@pytest.mark.parametrize("make_inputs", [same_sizes, mixed_sizes])
+def test_results_are_those_of_the_model(model, make_inputs):
+    optimized = optimize_for_inference(model)
+    assert type(optimized) is type(model) and not optimized.training
+    inputs = make_inputs()
+    for _ in range(2):  # The second time with what was kept.
+        expected, found = (detector.forward_queries(inputs) for detector in (model, optimized))
+        assert (
+            found["pred_logits"].sigmoid() - expected["pred_logits"].sigmoid()
+        ).abs().max() < 1e-5
+        assert (found["pred_boxes"] - expected["pred_boxes"]).abs().max() < 1e-5
+        for ours, theirs in zip(detections(optimized, inputs), detections(model, inputs)):
+            assert ours.image_size == theirs.image_size and len(ours) == len(theirs)
+            assert torch.equal(ours.pred_classes, theirs.pred_classes)
+            assert torch.allclose(ours.scores, theirs.scores, rtol=0, atol=1e-5)
+            assert torch.allclose(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, atol=1e-2)
+
+
+def test_plain_attention_is_optimized_as_well():
+    config = small_config("dino")
+    config.encoder.layer.attention._target_ = MultiScaleDeformableAttention
+    model = instantiate(config).eval()
+    expected, found = (
+        detector.forward_queries(same_sizes())
+        for detector in (model, optimize_for_inference(model))
+    )
+    assert (found["pred_boxes"] - expected["pred_boxes"]).abs().max() < 1e-5
+
+
+def test_the_model_itself_is_left_as_it_was(model):
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    optimize_for_inference(model, torch.bfloat16)
+    assert model.training and "locate_tokens" not in vars(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_geometry_is_computed_once_for_a_shape(model, monkeypatch):
+    optimized = optimize_for_inference(model)
+    calls = []
+    computed = type(model).locate_tokens
+    monkeypatch.setattr(
+        type(model), "locate_tokens", lambda *args: calls.append(1) or computed(*args)
+    )
+    for inputs in (same_sizes(), same_sizes(), mixed_sizes(), same_sizes(), mixed_sizes()):
+        optimized.forward_queries(inputs)
+    assert len(calls) == 2
+    monkeypatch.setattr(kept_geometry, "MAX_KEPT", 2)
+    # A third shape takes the place of the one that was met longest ago.
+    for inputs in (small_inputs(0), mixed_sizes(), same_sizes()):
+        optimized.forward_queries(inputs)
+    assert len(calls) == 4
+
+
+def test_images_of_one_size_in_another_padding_are_told_apart(model):
+    optimized = optimize_for_inference(model)
+    sizes = [(40, 64)]
+    for padded in ((40, 64), (64, 96)):
+        images = ImageList(torch.randn(1, 3, *padded), sizes)
+        (expected, _), (found, _) = model.encode(images), optimized.encode(images)
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_weights_of_16_bits_but_scores_and_boxes_of_32(model, caplog):
+    optimized = optimize_for_inference(model, torch.bfloat16)
+    exact = {name for name, weight in optimized.named_parameters() if weight.dtype == torch.float32}
+    assert exact and all("class_embed" in name or "bbox_embed" in name for name in exact)
+    assert {w.dtype for w in optimized.parameters()} == {torch.float32, torch.bfloat16}
+    assert torch.equal(optimized.pixel_mean, model.pixel_mean)
+    found = optimized.forward_queries(same_sizes())
+    assert found["pred_boxes"].dtype == found["pred_logits"].dtype == torch.float32
+    assert found["memory"].dtype == torch.bfloat16
+    # Rounding to 8 bits in every layer.
+    expected = model.forward_queries(same_sizes())["memory"]
+    assert (found["memory"] - expected).abs().mean() < 0.02 * expected.abs().mean()
+    assert (found["memory"] - expected).abs().max() > 0
+    said = any("bfloat16" in record.message for record in caplog.records)
+    assert said != torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_float16_is_refused_on_a_cpu(model):
+    with pytest.raises(ValueError, match="torch.float16, give torch.bfloat16"):
+        optimize_for_inference(model, torch.float16)
+
+
+def test_errors_say_what_is_accepted(model):
+    with pytest.raises(TypeError, match=r"takes a detector of lite_detr, got Linear$"):
+        optimize_for_inference(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"got DataParallel: give its \.module"):
+        optimize_for_inference(nn.DataParallel(model))
+    with pytest.raises(TypeError, match="in torch.float32, got torch.float64"):
+        optimize_for_inference(model.double())
+    with pytest.raises(ValueError, match="dtype is torch.int8, accepted are torch.float32"):
+        optimize_for_inference(model.float(), torch.int8)
+
+
+def test_it_is_at_hand_in_the_package_and_says_what_it_did(model, caplog):
+    caplog.set_level(logging.INFO, "lite_detr")
+    lite_detr.optimize_for_inference(model)
+    assert "0 batch norms folded, weights in float32" in caplog.text
+
+
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_results(model):
+    optimized = optimize_for_inference(model, compile=True)
+    for inputs in (same_sizes(), mixed_sizes()):
+        expected, found = (detector.forward_queries(inputs) for detector in (model, optimized))
+        assert (found["pred_boxes"] - expected["pred_boxes"]).abs().max() < 1e-5
