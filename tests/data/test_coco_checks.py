@@ -1,5 +1,7 @@
 """Checks of COCO-format datasets."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -37,6 +39,15 @@ class TestCheckCoco:
         path.write_bytes(b"\xff\xd8\xff\xe0 a jpeg")
         message = error_of(check_coco, path, images)
         assert str(path) in message and "UTF-8" in message
+
+    def test_not_given_by_the_system(self, write, images, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        path = write("{}")
+        monkeypatch.setattr("builtins.open", refuse)
+        message = error_of(check_coco, path, images)
+        assert message.startswith(f"{path}: cannot be read (Permission denied); look at its perm")
 
     def test_list_instead_of_object(self, write, images):
         path = write([{"image_id": 1, "score": 0.5}])

@@ -186,3 +186,18 @@ def test_a_step_in_bfloat16_changes_every_weight(name):
     moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for part, weight in before.items():
         assert not torch.equal(moved[part], weight), part
+
+
+def test_a_model_that_a_hook_has_left_in_evaluation_mode_is_named():
+    trainer = make_trainer([batch_of(1.0), batch_of(1.0)])
+    trainer.model.eval()
+    with pytest.raises(RuntimeError, match="the Toy .* evaluation mode at iteration 0.*train()"):
+        trainer.train(0, 1)
+
+
+def test_an_image_without_ground_truth_is_named_before_objects_are_counted():
+    inputs = small_inputs(1, 2)
+    del inputs[1]["instances"]
+    trainer = trainer_of(small_detector("dino"), [], accumulation=2)
+    with pytest.raises(ValueError, match="1.jpg has none: give them, or call model.eval"):
+        trainer.accumulate([[image] for image in inputs])

@@ -104,7 +104,10 @@ def load_json(json_file: str) -> dict:
             "give a COCO-format json file"
         ) from None
     except OSError as error:
-        raise DatasetError(f"{json_file}: cannot be read ({error.strerror})") from None
+        raise DatasetError(
+            f"{json_file}: cannot be read ({error.strerror}); look at its permissions, and whether "
+            "its disk is well"
+        ) from None
     if not isinstance(content, dict):
         raise DatasetError(
             f"{json_file}: holds a JSON {type(content).__name__}, but a COCO file is an object "

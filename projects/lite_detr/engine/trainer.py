@@ -82,7 +82,12 @@ class Trainer(AMPTrainer):
             super().train(start_iter, max_iter)
 
     def run_step(self) -> None:
-        assert self.model.training, "the model was changed to evaluation mode"
+        if not self.model.training:
+            raise RuntimeError(
+                f"the {type(self.model).__name__} that is trained is in evaluation mode at "
+                f"iteration {self.iter}, where it gives no losses: a hook that calls model.eval() "
+                "has to call model.train() afterwards"
+            )
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self.accumulation)]
         data_time = time.perf_counter() - start

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from .heads import Predictions
+from .inputs import instances_of
 from .iou import generalized_iou
 from .matcher import HungarianMatcher
 from .targets import Target
@@ -113,9 +114,12 @@ def count_objects(batched_inputs: list[dict], device: torch.device) -> Tensor:
     Args:
         batched_inputs: Detectron2's dicts with ``instances``, of this process.
         device: the model's.
+
+    Raises:
+        ValueError: an image has no ``instances``.
     """
     count = torch.tensor(
-        float(sum(len(inputs["instances"]) for inputs in batched_inputs)), device=device
+        float(sum(len(instances_of(inputs)) for inputs in batched_inputs)), device=device
     )
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(count)

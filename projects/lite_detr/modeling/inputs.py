@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
 
@@ -50,12 +51,8 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
         ValueError: there is none, a class that the model does not know, or a box of NaN or
             infinity.
     """
-    if "instances" not in inputs:
-        raise ValueError(
-            "in training every input needs `instances` with gt_boxes and gt_classes; "
-            "call model.eval() for inference"
-        )
-    name, classes = name_of(inputs), inputs["instances"].gt_classes
+    name, instances = name_of(inputs), instances_of(inputs)
+    classes = instances.gt_classes
     # As indices, uint8 would be taken for a mask.
     if classes.dtype != torch.int64:
         raise TypeError(f"gt_classes of {name} must be torch.int64, got {classes.dtype}")
@@ -65,13 +62,27 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
             f"{num_classes}, counted from 0: set model.num_classes, in YAML "
             "MODEL.DETR.NUM_CLASSES, to the dataset's"
         )
-    boxes = inputs["instances"].gt_boxes.tensor
+    boxes = instances.gt_boxes.tensor
     finite = boxes.isfinite().all(1)
     if not finite.all():
         raise ValueError(
             f"{name} has boxes that are NaN or infinite, such as {boxes[~finite][0].tolist()}: "
             "correct them in the annotations, or the augmentation that makes them"
         )
+
+
+def instances_of(inputs: Mapping) -> Instances:
+    """The ground truth of an image.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "instances" not in inputs:
+        raise ValueError(
+            "in training every input needs `instances` with gt_boxes and gt_classes, and "
+            f"{name_of(inputs)} has none: give them, or call model.eval() for inference"
+        )
+    return inputs["instances"]
 
 
 def name_of(inputs: Mapping) -> str:
