@@ -1,0 +1,150 @@
+"""Whether an exported file gives the detections that the detector gives."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..modeling.detector import Detector
+from ..modeling.postprocessing import Detections
+from .model import ExportableDetector
+from .onnx_file import OUTPUTS, check_packages
+
+# The largest difference that rounding may make, in scores and in boxes as a share of the image.
+LIMIT = 1e-4
+
+# Images [B, 3, H, W] and their sizes [B, 2] -> the detections of each of them, without a batch.
+Run = Callable[[Tensor, Tensor], Iterator[Detections]]
+
+
+class Differences(NamedTuple):
+    """The largest ones between two sets of detections.
+
+    Attributes:
+        scores: of detections of the same rank; infinite where their numbers differ.
+        boxes: of a detection and the nearest of its class, as a share of the image's longer side.
+    """
+
+    scores: float
+    boxes: float
+
+
+def sample_batches(detector: Detector) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images of noise and their sizes: one, two of a size, and two with noise for padding too.
+
+    They are as small as the coarsest map lets them be, and no size is a multiple of a stride.
+    """
+    side = 2 * coarsest_stride(detector)
+    generator = torch.Generator().manual_seed(0)
+    for height, width, sizes in (
+        (side + 37, side + 91, [(side + 37, side + 91)]),
+        (side + 90, side + 3, [(side + 90, side + 3)] * 2),
+        (side + 59, side + 75, [(side + 59, side + 10), (side + 1, side + 75)]),
+    ):
+        shape = (len(sizes), len(detector.pixel_mean), height, width)
+        images = torch.randint(0, 256, shape, generator=generator)
+        yield images.float().to(detector.device), torch.tensor(sizes, device=detector.device)
+
+
+def coarsest_stride(detector: Detector) -> int:
+    neck = detector.neck
+    stride = detector.backbone.output_shape()[neck.in_features[-1]].stride
+    return stride * 2 ** len(neck.extra_convs)
+
+
+@torch.no_grad()
+def check_batches(run: Run, expected: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> Differences:
+    """The largest differences over all images of all batches."""
+    found = [
+        compare(one, other, max(size))
+        for images, sizes in batches
+        for one, other, size in zip(
+            expected(images, sizes), run(images, sizes), sizes.tolist(), strict=True
+        )
+    ]
+    return Differences(*map(max, zip(*found)))
+
+
+def compare(expected: Detections, found: Detections, longer_side: int) -> Differences:
+    """Compares the detections of an image; those that tie with the last one count by score alone.
+
+    Args:
+        longer_side: of the image, in pixels.
+    """
+    if len(expected.scores) != len(found.scores):
+        return Differences(float("inf"), float("inf"))
+    scores = (expected.scores - found.scores).abs()
+    distances = (expected.boxes[:, None] - found.boxes[None]).abs().amax(-1) / longer_side
+    others = expected.classes[:, None] != found.classes[None]
+    nearest = distances.masked_fill(others, float("inf")).amin(1)
+    certain = expected.scores > expected.scores[-1:] + LIMIT
+    return Differences(
+        scores.max().item() if len(scores) else 0.0,
+        nearest[certain].max().item() if certain.any() else 0.0,
+    )
+
+
+def run_detector(detector: Detector) -> Run:
+    """The detector as most exports see it."""
+    model = ExportableDetector(detector)
+    return lambda images, sizes: one_by_one(*model(images, sizes))
+
+
+def run_onnx(path: Path) -> Run:
+    """By ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: it is not installed.
+    """
+    check_packages("onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor, sizes: Tensor) -> Iterator[Detections]:
+        inputs = {"images": images.numpy(), "image_sizes": sizes.numpy()}
+        return one_by_one(*map(torch.from_numpy, session.run(list(OUTPUTS), inputs)))
+
+    return run
+
+
+def run_program(path: Path) -> Run:
+    """A file of ``torch.export.save``."""
+    program = torch.export.load(path).module()
+    return lambda images, sizes: one_by_one(*program(images, sizes))
+
+
+def run_package(path: Path) -> Run:
+    """A package of AOTInductor."""
+    package = torch._inductor.aoti_load_package(str(path))
+    return lambda images, sizes: one_by_one(*package(images, sizes))
+
+
+def run_torchscript(path: Path) -> Run:
+    """A file of TorchScript, which takes an image at a time."""
+    traced = torch.jit.load(path)
+
+    def run(images: Tensor, sizes: Tensor) -> Iterator[Detections]:
+        for image, (height, width) in zip(images, sizes.tolist()):
+            boxes, classes, scores, _ = traced(image[:, :height, :width])
+            yield Detections(boxes, scores, classes)
+
+    return run
+
+
+def run_detector_one_by_one(detector: Detector) -> Run:
+    """The detector as Detectron2 calls it, which leaves out empty boxes and low scores."""
+
+    def run(images: Tensor, sizes: Tensor) -> Iterator[Detections]:
+        for image, (height, width) in zip(images, sizes.tolist()):
+            [output] = detector([{"image": image[:, :height, :width]}])
+            found = output["instances"]
+            yield Detections(found.pred_boxes.tensor, found.scores, found.pred_classes)
+
+    return run
+
+
+def one_by_one(boxes: Tensor, scores: Tensor, classes: Tensor) -> Iterator[Detections]:
+    return map(Detections, boxes, scores, classes)

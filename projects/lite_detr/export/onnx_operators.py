@@ -1,0 +1,125 @@
+"""The sampling operators in standard ONNX operators, for the translation of an exported program.
+
+Each function takes what the operator of its name takes and adds nodes of opset 18 to the graph that
+is being made. Batch, queries and the sizes of the levels may be open; the numbers of heads, levels,
+points and channels are known.
+"""
+
+from collections.abc import Callable
+
+import torch
+from onnxscript import opset18 as op
+
+
+def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    """See :func:`lite_detr.ops.ms_deform_attn`."""
+    levels, points = sampling_locations.shape[3:5]
+    queries = op.Shape(sampling_locations, start=1, end=2)
+    weights = op.Transpose(attention_weights, perm=[3, 0, 2, 4, 1])  # [L, B, M, P, Q]
+    shape = op.Concat(ints(-1, 1, points), queries, axis=0)
+    samples = sample_levels(value, spatial_shapes, level_start_index, sampling_locations)
+    output = None
+    for level in range(levels):
+        level_weights = op.Reshape(op.Gather(weights, ints(level), axis=0), shape)
+        output = add(output, weighted_sum(samples[level], level_weights))
+    return merge_heads(output, value)
+
+
+def key_aware_ms_deform_attn(
+    query, key, value, spatial_shapes, level_start_index, sampling_locations
+):
+    """See :func:`lite_detr.ops.key_aware_ms_deform_attn`; None for a key that is the value.
+
+    A location outside a map samples zeros, and GridSample gives them.
+    """
+    heads, channels = value.shape[2:]
+    levels, points = sampling_locations.shape[3:5]
+    values = sample_levels(value, spatial_shapes, level_start_index, sampling_locations)
+    keys = values
+    if key is not None:
+        keys = sample_levels(key, spatial_shapes, level_start_index, sampling_locations)
+    queries = op.Shape(query, start=1, end=2)
+    # [B, Q, M, D] -> [B * M, D, 1, Q]
+    query = op.Transpose(query, perm=[0, 2, 3, 1])
+    query = op.Reshape(query, op.Concat(ints(-1, channels, 1), queries, axis=0))
+    query = op.Mul(query, op.Constant(value_float=channels**-0.5))
+    logits = op.Concat(
+        *(op.ReduceSum(op.Mul(query, key), ints(1), keepdims=0) for key in keys), axis=1
+    )  # [B * M, L * P, Q]
+    weights = op.Unsqueeze(op.Softmax(logits, axis=1), ints(1))
+    output = None
+    for level in range(levels):
+        start, end = ints(level * points), ints((level + 1) * points)
+        level_weights = op.Slice(weights, start, end, ints(2))
+        output = add(output, weighted_sum(values[level], level_weights))
+    logsumexp = op.ReduceLogSumExp(logits, ints(1), keepdims=0)
+    logsumexp = op.Reshape(logsumexp, op.Concat(ints(-1, heads), queries, axis=0))
+    return merge_heads(output, value), op.Transpose(logsumexp, perm=[0, 2, 1])
+
+
+def translations() -> dict[torch._ops.OpOverload, Callable]:
+    """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
+    operators = torch.ops.lite_detr
+    return {
+        operators.ms_deform_attn.default: ms_deform_attn,
+        operators.key_aware_ms_deform_attn.default: key_aware_ms_deform_attn,
+    }
+
+
+def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations) -> list:
+    """For each level ``[B * M, D, P, Q]``, sampled bilinearly, with zeros outside the map.
+
+    Queries come last, as runtimes add up along an inner dimension of four points slowly.
+
+    Args:
+        tokens: ``[B, S, M, D]``
+        spatial_shapes: ``[L, 2]``, height and width of each level.
+        level_start_index: ``[L]``, the token at which each level starts.
+        sampling_locations: ``[B, Q, M, L, P, 2]``, (x, y) in 0 to 1.
+    """
+    channels, (levels, points) = tokens.shape[3], sampling_locations.shape[3:5]
+    tokens = op.Transpose(tokens, perm=[0, 2, 3, 1])  # [B, M, D, S]
+    queries = op.Shape(sampling_locations, start=1, end=2)
+    grid_shape = op.Concat(ints(-1, points), queries, ints(2), axis=0)
+    # GridSample counts from -1 to 1.
+    grids = op.Sub(
+        op.Mul(
+            op.Transpose(sampling_locations, perm=[3, 0, 2, 4, 1, 5]),  # [L, B, M, P, Q, 2]
+            op.Constant(value_float=2.0),
+        ),
+        op.Constant(value_float=1.0),
+    )
+    samples = []
+    for level in range(levels):
+        size = op.Reshape(op.Gather(spatial_shapes, ints(level), axis=0), ints(2))
+        start = op.Gather(level_start_index, ints(level), axis=0)
+        end = op.Add(start, op.ReduceProd(size, ints(0), keepdims=1))
+        level_tokens = op.Slice(tokens, start, end, ints(3))
+        feature_map = op.Reshape(level_tokens, op.Concat(ints(-1, channels), size, axis=0))
+        grid = op.Reshape(op.Gather(grids, ints(level), axis=0), grid_shape)
+        samples.append(
+            op.GridSample(feature_map, grid, mode="bilinear", padding_mode="zeros", align_corners=0)
+        )
+    return samples
+
+
+def weighted_sum(samples, weights):
+    """``[B * M, D, P, Q]`` and ``[B * M, 1, P, Q]`` -> ``[B * M, D, Q]``"""
+    return op.ReduceSum(op.Mul(samples, weights), ints(2), keepdims=0)
+
+
+def merge_heads(output, value):
+    """``[B * M, D, Q]`` -> ``[B, Q, M * D]``, with the heads of ``value [B, S, M, D]``."""
+    heads, channels = value.shape[2:]
+    queries = op.Shape(output, start=2, end=3)
+    output = op.Reshape(output, op.Concat(ints(-1, heads * channels), queries, axis=0))
+    return op.Transpose(output, perm=[0, 2, 1])
+
+
+def add(total, term):
+    return term if total is None else op.Add(total, term)
+
+
+def ints(*values: int):
+    """A constant ``[N]`` int64."""
+    return op.Constant(value_ints=list(values))
