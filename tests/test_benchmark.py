@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lite_detr import ops
+from lite_detr.flops import count_cost
 from lite_detr.modeling import attention
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -19,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import benchmark
 import benchmark_data
 import benchmark_memory
+import benchmark_optimized
 import benchmark_runner
 import benchmark_stopwatch
 import benchmark_subjects
@@ -34,6 +36,7 @@ CASE = Case(
     size=(64, 96),
     batch=1,
     dtype="float32",
+    optimized="off",
     compiled=False,
     operators=ops.backend(),
     device="cpu",
@@ -258,6 +261,60 @@ def test_operators_are_put_back():
         assert attention.ms_deform_attn is before
 
 
+def test_inference_is_optimized_wholly_or_by_a_step(monkeypatch, capsys, tmp_path):
+    # Not of the process that runs all tests.
+    monkeypatch.setattr(benchmark_runner, "set_memory", lambda case: None)
+    figures = tmp_path / "figures.json"
+    choices = benchmark_optimized.CHOICES
+    options = "--sizes 64x96 --batch 2 --rounds 2 --threads 1 --no-memory --rates".split()
+    files = ["--json", str(figures), "--config-file", CONFIG]
+    benchmark.main([*files, *options, "--optimize", *choices])
+    *_, header, _, first = capsys.readouterr().out.splitlines()[: 1 - len(choices)]
+    assert header.startswith("| subject | optimized | latency |") and "of a product's" in header
+    assert first.startswith("| tiny | off |")
+    records = json.loads(figures.read_text())["records"]
+    assert [record["case"]["optimized"] for record in records] == list(choices)
+    cost = count_cost(benchmark_subjects.build_detector(CONFIG, ()), 64, 96).flops["total"]
+    for record in records:
+        assert record["multiply_adds"] == cost
+        rate = cost * record["images_per_second"]
+        assert record["multiply_adds_per_second"] == pytest.approx(rate)
+        assert len(record["products_multiply_adds_per_second"]) == 2
+
+
+@pytest.mark.parametrize("option", [["--rates"], ["--optimize", "on"]])
+def test_training_is_not_optimized(option, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--config-file", CONFIG, "--tasks", "training", *option])
+    assert "are for --tasks inference alone" in capsys.readouterr().err
+
+
+def test_a_competitor_is_there_once():
+    arguments = ["--config-file", CONFIG, "--competitors", "--optimize", "off", "on"]
+    (cases,) = benchmark.groups(benchmark.parse_arguments(arguments))
+    assert [case.optimized for case in cases] == ["off", "off", "on"]
+    assert cases[1].subject == benchmark_transformers.NAME
+
+
+def test_an_optimized_case_has_its_dtype_in_its_weights():
+    case = dataclasses.replace(CASE, dtype="bfloat16", optimized="on")
+    runner = benchmark_runner.Runner(case)
+    assert runner.subject.model.encoder.layers[0].norm.weight.dtype == torch.bfloat16
+    assert not runner.autocast()._enabled
+    norms = dataclasses.replace(CASE, optimized="norms")
+    backbone = benchmark_runner.Runner(norms).subject.model.backbone
+    assert not any("Norm" in type(module).__name__ for module in backbone.modules())
+
+
+def test_memory_is_kept_where_a_case_says_so(monkeypatch):
+    kept = []
+    monkeypatch.setattr(benchmark_optimized, "keep_freed_memory", lambda: kept.append(1))
+    for optimized in benchmark_optimized.CHOICES:
+        before = len(kept)
+        benchmark_optimized.set_memory(dataclasses.replace(CASE, optimized=optimized))
+        assert (len(kept) > before) == (optimized in ("on", "freed-memory"))
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 def test_memory_is_that_of_the_case_alone():
     ballast = torch.ones(2**26)  # 256 MiB, which are another case's.
@@ -327,7 +384,9 @@ def test_what_was_measured_before_an_error_is_not_lost(monkeypatch, capsys):
     options = "--sizes 64x96 --batch 1 2 --rounds 1 --threads 1 --no-memory".split()
     with pytest.raises(SystemExit) as exit:
         benchmark.main(["--config-file", CONFIG, *options])
-    message = f"error: tiny, inference, 64x96, 2, float32, no, {ops.backend()}: CUDA out of memory."
+    message = (
+        f"error: tiny, inference, 64x96, 2, float32, off, no, {ops.backend()}: CUDA out of memory."
+    )
     assert str(exit.value) == message
     assert "| tiny | 250 | 250 | 250 | 4.00 | 250 |" in capsys.readouterr().out
 

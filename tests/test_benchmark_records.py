@@ -18,6 +18,7 @@ CASE = Case(
     size=(800, 1066),
     batch=2,
     dtype="float32",
+    optimized="off",
     compiled=False,
     operators="native",
     device="cpu",

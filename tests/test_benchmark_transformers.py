@@ -33,6 +33,7 @@ def small_case(task):
         size=(64, 96),
         batch=2,
         dtype="float32",
+        optimized="off",
         compiled=False,
         operators=benchmark_transformers.OPERATORS,
         device="cpu",

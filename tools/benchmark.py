@@ -4,6 +4,7 @@
 benchmark.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
 benchmark.py --compare A.py B.py --tasks training --sizes 800x1066 --batch 2 --rounds 15
 benchmark.py --config-file A.py --operators native pytorch --compile off on --competitors
+benchmark.py --config-file A.py --optimize off on --rates --competitors
 benchmark.py --config-file A.py B.py --device cuda --dtype float32 bfloat16 --json benchmark.json
 
 Whatever is asked for is combined: each config with each task, size, batch, dtype and so on. All
@@ -30,6 +31,8 @@ import benchmark_transformers
 import detectron2
 import torch
 from benchmark_memory import memory_in_own_process
+from benchmark_optimized import CHOICES, OFF
+from benchmark_rates import MatrixProduct, multiply_adds
 from benchmark_records import (
     CASE_COLUMNS,
     TASKS,
@@ -59,28 +62,33 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
         subjects = list(itertools.product(args.config_file, args.operators))
         if args.competitors:
             subjects.append((benchmark_transformers.NAME, benchmark_transformers.OPERATORS))
-        found.append(
-            [
-                Case(
-                    subject=subject,
-                    overrides=tuple(args.opts),
-                    task=task,
-                    size=size,
-                    batch=batch,
-                    dtype=dtype,
-                    compiled=COMPILE[compiled],
-                    operators=operators,
-                    device=args.device,
-                    threads=args.threads,
-                )
-                for dtype, compiled in itertools.product(args.dtype, args.compile)
-                for subject, operators in subjects
-            ]
+        cases = (
+            Case(
+                subject=subject,
+                overrides=tuple(args.opts),
+                task=task,
+                size=size,
+                batch=batch,
+                dtype=dtype,
+                # A competitor is what it is, and so there once.
+                optimized=OFF if subject == benchmark_transformers.NAME else optimized,
+                compiled=COMPILE[compiled],
+                operators=operators,
+                device=args.device,
+                threads=args.threads,
+            )
+            for dtype, optimized, compiled in itertools.product(
+                args.dtype, args.optimize, args.compile
+            )
+            for subject, operators in subjects
         )
+        found.append(list(dict.fromkeys(cases)))
     return found
 
 
-def measure(cases: Sequence[Case], rounds: int, with_memory: bool) -> list[Record]:
+def measure(
+    cases: Sequence[Case], rounds: int, with_memory: bool, with_rates: bool = False
+) -> list[Record]:
     """A record for each of the cases, which take turns."""
     memories: list[Memory | None] = [None] * len(cases)
     if with_memory:
@@ -98,6 +106,8 @@ def measure(cases: Sequence[Case], rounds: int, with_memory: bool) -> list[Recor
         with saying_where(case):
             runners.append(Runner(case))
     times = [[] for _ in cases]
+    products = {case.dtype: MatrixProduct(case) for case in cases} if with_rates else {}
+    rates = {dtype: [] for dtype in products}
     for index in tqdm(range(WARM_UP + rounds), unit="round"):
         turns = list(zip(runners, times))
         for runner, samples in turns if index % 2 else reversed(turns):
@@ -105,8 +115,18 @@ def measure(cases: Sequence[Case], rounds: int, with_memory: bool) -> list[Recor
                 seconds = runner.turn()
             if index >= WARM_UP:
                 samples.append(seconds)
+        for dtype, product in products.items():
+            rate = product.turn()
+            if index >= WARM_UP:
+                rates[dtype].append(rate)
     return [
-        Record(case, {name: [turn[name] for turn in samples] for name in samples[0]}, memory)
+        Record(
+            case,
+            {name: [turn[name] for turn in samples] for name in samples[0]},
+            memory,
+            multiply_adds(case.subject, case.overrides, case.size) if with_rates else None,
+            rates.get(case.dtype, ()),
+        )
         for case, samples, memory in zip(cases, times, memories)
     ]
 
@@ -178,18 +198,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", **many, type=parse_size, default=[(800, 1066)], metavar="HxW", help="px")
     add("--batch", **many, type=int, default=[1], help="images at a time")
     add("--dtype", **many, choices=DTYPES, default=["float32"], help="16 bits by autocast")
+    add(
+        "--optimize",
+        **many,
+        choices=CHOICES,
+        default=[OFF],
+        help="for inference, wholly or by a step; on, 16 bits are those of the weights",
+    )
     add("--compile", **many, choices=COMPILE, default=["off"], help="the parts by torch.compile")
     add("--operators", **many, choices=("native", "pytorch"), help="default: what would run")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add("--rounds", type=int, default=7, help="that count, after two that do not")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="count it, too")
+    add("--rates", action="store_true", help="multiply-adds a second, beside a matrix product's")
     add("--json", type=Path, help="write all figures to this file")
     add("--chart", type=Path, help="draw them as bars into this picture")
     add("--opts", **many, default=[], metavar="key=value", help="change the configs' values")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.threads < 1 or min(args.batch) < 1:
         parser.error("--rounds, --threads and --batch take numbers from 1 on")
+    if "training" in args.tasks and (args.rates or args.optimize != [OFF]):
+        parser.error("--optimize and --rates are for --tasks inference alone")
     args.config_file = args.config_file or args.compare
     if args.operators is None:
         args.operators = [ops.backend(args.device)]
@@ -221,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for config in args.config_file:
             model_zoo.get_lazy_config_file(config)
         for cases in groups(args):
-            records += measure(cases, args.rounds, args.memory)
+            records += measure(cases, args.rounds, args.memory, args.rates)
     except (FileNotFoundError, model_zoo.ConfigError, TypeError, RuntimeError) as error:
         problem = str(error).splitlines()[0]
     # What was measured before the memory ran out, say, is not lost.

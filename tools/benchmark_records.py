@@ -18,7 +18,7 @@ PARTS = (
     "optimizer", "other",
 )  # fmt: skip
 LATENCY = "latency"
-CASE_COLUMNS = ("subject", "task", "size", "batch", "dtype", "compiled", "operators")
+CASE_COLUMNS = ("subject", "task", "size", "batch", "dtype", "optimized", "compiled", "operators")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Case:
         task: one of ``TASKS``.
         size: of the images, (height, width) in pixels.
         batch: images at a time.
-        dtype: ``float32``, or what ``torch.autocast`` computes in.
+        dtype: ``float32``, or what ``torch.autocast`` computes in; of the weights, if optimized.
+        optimized: ``off``, ``on``, or one step of what makes inference faster.
         compiled: whether ``torch.compile`` compiles the parts.
         operators: ``native`` or ``pytorch``; a competitor has its own.
         device: ``cpu`` or ``cuda``.
@@ -44,6 +45,7 @@ class Case:
     size: tuple[int, int]
     batch: int
     dtype: str
+    optimized: str
     compiled: bool
     operators: str
     device: str
@@ -87,11 +89,15 @@ class Record:
     Attributes:
         seconds: of each part, for each round; parts that the case lacks are absent.
         memory: None where it was not measured, or nothing tells.
+        multiply_adds: of one image; None where they were not counted.
+        products: multiply-adds a second of a plain matrix product of the dtype, for each round.
     """
 
     case: Case
     seconds: Mapping[str, Sequence[float]]
     memory: Memory | None
+    multiply_adds: float | None = None
+    products: Sequence[float] = ()
 
     def rounds(self, name: str) -> np.ndarray:
         """``[rounds]``, the milliseconds of a part, or of all but the data for ``latency``."""
@@ -103,6 +109,16 @@ class Record:
     def images_per_second(self) -> float:
         return 1e3 * self.case.batch / float(np.median(self.rounds(LATENCY)))
 
+    @property
+    def rate(self) -> float | None:
+        """Multiply-adds a second."""
+        return self.multiply_adds and self.multiply_adds * self.images_per_second
+
+    @property
+    def share_of_product(self) -> float | None:
+        """The rate as a share of a plain matrix product's."""
+        return self.rate and self.rate / float(np.median(self.products))
+
     def as_json(self) -> dict[str, Any]:
         """All of it: the case, a summary of the times, the rounds that it is made of, memory."""
         names = (LATENCY, *(part for part in PARTS if part in self.seconds))
@@ -113,6 +129,9 @@ class Record:
             "rounds_ms": {name: self.rounds(name).tolist() for name in names},
             "memory_bytes": self.memory
             and dataclasses.asdict(self.memory) | {"peak": self.memory.peak},
+            "multiply_adds": self.multiply_adds,
+            "multiply_adds_per_second": self.rate,
+            "products_multiply_adds_per_second": list(self.products),
         }
 
 
@@ -146,6 +165,8 @@ def table(records: Sequence[Record]) -> str:
     has_memory = any(record.memory for record in records)
     header = [*varying, "latency", "p10", "p90", "images / s"]
     header += ["memory", "of it held", "encoder's memory"] if has_memory else []
+    has_rate = any(record.products for record in records)
+    header += ["G mult-adds / s", "of a product's"] if has_rate else []
     rows = []
     for record in records:
         latency = summary(record.rounds(LATENCY))
@@ -154,6 +175,8 @@ def table(records: Sequence[Record]) -> str:
         row.append(digits(record.images_per_second))
         if has_memory:
             row += _memory_cells(record.memory)
+        if has_rate:
+            row += _rate_cells(record)
         for part in parts:
             has_part = part in record.seconds
             row.append(digits(statistics.median(record.rounds(part))) if has_part else "–")
@@ -198,6 +221,12 @@ def _memory_cells(memory: Memory | None) -> list[str]:
     if memory is None:
         return ["–"] * 3
     return [_mebibytes(size) for size in (memory.peak, memory.held, memory.encoder)]
+
+
+def _rate_cells(record: Record) -> list[str]:
+    if record.rate is None:
+        return ["–"] * 2
+    return [digits(record.rate / 1e9), f"{record.share_of_product:.2f}"]
 
 
 def _markdown(header: list[str], rows: list[list[str]], texts: int) -> str:

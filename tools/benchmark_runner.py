@@ -2,6 +2,7 @@
 
 import torch
 from benchmark_data import RandomBatches
+from benchmark_optimized import has_own_dtype, set_memory
 from benchmark_records import Case
 from benchmark_stopwatch import Stopwatch
 from benchmark_subjects import Subject, detector_subject, operators
@@ -38,6 +39,7 @@ class Runner:
 
     def turn(self) -> dict[str, float]:
         """The seconds of each part of one turn."""
+        set_memory(self.case)
         self.stopwatch.start()
         with self.stopwatch.part("data"):
             batch = self.batches.next()
@@ -50,7 +52,8 @@ class Runner:
 
     def autocast(self) -> torch.autocast:
         dtype = getattr(torch, self.case.dtype)
-        return torch.autocast(self.case.device, dtype, enabled=dtype != torch.float32)
+        enabled = dtype != torch.float32 and not has_own_dtype(self.case)
+        return torch.autocast(self.case.device, dtype, enabled=enabled)
 
     def _infer(self, batch: list[dict]) -> None:
         with torch.no_grad(), self.autocast():

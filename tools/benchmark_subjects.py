@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
+from benchmark_optimized import optimized
 from benchmark_records import Case
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from lite_detr import ops
+from lite_detr.inference.optimize import COMPILED_PARTS
 from lite_detr.modeling import attention
 from lite_detr.modeling.detector import Detector
 from lite_detr.overrides import load_config
@@ -20,8 +22,6 @@ PYTORCH = {
     "ms_deform_attn": ops.ms_deform_attn_pytorch,
     "key_aware_ms_deform_attn": ops.key_aware_ms_deform_attn_pytorch,
 }
-# Those whose work depends on nothing but the shapes of their inputs.
-COMPILED_PARTS = ("backbone", "neck", "encoder", "decoder")
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Subject:
         num_classes: of the objects that it is trained on.
         predict: takes a batch in Detectron2's format.
         loss: takes such a batch with ground truth, and returns the sum of all losses.
-        optimizer: steps the model.
+        optimizer: steps the model; in inference there may be none.
     """
 
     model: nn.Module
@@ -41,7 +41,7 @@ class Subject:
     num_classes: int
     predict: Callable[[list[dict]], object]
     loss: Callable[[list[dict]], Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
 
     def compile(self) -> None:
         """Lets ``torch.compile`` compile the parts, each alone, so that they can be told apart."""
@@ -52,7 +52,8 @@ class Subject:
 
     def held_bytes(self) -> int:
         """Of parameters, buffers and the optimizer's state."""
-        states = (value for state in self.optimizer.state.values() for value in state.values())
+        states = self.optimizer.state.values() if self.optimizer else ()
+        states = (value for state in states for value in state.values())
         tensors = itertools.chain(
             self.model.parameters(), self.model.buffers(), filter(torch.is_tensor, states)
         )
@@ -66,13 +67,7 @@ def detector_subject(case: Case) -> Subject:
         TypeError: the config's model is of another kind.
     """
     cfg = load_config(case.subject, case.overrides)
-    model = instantiate(cfg.model)
-    if not isinstance(model, Detector):
-        raise TypeError(
-            f"{case.subject} has a {type(model).__name__}, accepted are lite_detr's detectors: "
-            "the parts of others are not known"
-        )
-    model.to(case.device)
+    model = optimized(build_detector(case.subject, case.overrides).to(case.device), case)
     cfg.optimizer.params.model = model
     names = ("backbone", "neck", "encoder", "queries", "decoder")
     parts = {name: [getattr(model, name)] for name in names}
@@ -86,8 +81,23 @@ def detector_subject(case: Case) -> Subject:
         num_classes=model.num_classes,
         predict=model,
         loss=lambda batch: sum(model(batch).values()),
-        optimizer=instantiate(cfg.optimizer),
+        # None is needed, and there would be no parameters for it.
+        optimizer=instantiate(cfg.optimizer) if case.task == "training" else None,
     )
+
+
+def build_detector(config: str, overrides: Sequence[str]) -> Detector:
+    """
+    Raises:
+        TypeError: the config's model is of another kind.
+    """
+    model = instantiate(load_config(config, overrides).model)
+    if not isinstance(model, Detector):
+        raise TypeError(
+            f"{config} has a {type(model).__name__}, accepted are lite_detr's detectors: "
+            "the parts of others are not known"
+        )
+    return model
 
 
 @contextlib.contextmanager

@@ -67,9 +67,8 @@ def optimize_for_inference(
     if dtype != torch.float32:
         to_sixteen_bits(optimized, dtype)
     if optimized.device.type == "cpu" or dtype != torch.float32:
-        for part in (optimized.backbone, optimized.neck):
-            part.to(memory_format=torch.channels_last)
-    optimized.locate_tokens = KeptGeometry(optimized)
+        use_channels_last(optimized)
+    keep_geometry(optimized)
     if compile:
         compile_parts(optimized)
     logger.info(
@@ -96,6 +95,17 @@ def overwrite_activations(detector: Detector) -> None:
             for child in module.children():
                 if isinstance(child, nn.ReLU):
                     child.inplace = True
+
+
+def use_channels_last(detector: Detector) -> None:
+    """Convolutions compute in the layout of their weights; tokens have their channels last, too."""
+    for part in (detector.backbone, detector.neck):
+        part.to(memory_format=torch.channels_last)
+
+
+def keep_geometry(detector: Detector) -> None:
+    """Where tokens are depends on the shapes of images alone."""
+    detector.locate_tokens = KeptGeometry(detector)
 
 
 def compile_parts(detector: Detector) -> None:
