@@ -77,18 +77,40 @@ def test_two_tasks_of_slurm_train_and_evaluate(digits, tmp_path):
         "SLURM_STEP_NODELIST": "localhost",
     }
     tasks = [
-        subprocess.Popen(
-            [sys.executable, *train_net(digits, tmp_path)],
-            env=environment(**slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start(train_net(digits, tmp_path), slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
         for rank in ("0", "1")
     ]
-    outputs = [task.communicate(timeout=300)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+    check_ends(tasks)
     check_trained_by_two(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_machines_train_and_evaluate(digits, tmp_path):
+    """Each of which starts its own process."""
+    port = next(port for port in SLURM_PORTS if is_free(port))
+    program, *arguments = train_net(digits, tmp_path)
+    place = ("--num-machines", "2", "--dist-url", f"tcp://localhost:{port}")
+    machines = [
+        start([program, *place, "--machine-rank", rank, *arguments], {}) for rank in ("0", "1")
+    ]
+    check_ends(machines)
+    check_trained_by_two(tmp_path)
+
+
+def start(arguments, variables):
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def check_ends(processes):
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    ends = [process.returncode for process in processes]
+    assert ends == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
 
 
 def is_free(port):
