@@ -38,6 +38,7 @@ from lite_detr import model_zoo, overrides
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.data.coco import DatasetError, apply_data_config
 from lite_detr.data.image_files import UnusableImage, read_image
+from lite_detr.inference import DTYPES, OptimizationError, optimize_for_program
 from lite_detr.predictor import BatchPredictor, FilePrediction
 
 # What a folder is searched for; a file named on the command line may be of any kind.
@@ -50,14 +51,17 @@ class Demo:
     Args:
         cfg: lazy config; ``train.init_checkpoint`` gives the weights.
         threshold: detections scored lower are dropped.
+        optimize: name of a dtype for :func:`lite_detr.optimize_for_inference`; None does without.
     """
 
-    def __init__(self, cfg: DictConfig, threshold: float):
+    def __init__(self, cfg: DictConfig, threshold: float, optimize: str | None = None):
         mapper = instantiate(cfg.dataloader.test.mapper)
         self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
         self.metadata = class_metadata(cfg)
         self.threshold = threshold
         self.model = build_model(cfg)
+        if optimize:
+            self.model = optimize_for_program(self.model, optimize)
 
     def read(self, path: Path) -> tuple[np.ndarray, dict]:
         """The RGB image ``[H, W, 3]``, and the model's input as the test set's mapper makes it."""
@@ -241,13 +245,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=at_least(1),
         default=1,
         metavar="N",
-        help="images of like shape that are predicted at once (default: %(default)s)",
+        help="images of one size that are predicted at once (default: %(default)s)",
     )
     add(
         "--workers",
         type=at_least(0),
         metavar="N",
         help="processes that read images ahead (default: as the config's test loader has)",
+    )
+    add(
+        "--optimize",
+        choices=DTYPES,
+        metavar="DTYPE",
+        help=f"run faster: lite_detr.optimize_for_inference, in {', '.join(DTYPES)}",
     )
     add("opts", nargs="*", type=option, metavar="key=value", help="change the config's values")
     args = parser.parse_intermixed_args(argv)
@@ -321,8 +331,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         cfg = load_config(args)
-        demo = Demo(cfg, args.confidence_threshold)
-    except (FileNotFoundError, model_zoo.ConfigError, DatasetError, WeightsError) as error:
+        demo = Demo(cfg, args.confidence_threshold, args.optimize)
+    except (
+        FileNotFoundError,
+        model_zoo.ConfigError,
+        DatasetError,
+        OptimizationError,
+        WeightsError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

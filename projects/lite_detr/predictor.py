@@ -1,4 +1,4 @@
-"""Predictions for many image files: decoded ahead by processes, in batches of like shapes."""
+"""Predictions for many image files: decoded ahead by processes, in batches of one size."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,8 @@ from torch import nn
 
 from .data.mapper import DetectionMapper
 
-# So many batches are decoded before the next one is chosen: with more, shapes differ less.
+# So many batches' images are decoded before the next batch is chosen: the more, the fuller it is.
 BATCHES_AHEAD = 4
-# The area of a batch that is padding, as a share of the images'.
-MAX_PADDING = 0.2
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class FilePrediction:
 class BatchPredictor:
     """Runs a detector over image files, as Detectron2's ``DefaultPredictor`` does over one image.
 
-    Images that are padded little to one size share a batch. Padding is masked in attention, but
-    seen by the backbone's convolutions and the neck's norms, as in training: a prediction depends
-    a little on the images beside it, unless all have its size.
+    Images share a batch if they have one size once they are resized, so that each gets what it
+    gets alone. With padding it would not: attention does not see it, but convolutions and norms
+    do, and the cells of coarse maps do not end where the image ends.
 
     Args:
         model: any of Detectron2's models; it is put into evaluation mode.
@@ -126,24 +124,9 @@ class BatchPredictor:
 
 
 def split_batch(waiting: Sequence[dict], batch_size: int) -> tuple[list[dict], list[dict]]:
-    """The first of some samples with those that are most like it in shape, and the others.
-
-    A sample that would make padding more than ``MAX_PADDING`` is left to the others.
-    """
-    height, width = waiting[0]["image"].shape[1:]
-
-    def unlikeness(index: int) -> int:
-        own_height, own_width = waiting[index]["image"].shape[1:]
-        return abs(own_height - height) + abs(own_width - width)
-
-    taken = []
-    for index in sorted(range(len(waiting)), key=unlikeness):
-        shapes = [waiting[i]["image"].shape[1:] for i in (*taken, index)]
-        padded = len(shapes) * max(h for h, _ in shapes) * max(w for _, w in shapes)
-        if padded > (1 + MAX_PADDING) * sum(h * w for h, w in shapes):
-            continue
-        taken.append(index)
-        if len(taken) == batch_size:
-            break
-    rest = sorted(set(range(len(waiting))) - set(taken))
-    return [waiting[i] for i in sorted(taken)], [waiting[i] for i in rest]
+    """The first of some samples with others of its size, and those that are left."""
+    batch, rest = [], []
+    for sample in waiting:
+        alike = sample["image"].shape == waiting[0]["image"].shape
+        (batch if alike and len(batch) < batch_size else rest).append(sample)
+    return batch, rest
