@@ -96,11 +96,16 @@ EXEMPT = {
     "make sanitize": "it compiles for minutes, and runs the operators' tests once more",
     "make lint": "CI runs it, on all files",
     "make docs": "tests/docs/test_site.py is about it",
+    "python tools/benchmark_export.py": "tests/export/test_programs.py runs it, on small detectors",
     "python tools/soak.py": "tests/engine/test_resume.py runs it, on a detector of its own",
 }
 
 # What a page takes from another: trained weights.
 BEFORE = {
+    "docs/deploy.md": (
+        "python train_net.py --config-file digits/lite_dino_efficientnet_lite0.py "
+        "train.output_dir=output/first"
+    ),
     "docs/attention_maps.md": (
         "python train_net.py --config-file bccd/lite_dino_efficientnet_lite0.py "
         "data.train_json=bccd/train.json data.train_images=bccd/images "

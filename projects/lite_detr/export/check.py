@@ -92,8 +92,11 @@ def run_detector(detector: Detector) -> Run:
     return lambda images, sizes: one_by_one(*model(images, sizes))
 
 
-def run_onnx(path: Path) -> Run:
+def run_onnx(path: Path, threads: int = 0) -> Run:
     """By ONNX Runtime on the CPU.
+
+    Args:
+        threads: how many; 0 takes one for each core.
 
     Raises:
         ExportError: it is not installed.
@@ -101,7 +104,9 @@ def run_onnx(path: Path) -> Run:
     check_packages("onnxruntime")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor, sizes: Tensor) -> Iterator[Detections]:
         inputs = {"images": images.numpy(), "image_sizes": sizes.numpy()}

@@ -48,6 +48,8 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str])
             output_names=list(OUTPUTS),
             custom_translation_table=translations(),
             dynamo=True,
+            # Runtimes simplify graphs themselves, in seconds where the exporter takes minutes.
+            optimize=False,
             verbose=False,
         )
     model = translated.model_proto

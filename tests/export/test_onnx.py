@@ -1,0 +1,171 @@
+"""A whole detector in ONNX, made once, and what is run from its file: ours and the demo's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
+from small_detectors import small_config
+
+from lite_detr import model_zoo
+from lite_detr.export import check, export_program, metadata, save_onnx, save_program
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "demo"))
+
+import onnx_demo  # noqa: E402
+
+
+class Exported:
+    """A small detector, whose decoder weighs points as Deformable DETR does and whose encoder is
+    key-aware, its config, and its files."""
+
+    def __init__(self, folder):
+        cfg = model_zoo.get_config("digits/lite_dino_efficientnet_lite0.py")
+        cfg.model = small_config("dino", num_levels=2, num_classes=10, detections_per_image=30)
+        cfg.model.in_features = ["res3", "res4"]
+        cfg.model.encoder.num_high_levels = 1
+        cfg.model.decoder.layer.attention = cfg.model.encoder.layer.attention.copy()
+        cfg.model.decoder.layer.attention._target_ = (
+            "lite_detr.modeling.MultiScaleDeformableAttention"
+        )
+        cfg.model.encoder.updates_per_block = cfg.model.decoder.heads.num_layers = 1
+        cfg.dataloader.test.mapper.augmentations = [
+            L(ResizeShortestEdge)(short_edge_length=80, max_size=120)
+        ]
+        cfg.dataloader.test.mapper.image_format = "BGR"
+        self.cfg = cfg
+        torch.manual_seed(0)
+        self.detector = instantiate(cfg.model).eval()
+        with torch.no_grad():
+            for parameter in self.detector.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        program = export_program(self.detector)
+        self.program, self.onnx = folder / "detector.pt2", folder / "detector.onnx"
+        save_program(program, self.program)
+        save_onnx(program, self.onnx, metadata.describe(cfg, "small.py"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return Exported(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three sizes, of which one is turned by its EXIF orientation and one has a palette."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (width, height) in {"a.png": (60, 90), "b.png": (300, 70), "c.jpg": (90, 60)}.items():
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        if name == "b.png":
+            image = image.quantize(16)
+        if name == "c.jpg":
+            exif[274] = 6
+        image.save(folder / name, exif=exif)
+    return folder
+
+
+def test_onnx_gives_what_the_detector_gives(exported):
+    """One image, two, and two of which one has noise for padding; no size is the traced one."""
+    run, expected = check.run_onnx(exported.onnx), check.run_detector(exported.detector)
+    batches = list(check.sample_batches(exported.detector))
+    assert [len(sizes) for _, sizes in batches] == [1, 2, 2]
+    found = check.check_batches(run, expected, batches)
+    assert found.scores < 1e-5 and found.boxes < 1e-5
+
+
+def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):
+    model = onnx.load(exported.onnx)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""} and not model.functions
+    assert "GridSample" in {node.op_type for node in model.graph.node}
+    shapes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "images": ["batch", 3, "height", "width"],
+        "image_sizes": ["batch", 2],
+        "boxes": ["batch", "detections", 4],
+        "scores": ["batch", "detections"],
+        "classes": ["batch", "detections"],
+    }
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["class_names"]) == list("0123456789")
+    assert json.loads(facts["preprocessing"]) == {
+        "channels": "BGR",
+        "resize": {"short_side": 80, "max_size": 120},
+    }
+    assert facts["config"] == "small.py" and facts["lite_detr_version"]
+
+
+def test_program_keeps_the_native_operators_and_gives_the_same(exported):
+    program = torch.export.load(exported.program)
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert {
+        "lite_detr.ms_deform_attn.default",
+        "lite_detr.key_aware_ms_deform_attn.default",
+    } <= targets
+    run, expected = check.run_program(exported.program), check.run_detector(exported.detector)
+    batches = check.sample_batches(exported.detector)
+    assert max(check.check_batches(run, expected, batches)) < 1e-6
+
+
+def test_demo_detects_what_the_detector_does(exported, images):
+    detector = onnx_demo.OnnxDetector(str(exported.onnx))
+    mapper = instantiate(exported.cfg.dataloader.test.mapper)
+    for path in sorted(images.iterdir()):
+        found = detector(onnx_demo.read(path))
+        with torch.no_grad():
+            output = exported.detector([mapper({"file_name": str(path)})])[0]["instances"]
+        assert len(found.scores) == len(output) > 20
+        boxes = torch.from_numpy(found.boxes)
+        torch.testing.assert_close(boxes, output.pred_boxes.tensor, atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(found.scores), output.scores, atol=1e-4, rtol=0)
+        assert found.classes.tolist() == output.pred_classes.tolist()
+
+
+def test_demo_runs_without_torch(exported, images, tmp_path):
+    (images / "broken.png").write_text("broken")
+    output, record = tmp_path / "out", tmp_path / "out" / "found.json"
+    blocked = ("cv2", "detectron2", "lite_detr", "onnx", "torch", "torchvision")
+    program = (
+        "import runpy, sys; "
+        f"sys.modules.update(dict.fromkeys({blocked})); "
+        f"runpy.run_path({str(ROOT / 'demo' / 'onnx_demo.py')!r}, run_name='__main__')"
+    )
+    arguments = ["--model", exported.onnx, "--input", images, "--output", output]
+    arguments += ["--json", record, "--confidence-threshold", "0.1"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1, run.stderr
+    assert run.stdout == f"images: 3, failures: 1; pictures are in {output}\n"
+    assert f"{images / 'broken.png'}: skipped: " in run.stderr
+    entries = {Path(entry["file_name"]).name: entry for entry in json.loads(record.read_text())}
+    assert entries["broken.png"]["problem"]
+    assert [entries["c.jpg"][side] for side in ("width", "height")] == [60, 90]
+    assert entries["a.png"]["detections"][0]["class"] in "0123456789"
+    for name in ("a", "c"):
+        with Image.open(output / f"{name}.png") as picture:
+            assert picture.size == (60, 90)
+            drawn = np.asarray(picture)
+        original = np.asarray(onnx_demo.read(next(images.glob(f"{name}.*"))))
+        assert (drawn != original).any()
