@@ -8,6 +8,7 @@ The config is a file or a name of the model zoo (``lite_detr.model_zoo.list_conf
 follow as ``key=value``. A dataset of one's own needs no code: see docs/own_data.md.
 """
 
+import argparse
 import logging
 import sys
 
@@ -33,6 +34,7 @@ from lite_detr.engine.preemption import Preemption, passing_signals_on
 from lite_detr.engine.records import Records
 from lite_detr.engine.resume import ResumePoint
 from lite_detr.engine.trainer import Trainer
+from lite_detr.inference import DTYPES, optimize_for_program
 from lite_detr.overrides import load_config
 from lite_detr.random_states import same_random_states
 
@@ -129,7 +131,11 @@ def run(args) -> None:
             raise WeightsError("--eval-only needs weights: set train.init_checkpoint=FILE")
         model = instantiate(cfg.model).to(cfg.train.device)
         DetrCheckpointer(model).load(cfg.train.init_checkpoint)
-        evaluate(cfg, create_ddp_model(model, **cfg.train.ddp))
+        if args.optimize:
+            # Each process has its own; as nothing is trained, there is nothing to share.
+            evaluate(cfg, optimize_for_program(model, args.optimize))
+        else:
+            evaluate(cfg, create_ddp_model(model, **cfg.train.ddp))
     else:
         train(cfg, args.resume)
 
@@ -145,8 +151,22 @@ def prepare_data(cfg: DictConfig, eval_only: bool) -> None:
     check_registered(cfg, splits)
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--optimize",
+        choices=DTYPES,
+        metavar="DTYPE",
+        help=f"with --eval-only: lite_detr.optimize_for_inference, in {', '.join(DTYPES)}",
+    )
+    args = parser.parse_args()
+    if args.optimize and not args.eval_only:
+        parser.error("--optimize goes with --eval-only: what is optimized cannot be trained")
+    return args
+
+
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = parse_arguments()
     try:
         with ending_in_one_line():
             args.config_file = model_zoo.get_lazy_config_file(args.config_file)

@@ -60,9 +60,11 @@ def test_training_ends_with_pictures_of_the_validation_images(trained):
     assert pictures(trained) == {"validation/1": [2], "validation/2": [2]}
 
 
-def test_evaluation_of_the_trained_weights_repeats_its_result(trained, digits):
+@pytest.mark.parametrize("optimize", [[], ["--optimize", "float32"]])
+def test_evaluation_of_the_trained_weights_repeats_its_result(trained, digits, optimize):
     run = train_net(
         "--eval-only",
+        *optimize,
         *data_options(digits, "val"),
         f"train.init_checkpoint={trained}/model_final.pth",
         f"train.output_dir={trained}/eval",

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from lite_detr import model_zoo
+from lite_detr.inference import OptimizationError
 from lite_detr.inference.fold_norms import Norm, fold_norms
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -98,7 +99,7 @@ def test_what_cannot_be_folded_is_left():
 
 
 def test_another_use_of_the_output_is_found_out():
-    with pytest.raises(RuntimeError, match=r"gives another map res2 .* cannot be optimized"):
+    with pytest.raises(OptimizationError, match=r"gives another map res2 .* cannot be optimized"):
         module = Chain(Residual())
         fold_norms(module, module)
 

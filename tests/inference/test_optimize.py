@@ -11,7 +11,7 @@ from small_detectors import CONFIGS, small_config, small_detector, small_inputs
 from torch import nn
 
 import lite_detr
-from lite_detr.inference import kept_geometry, optimize_for_inference
+from lite_detr.inference import OptimizationError, kept_geometry, optimize_for_inference
 from lite_detr.modeling import MultiScaleDeformableAttention
 
 
@@ -118,7 +118,7 @@ def test_weights_of_16_bits_but_scores_and_boxes_of_32(model, caplog):
 
 
 def test_float16_is_refused_on_a_cpu(model):
-    with pytest.raises(ValueError, match="torch.float16, give torch.bfloat16"):
+    with pytest.raises(OptimizationError, match="do not compute in float16: give bfloat16"):
         optimize_for_inference(model, torch.float16)
 
 

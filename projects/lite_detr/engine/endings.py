@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from ..checkpoint.errors import SaveError, WeightsError
 from ..data.coco_checks import DatasetError
+from ..inference import OptimizationError
 from ..model_zoo import ConfigError
 from .divergence import DivergenceError
 from .launch import LaunchError
@@ -23,6 +24,7 @@ MENDABLE = (
     DatasetError,
     DivergenceError,
     LaunchError,
+    OptimizationError,
     SaveError,
     WeightsError,
 )

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
+from .errors import OptimizationError
+
 Norm = _BatchNorm | FrozenBatchNorm2d | TorchvisionFrozenBatchNorm2d
 # The largest error of a map, relative to its largest value, that rounding explains.
 TOLERANCE = 1e-3
@@ -27,8 +29,8 @@ def fold_norms(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> in
         The number of norms that are gone.
 
     Raises:
-        RuntimeError: the maps have changed, as when a convolution's output has another use that
-            is no module's.
+        OptimizationError: the maps have changed, as when a convolution's output has another use
+            that is no module's.
     """
     with torch.no_grad():
         pairs, expected = pair_up(module, run)
@@ -47,10 +49,10 @@ def fold_norms(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> in
         error = (found[name] - feature_map).abs().max() / feature_map.abs().max()
         # Not the other way round, as it may be NaN.
         if not error <= TOLERANCE:
-            raise RuntimeError(
+            raise OptimizationError(
                 f"with its batch norms folded into convolutions, {type(module).__name__} gives "
                 f"another map {name} (by {error:.1g} of the largest value): this backbone cannot "
-                "be optimized"
+                "be optimized, use the detector as it is"
             )
     return len(pairs)
 

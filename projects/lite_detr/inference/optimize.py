@@ -12,11 +12,13 @@ from ..modeling.feed_forward import FeedForward
 from ..modeling.heads import MLP
 from .fold_norms import fold_norms
 from .kept_geometry import KeptGeometry
+from .memory import keep_freed_memory
 from .sixteen_bits import to_sixteen_bits
 
 logger = logging.getLogger("lite_detr")
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# By the names that programs give them.
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 # Those whose work depends on nothing but the shapes of their inputs.
 COMPILED_PARTS = ("backbone", "neck", "encoder", "decoder")
 
@@ -44,8 +46,9 @@ def optimize_for_inference(
 
     Raises:
         TypeError: the model is no detector of this package, or its weights are not float32.
-        ValueError: ``dtype`` is another, or nothing that the model's device computes in.
-        RuntimeError: the backbone's norms cannot be folded, see :func:`fold_norms`.
+        ValueError: ``dtype`` is another.
+        OptimizationError: the model's device does not compute in ``dtype``, or the backbone's norms
+            cannot be folded, see :func:`fold_norms`.
     """
     if not isinstance(model, Detector):
         raise TypeError(
@@ -59,8 +62,9 @@ def optimize_for_inference(
             "detector as it was trained"
         )
     dtype = dtype or torch.float32
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype}, accepted are {', '.join(map(str, DTYPES))} and None")
+    if dtype not in DTYPES.values():
+        accepted = ", ".join(map(str, DTYPES.values()))
+        raise ValueError(f"dtype is {dtype}, accepted are {accepted} and None")
     optimized = copy.deepcopy(model).eval().requires_grad_(False)
     num_folded = fold_backbone_norms(optimized)
     overwrite_activations(optimized)
@@ -78,6 +82,19 @@ def optimize_for_inference(
         ", compiled" if compile else "",
     )
     return optimized
+
+
+def optimize_for_program(model: Detector, dtype: str) -> Detector:
+    """As :func:`optimize_for_inference`, where the whole process is there for the model alone.
+
+    On a CPU it keeps freed memory besides.
+
+    Args:
+        dtype: one of the names in ``DTYPES``.
+    """
+    if model.device.type == "cpu":
+        keep_freed_memory()
+    return optimize_for_inference(model, DTYPES[dtype])
 
 
 def fold_backbone_norms(detector: Detector) -> int:

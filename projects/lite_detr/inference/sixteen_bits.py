@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..modeling.detector import Detector
 from ..modeling.queries import ProposalQueries
+from .errors import OptimizationError
 
 logger = logging.getLogger("lite_detr")
 
@@ -23,13 +24,13 @@ def to_sixteen_bits(detector: Detector, dtype: torch.dtype) -> None:
         dtype: ``torch.bfloat16``, or on a GPU ``torch.float16``.
 
     Raises:
-        ValueError: a CPU cannot compute in the dtype.
+        OptimizationError: a CPU cannot compute in the dtype.
     """
     if detector.device.type == "cpu":
         if dtype == torch.float16:
-            raise ValueError(
-                "CPUs do not compute in torch.float16, give torch.bfloat16 or torch.float32; or "
-                "move the detector to a GPU first"
+            raise OptimizationError(
+                "CPUs do not compute in float16: give bfloat16 or float32, or move the detector to "
+                "a GPU first"
             )
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             logger.warning(
