@@ -1,0 +1,235 @@
+"""tools/export.py and tools/benchmark_export.py, and every detector in every format."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from small_detectors import CONFIGS, small_config
+
+from lite_detr import model_zoo
+from lite_detr.checkpoint import DetrCheckpointer
+from lite_detr.export import (
+    ExportError,
+    check,
+    compile_program,
+    export_program,
+    metadata,
+    onnx_file,
+    program,
+    save_onnx,
+)
+from lite_detr.modeling import DeformableEncoder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import benchmark_export  # noqa: E402
+import export  # noqa: E402
+
+TINY = "tests/configs/tiny.py"
+ENCODERS, ATTENTIONS = ("full", "lite"), ("MultiScale", "KeyAware")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of the tiny config, a file."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    detector = instantiate(model_zoo.get_config(TINY).model)
+    DetrCheckpointer(detector, str(folder)).save("tiny")
+    return folder / "tiny.pth"
+
+
+def arguments(weights, output, kind, *more):
+    given = ["--config-file", TINY, "--weights", weights, "--format", kind, "--output", output]
+    return [str(text) for text in (*given, *more)]
+
+
+def test_torchscript_is_written_and_checked(weights, tmp_path, capsys):
+    output = tmp_path / "new" / "tiny.ts"
+    export.main(arguments(weights, output, "torchscript", "model.detections_per_image=7"))
+    printed = capsys.readouterr().out
+    assert f"{output}: " in printed and "largest differences from the detector: " in printed
+    boxes, classes, scores, size = torch.jit.load(output)(torch.rand(3, 97, 131) * 255)
+    assert boxes.shape[1:] == (4,) and len(boxes) == len(classes) == len(scores) <= 7
+    assert size.tolist() == [97, 131]
+
+
+def test_file_that_differs_from_the_detector_is_an_error(weights, tmp_path, monkeypatch):
+    """Written and run by stand-ins: the detector itself, with scores that are 2e-4 higher."""
+    written = []
+
+    def write(model, path, _):
+        written.append(check.run_detector_one_by_one(model))
+        path.touch()
+
+    def run(images, sizes):
+        for found in written[0](images, sizes):
+            yield found._replace(scores=found.scores + 2e-4)
+
+    other = export.FORMATS["torchscript"]._replace(write=write, run=lambda path: run)
+    monkeypatch.setitem(export.FORMATS, "torchscript", other)
+    with pytest.raises(SystemExit, match="2.0e-04 in scores, .* rounding makes less than 1e-04"):
+        export.main(arguments(weights, tmp_path / "tiny.ts", "torchscript"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "more", "message"),
+    [
+        ("onnx", "a.pt2", (), "--format onnx writes files whose names end in .onnx"),
+        ("aoti", "a.so", (), "--format aoti writes files whose names end in .pt2"),
+        ("caffe2", "a.pb", (), "invalid choice: 'caffe2'"),
+        ("onnx", "a.onnx", ("--device", "cuda"), "its file runs on any device"),
+    ],
+)
+def test_bad_arguments(kind, name, more, message, capsys):
+    with pytest.raises(SystemExit):
+        export.main(arguments("w.pth", name, kind, *more))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--weights", "absent.pth"), "error: weights absent.pth: there is no such file"),
+        (("--weights", ""), "error: give the weights of a trained detector"),
+        (("model.num_clases=3",), "model.num_clases"),
+        (("--config-file", "absent.py"), "error: config 'absent.py' is neither a file nor"),
+    ],
+)
+def test_errors_are_one_line(weights, tmp_path, more, message):
+    with pytest.raises(SystemExit) as error:
+        export.main(arguments(weights, tmp_path / "tiny.ts", "torchscript", *more))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_packages_are_named_with_the_extra(weights, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name)
+    )
+    with pytest.raises(SystemExit, match=r"onnx and onnxscript and onnxruntime, which are not"):
+        export.main(arguments(weights, tmp_path / "tiny.onnx", "onnx"))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
+    with pytest.raises(ExportError, match=r"onnxruntime, which is not .*'lite-detr\[export\]'"):
+        onnx_file.check_packages("onnxruntime")
+
+
+def test_without_native_operators_or_a_compiler_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(program.shutil, "which", lambda name: None)
+    with pytest.raises(ExportError, match="there is no g"):
+        compile_program(None, tmp_path / "a.pt2")
+    monkeypatch.setattr(program.native, "DEVICES", ())
+    monkeypatch.setattr(program.native, "WHY_NOT", "built for another PyTorch")
+    with pytest.raises(ExportError, match="none for cpu .built for another PyTorch.: docs/kernels"):
+        export_program(instantiate(small_config("h_detr")))
+
+
+def test_metadata_refuses_what_it_cannot_say():
+    cfg = model_zoo.get_config("digits/lite_dino_efficientnet_lite0.py")
+    facts = metadata.describe(cfg, "name")
+    assert facts["preprocessing"] == (
+        '{"channels": "RGB", "resize": {"short_side": 224, "max_size": 320}}'
+    )
+    cfg.model.num_classes = 3
+    assert metadata.describe(cfg, "name")["class_names"] == "[]"
+    mapper = cfg.dataloader.test.mapper
+    [resize] = mapper.augmentations
+    mapper.augmentations = []
+    assert '"resize": null' in metadata.describe(cfg, "name")["preprocessing"]
+    mapper.augmentations = [resize, resize]
+    with pytest.raises(ExportError, match="holds ResizeShortestEdge, ResizeShortestEdge; an ONNX"):
+        metadata.describe(cfg, "name")
+    mapper.augmentations = [resize]
+    mapper.augmentations[0].short_edge_length = (200, 240)
+    with pytest.raises(ExportError, match="one ResizeShortestEdge of one length"):
+        metadata.describe(cfg, "name")
+    mapper.image_format = "L"
+    with pytest.raises(ExportError, match="image_format is L; .* RGB or BGR"):
+        metadata.describe(cfg, "name")
+
+
+def test_compare_finds_another_score_box_class_and_number():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 30], [0, 0, 5, 5]])
+    one = check.Detections(boxes, torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, 1, 0]))
+    assert check.compare(one, one, 100) == (0, 0)
+    other = one._replace(scores=one.scores + torch.tensor([0, 0.01, 0]))
+    assert check.compare(one, other, 100).scores == pytest.approx(0.01)
+    moved = one._replace(boxes=boxes + torch.tensor([[0.0], [2], [0]]))
+    assert check.compare(one, moved, 100).boxes == pytest.approx(0.02)
+    named = one._replace(classes=torch.tensor([0, 2, 0]))
+    assert check.compare(one, named, 100).boxes == float("inf")
+    fewer = check.Detections(*(values[:2] for values in one))
+    assert check.compare(one, fewer, 100) == (float("inf"), float("inf"))
+    # Whether the last is among them may hang on a digit.
+    last = one._replace(classes=torch.tensor([0, 1, 4]))
+    assert check.compare(one, last, 100).boxes == 0
+
+
+def variant(name, encoder, attention):
+    cfg = small_config(name)
+    if encoder == "full":
+        cfg.encoder = dict(_target_=DeformableEncoder, layer=cfg.encoder.layer, num_layers=1)
+    cfg.encoder.layer.attention._target_ = f"lite_detr.modeling.{attention}DeformableAttention"
+    torch.manual_seed(0)
+    detector = instantiate(cfg)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return detector
+
+
+def largest_onnx_difference(detector, path):
+    save_onnx(export_program(detector), path, {})
+    run, expected = check.run_onnx(path), check.run_detector(detector)
+    return max(check.check_batches(run, expected, check.sample_batches(detector)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_detector_in_onnx(name, encoder, attention, tmp_path):
+    detector = variant(name, encoder, attention)
+    assert largest_onnx_difference(detector, tmp_path / "detector.onnx") < check.LIMIT
+
+
+@pytest.mark.slow
+def test_single_stage_in_onnx(tmp_path):
+    cfg = small_config("deformable_detr")
+    single = "deformable_detr/deformable_detr_r50_single_stage_50ep.py"
+    single = model_zoo.get_config(single).model
+    cfg.queries, cfg.decoder = single.queries, single.decoder
+    cfg.queries.num_queries, cfg.decoder.heads.num_layers = 10, 2
+    torch.manual_seed(0)
+    assert largest_onnx_difference(instantiate(cfg), tmp_path / "a.onnx") < check.LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch-export", "aoti"])
+def test_a_resnet_from_the_command_line(kind, weights, tmp_path):
+    pytest.importorskip("onnxruntime")
+    suffix = export.FORMATS[kind].suffix
+    export.main(arguments(weights, tmp_path / f"tiny{suffix}", kind))
+
+
+@pytest.mark.slow
+def test_an_efficientnet_in_onnx(tmp_path):
+    cfg = model_zoo.get_config("digits/lite_dino_efficientnet_lite0.py")
+    cfg.model.decoder.heads.num_layers = 1
+    torch.manual_seed(0)
+    assert largest_onnx_difference(instantiate(cfg.model), tmp_path / "a.onnx") < check.LIMIT
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_its_table_into_a_page(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n<!-- tables: begin -->\n<!-- tables: end -->\n")
+    options = ["--size", "96x128", "--rounds", "1", "--threads", "1", "--markdown", str(page)]
+    benchmark_export.main(["--config-file", TINY, *options])
+    text = page.read_text()
+    assert f"| `{TINY}` | " in text and "One image of 96x128 pixels, 1 threads" in text
