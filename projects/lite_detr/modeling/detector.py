@@ -122,6 +122,7 @@ class Detector(nn.Module):
 
         Raises:
             TypeError, ValueError: see :func:`check_images` and :func:`check_objects`.
+            FloatingPointError: a detection's box is NaN or infinite.
         """
         images = self.preprocess_images(batched_inputs)
         memory, scales = self.encode(images)
