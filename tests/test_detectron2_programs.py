@@ -164,6 +164,18 @@ def test_visualize_json_results_draws_what_was_found(programs, trained):
     assert len(list(output.glob("*.jpg"))) == 2
 
 
+def test_export_model_traces(programs):
+    """Upstream's alone has it; the redistribution comes without ``tools/deploy``."""
+    output = programs.folder / "traced"
+    image = next((programs.folder / "datasets" / "digits" / "val").glob("*.jpg"))
+    programs.run(
+        "tools/deploy/export_model.py",
+        *("--config-file", YAML, "--sample-image", image, "--output", output),
+        *("--export-method", "tracing", "--format", "torchscript"),
+    )
+    assert (output / "model.ts").is_file()
+
+
 def test_the_demo_draws(programs, trained):
     """Upstream's demo imports its predictor by the name that it has inside its makers' house."""
     output = programs.folder / "demo"
