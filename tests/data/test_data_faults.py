@@ -1,5 +1,6 @@
 """Datasets with planted faults, through inspection, loading, training and evaluation."""
 
+import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -87,6 +88,20 @@ def planted_and_found(dataset):
 def test_an_inspection_finds_all_that_was_planted_and_nothing_else(dataset):
     planted, found = planted_and_found(dataset)
     assert found == planted and len(planted) > 20
+
+
+@pytest.mark.slow
+def test_inspections_of_many_draws_find_all_that_was_planted(tmp_path):
+    """Prints the counts, as docs/data_faults.md has them."""
+    total = Counter()
+    for seed in range(100):
+        dataset = FaultyDataset(tmp_path / "faulty", seed, num_images=200, num_unusable=20)
+        planted, found = planted_and_found(dataset)
+        assert found == planted, seed
+        total += Counter({kind: where.total() for kind, where in planted.items()})
+        shutil.rmtree(tmp_path / "faulty")
+    for kind, count in total.most_common():
+        print(f"{count:6} {kind}")
 
 
 def test_training_meets_every_unusable_image_and_says_so_once(dataset, warnings):
