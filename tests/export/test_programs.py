@@ -16,6 +16,7 @@ from lite_detr.export import (
     check,
     compile_program,
     export_program,
+    export_torchscript,
     metadata,
     onnx_file,
     program,
@@ -125,8 +126,10 @@ def test_without_native_operators_or_a_compiler_it_says_so(monkeypatch, tmp_path
         compile_program(None, tmp_path / "a.pt2")
     monkeypatch.setattr(program.native, "DEVICES", ())
     monkeypatch.setattr(program.native, "WHY_NOT", "built for another PyTorch")
-    with pytest.raises(ExportError, match="none for cpu .built for another PyTorch.: docs/kernels"):
-        export_program(instantiate(small_config("h_detr")))
+    detector = instantiate(small_config("h_detr"))
+    for write in (export_program, lambda detector: export_torchscript(detector, tmp_path / "a.ts")):
+        with pytest.raises(ExportError, match="none for cpu .built for another PyTorch.: docs/ker"):
+            write(detector)
 
 
 def test_metadata_refuses_what_it_cannot_say():

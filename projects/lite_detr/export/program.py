@@ -28,12 +28,7 @@ def export_program(detector: Detector) -> ExportedProgram:
             such as a backbone that pads within itself, does something else for other sizes.
         TypeError: the weights are not in float32.
     """
-    if not native.runs_on(detector.device):
-        raise ExportError(
-            f"exports are traced with the native operators, and there are none for "
-            f"{detector.device} ({native.WHY_NOT or 'the extension has no kernels for it'}): "
-            "docs/kernels.md says how to build them"
-        )
+    check_operators(detector.device)
     model = ExportableDetector(detector)
     height, width = EXAMPLE_SIZE
     images = torch.zeros(2, len(detector.pixel_mean), height, width, device=detector.device)
@@ -74,6 +69,19 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
         aoti_compile_and_package(program, package_path=str(path))
     except InvalidCxxCompiler as error:
         raise ExportError(f"AOTInductor needs a C++ compiler: {first_line(error)}") from error
+
+
+def check_operators(device: torch.device) -> None:
+    """Raises an ExportError where the native operators are not at hand.
+
+    Those in PyTorch ask for the sizes of maps as numbers, which a trace would keep.
+    """
+    if not native.runs_on(device):
+        raise ExportError(
+            f"exports are traced with the native operators, and there are none for {device} "
+            f"({native.WHY_NOT or 'the extension has no kernels for it'}): docs/kernels.md says "
+            "how to build them"
+        )
 
 
 def first_line(error: Exception) -> str:

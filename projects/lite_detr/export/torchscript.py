@@ -7,7 +7,7 @@ import torch
 from detectron2.export import TracingAdapter
 
 from ..modeling.detector import Detector
-from .program import EXAMPLE_SIZE
+from .program import EXAMPLE_SIZE, check_operators
 
 
 def export_torchscript(detector: Detector, path: Path) -> None:
@@ -15,11 +15,15 @@ def export_torchscript(detector: Detector, path: Path) -> None:
 
     The file gives a tuple as Detectron2's ``TracingAdapter`` flattens ``Instances``: boxes
     ``[N, 4]``, classes ``[N]`` and scores ``[N]``, best first, and the image's height and width.
-    ``lite_detr`` is to be imported before it is loaded, where the native operators are built.
+    ``lite_detr``, which has the native operators, is to be imported before it is loaded.
 
     Args:
         detector: it is put into evaluation mode.
+
+    Raises:
+        ExportError: the native operators are not built for the detector's device.
     """
+    check_operators(detector.device)
     image = torch.zeros(3, *EXAMPLE_SIZE, device=detector.device)
     adapter = TracingAdapter(detector.eval(), [{"image": image}])
     with warnings.catch_warnings():
