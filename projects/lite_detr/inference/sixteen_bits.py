@@ -32,7 +32,9 @@ def to_sixteen_bits(detector: Detector, dtype: torch.dtype) -> None:
                 "CPUs do not compute in float16: give bfloat16 or float32, or move the detector to "
                 "a GPU first"
             )
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        # Builds of PyTorch without oneDNN cannot tell.
+        is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        if is_supported is not None and not is_supported():
             logger.warning(
                 "this CPU has no arithmetic for bfloat16 (AVX-512 or AMX): results are right, but "
                 "come many times later than those of float32"
