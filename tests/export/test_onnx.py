@@ -91,6 +91,9 @@ def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
     assert "GridSample" in {node.op_type for node in model.graph.node}
+    # Nothing is computed twice.
+    done = [(node.op_type, *node.input, *map(str, node.attribute)) for node in model.graph.node]
+    assert len(done) == len(set(done))
     shapes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)

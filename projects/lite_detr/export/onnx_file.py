@@ -11,11 +11,15 @@ from torch.export import ExportedProgram
 from .errors import ExportError
 
 OPSET = 18
-INPUTS = {"images": ["batch", 3, "height", "width"], "image_sizes": ["batch", 2]}
+# Types and shapes by name; a size with a name is open.
+INPUTS = {
+    "images": ("FLOAT", ["batch", 3, "height", "width"]),
+    "image_sizes": ("INT64", ["batch", 2]),
+}
 OUTPUTS = {
-    "boxes": ["batch", "detections", 4],
-    "scores": ["batch", "detections"],
-    "classes": ["batch", "detections"],
+    "boxes": ("FLOAT", ["batch", "detections", 4]),
+    "scores": ("FLOAT", ["batch", "detections"]),
+    "classes": ("INT64", ["batch", "detections"]),
 }
 
 
@@ -48,26 +52,33 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str])
             output_names=list(OUTPUTS),
             custom_translation_table=translations(),
             dynamo=True,
-            # Runtimes simplify graphs themselves, in seconds where the exporter takes minutes.
+            # It takes minutes; what simplify does, and runtimes do, takes seconds.
             optimize=False,
             verbose=False,
         )
+    simplify(translated.model)
     model = translated.model_proto
-    for values, shapes in ((model.graph.input, INPUTS), (model.graph.output, OUTPUTS)):
-        for value in values:
-            name_sizes(value, shapes[value.name])
-    # The exporter writes the sizes between as formulas, in which these names do not occur.
+    # The exporter writes sizes as formulas.
     del model.graph.value_info[:]
+    for values, kinds in ((model.graph.input, INPUTS), (model.graph.output, OUTPUTS)):
+        for value in values:
+            kind, shape = kinds[value.name]
+            kind = onnx.TensorProto.DataType.Value(kind)
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
 
-def name_sizes(value, shape: list[int | str]) -> None:
-    """Gives the open dimensions of an input or an output, a ``ValueInfoProto``, their names."""
-    for dimension, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-        if isinstance(size, str):
-            dimension.dim_param = size
+def simplify(model) -> None:
+    """Computes what is constant, and what is there more than once, in a ``onnx_ir.Model``."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
+    fold_constants(model)
+    remove_unused_nodes(model)
+    CommonSubexpressionEliminationPass()(model)
+    remove_unused_nodes(model)
 
 
 def check_packages(*names: str) -> None:
