@@ -34,9 +34,14 @@ class Differences(NamedTuple):
 def sample_batches(detector: Detector) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of noise and their sizes: one, two of a size, and two with noise for padding too.
 
-    They are as small as the coarsest map lets them be, and no size is a multiple of a stride.
+    They are about as small as the coarsest map and the number of queries let them be, and no size
+    is a multiple of a stride.
     """
-    side = 2 * coarsest_stride(detector)
+    stride = coarsest_stride(detector)
+    side, queries = 2 * stride, getattr(detector.queries, "num_queries", 0)
+    levels = range(len(detector.level_embed))
+    while sum((side * 2**level // stride) ** 2 for level in levels) < queries:
+        side += stride
     generator = torch.Generator().manual_seed(0)
     for height, width, sizes in (
         (side + 37, side + 91, [(side + 37, side + 91)]),

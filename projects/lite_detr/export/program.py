@@ -18,7 +18,8 @@ EXAMPLE_SIZE = (352, 416)
 def export_program(detector: Detector) -> ExportedProgram:
     """Traces a detector, with batch, height and width left open.
 
-    The program takes and gives what :class:`ExportableDetector` does, on the detector's device.
+    The program takes and gives what :class:`ExportableDetector` does, on the detector's device,
+    for images with at least as many tokens as the detector has queries.
 
     Args:
         detector: in float32; it is put into evaluation mode.

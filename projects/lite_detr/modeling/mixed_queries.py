@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .heads import MLP, Predictions
 from .position_encoding import sine_embedding
-from .queries import BoxEncoding, ProposalQueries, Queries, take
+from .queries import BoxEncoding, ProposalQueries, Queries, at_most, take
 from .scales import Scales
 
 
@@ -67,7 +67,7 @@ class DinoQueries(ProposalQueries):
         """The queries, and the ``Q`` selected proposals for the encoder's loss."""
         features, anchors = self.proposal_features(memory, scales)
         logits = self.class_embed(features)
-        count = min(self.num_queries, memory.shape[1])
+        count = at_most(self.num_queries, memory.shape[1])
         best = logits.amax(-1).topk(count, dim=1).indices
         box_logits = self.bbox_embed(take(features, best)).to(anchors.dtype) + take(anchors, best)
         boxes = box_logits.sigmoid()

@@ -89,7 +89,8 @@ class ProposalQueries(nn.Module):
         features, anchors = self.proposal_features(memory, scales)
         logits = self.class_embed(features)
         box_logits = self.bbox_embed(features).to(anchors.dtype) + anchors
-        best = logits[..., 0].topk(min(num_queries, memory.shape[1]), dim=1).indices
+        count = at_most(num_queries, memory.shape[1])
+        best = logits[..., 0].topk(count, dim=1).indices
         reference = take(box_logits, best).detach().sigmoid()
         return reference, Predictions(logits.to(anchors.dtype), box_logits.sigmoid())
 
@@ -172,6 +173,15 @@ def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tens
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
     logits = torch.log(boxes / (1 - boxes)).masked_fill(~usable, float("inf"))
     return logits.to(scales.centers.dtype), usable
+
+
+def at_most(num_queries: int, num_tokens: int) -> int:
+    """The smaller number.
+
+    An export would keep ``min`` as a formula, in the shape of all that follows. It keeps what is
+    chosen here for its example, whose tokens are many, and asks for as many of later images.
+    """
+    return num_tokens if num_tokens < num_queries else num_queries
 
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
