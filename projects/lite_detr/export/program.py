@@ -10,6 +10,7 @@ from ..modeling.detector import Detector
 from ..ops import native
 from .errors import ExportError
 from .model import ExportableDetector
+from .same_padding import traceable_same_padding
 
 # Height and width of the images that are traced with; any but those that are special will do.
 EXAMPLE_SIZE = (352, 416)
@@ -36,7 +37,7 @@ def export_program(detector: Detector) -> ExportedProgram:
     sizes = torch.tensor([[height, width], [height - 40, width - 9]], device=detector.device)
     free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     try:
-        with torch.no_grad():
+        with torch.no_grad(), traceable_same_padding():
             return torch.export.export(model, (images, sizes), dynamic_shapes=free, strict=False)
     # The exporter passes on whatever the code that it traces raises.
     except Exception as error:
