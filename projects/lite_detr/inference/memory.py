@@ -14,9 +14,8 @@ def keep_freed_memory() -> bool:
     """Lets the process keep the memory that it frees, for what it allocates next.
 
     glibc gives blocks of many MiB back at every free, and the kernel then fills each new one with
-    zeros, page by page, which takes a detector on a CPU about as long as a third of its products.
-    The process's peak stays as high as it was once. Set this before the first image; it holds for
-    all of the process.
+    zeros, page by page. What the process once took at its peak is then its own until it ends. Call
+    this before the first image; it holds for all of the process.
 
     Returns:
         Whether the C library takes it; others than glibc go on as they do.
