@@ -25,7 +25,6 @@ import torch
 from contact_sheet import MAX_TILES, contact_sheet
 from detection_file import DetectionFile
 from detectron2.config import instantiate
-from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.data.transforms import AugInput
 from detectron2.structures import Instances
@@ -36,7 +35,7 @@ from tqdm import tqdm
 
 from lite_detr import model_zoo, overrides
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
-from lite_detr.data.coco import DatasetError, apply_data_config
+from lite_detr.data.coco import DatasetError, apply_data_config, class_metadata
 from lite_detr.data.image_files import UnusableImage, read_image
 from lite_detr.inference import DTYPES, OptimizationError, optimize_for_program
 from lite_detr.predictor import BatchPredictor, FilePrediction
@@ -106,19 +105,6 @@ def build_model(cfg: DictConfig) -> nn.Module:
     model = instantiate(cfg.model).to(cfg.train.device).eval()
     DetrCheckpointer(model).load(cfg.train.init_checkpoint)
     return model
-
-
-def class_metadata(cfg: DictConfig) -> Metadata | None:
-    """The metadata of the config's test set, which names the classes.
-
-    None, with which Detectron2 writes class numbers, if it does not name as many as the model has.
-    """
-    names = cfg.dataloader.test.dataset.names
-    for name in [names] if isinstance(names, str) else names or []:
-        metadata = MetadataCatalog.get(name)
-        if len(metadata.get("thing_classes", [])) == cfg.model.num_classes:
-            return metadata
-    return None
 
 
 def load_config(args: argparse.Namespace) -> DictConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
@@ -105,6 +105,19 @@ def given_paths(cfg) -> dict[str, str]:
     given = cfg.get("data") or {}
     # A folder named 2017 comes out of the command line as a number, hence str().
     return {key: str(given[key]) for key in SETTINGS_OF["train"] if given.get(key) is not None}
+
+
+def class_metadata(cfg) -> Metadata | None:
+    """The metadata of the config's test set, which names the classes.
+
+    None if it does not name as many as the model has; Detectron2 then draws their numbers.
+    """
+    names = cfg.dataloader.test.dataset.names
+    for name in [names] if isinstance(names, str) else names or []:
+        metadata = MetadataCatalog.get(name)
+        if len(metadata.get("thing_classes", [])) == cfg.model.num_classes:
+            return metadata
+    return None
 
 
 def check_registered(cfg, splits=("train", "test")) -> None:

@@ -3,11 +3,11 @@
 import json
 
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from omegaconf import DictConfig
 from PIL import Image
 
+from ..data.coco import class_metadata
 from ..version import __version__
 from .errors import ExportError
 
@@ -46,12 +46,8 @@ def describe(cfg: DictConfig, config_name: str) -> dict[str, str]:
 
 
 def class_names(cfg: DictConfig) -> list[str]:
-    names = cfg.dataloader.test.dataset.names
-    for name in [names] if isinstance(names, str) else names or []:
-        classes = MetadataCatalog.get(name).get("thing_classes", [])
-        if len(classes) == cfg.model.num_classes:
-            return list(classes)
-    return []
+    metadata = class_metadata(cfg)
+    return list(metadata.thing_classes) if metadata else []
 
 
 def resizing(augmentations: list[DictConfig]) -> dict[str, int] | None:
