@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..modeling.backbone.padding import divisibility
 from ..modeling.detector import Detector
-from ..modeling.postprocessing import best_detections
+from ..modeling.postprocessing import best_detections, corners
 from ..modeling.scales import sizes_to_tensor
 
 
@@ -45,8 +45,7 @@ class ExportableDetector(nn.Module):
             ``detections_per_image``: low scores and empty boxes are among them.
         """
         detector = self.detector
-        mean, std = detector.pixel_mean / 255, detector.pixel_std / 255
-        images = self.pad((images / 255 - mean) / std)
+        images = self.pad(detector.normalize(images))
         size = images.shape[2:]
         mask = level_mask(image_sizes, size, size)
         maps = detector.neck(detector.backbone(images.masked_fill(mask[:, None], 0.0)))
@@ -56,8 +55,7 @@ class ExportableDetector(nn.Module):
         boxes, scores, classes = best_detections(
             detector.predict(memory, scales), image_sizes, detector.detections_per_image
         )
-        height, width = image_sizes.to(boxes.dtype)[:, None].unbind(-1)
-        limits = torch.stack([width, height, width, height], dim=-1)
+        limits = corners(image_sizes.to(boxes.dtype))
         return boxes.clamp(min=0).minimum(limits), scores, classes
 
     def pad(self, images: Tensor) -> Tensor:

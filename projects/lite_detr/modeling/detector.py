@@ -163,18 +163,18 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say how it is trained")
 
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises the images and pads them at the bottom and right to one size.
+        """Normalises the images and pads them at the bottom and right to one size."""
+        check_images(batched_inputs, len(self.pixel_mean))
+        images = [self.normalize(inputs["image"].to(self.device)) for inputs in batched_inputs]
+        return batch_images(images, self.backbone)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Pixels ``[..., 3, H, W]`` of 0 to 255 -> what the backbone takes, in the weights' dtype.
 
         As in the references in float32 and in units of 255: their weights see the same rounding.
         """
-        check_images(batched_inputs, len(self.pixel_mean))
         mean, std = self.pixel_mean.float() / 255, self.pixel_std.float() / 255
-        dtype = self.level_embed.dtype
-        images = [
-            ((inputs["image"].to(self.device).float() / 255 - mean) / std).to(dtype)
-            for inputs in batched_inputs
-        ]
-        return batch_images(images, self.backbone)
+        return ((image.float() / 255 - mean) / std).to(self.level_embed.dtype)
 
     def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
         """Images -> memory ``[B, S, C]`` and the geometry of its tokens."""
