@@ -50,8 +50,8 @@ from tqdm import tqdm
 
 import lite_detr
 from lite_detr import model_zoo, ops
+from lite_detr.inference import DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16")
 COMPILE = {"off": False, "on": True}
 
 

@@ -75,12 +75,12 @@ def test_the_model_itself_is_left_as_it_was(model):
 
 
 def test_geometry_is_computed_once_for_a_shape(model, monkeypatch):
-    optimized = optimize_for_inference(model)
     calls = []
     computed = type(model).locate_tokens
     monkeypatch.setattr(
         type(model), "locate_tokens", lambda *args: calls.append(1) or computed(*args)
     )
+    optimized = optimize_for_inference(model)
     for inputs in (same_sizes(), same_sizes(), mixed_sizes(), same_sizes(), mixed_sizes()):
         optimized.forward_queries(inputs)
     assert len(calls) == 2

@@ -116,7 +116,7 @@ def fold(convolution: nn.Conv2d, norm: Norm) -> None:
     convolution.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 
-def what_is_left(norm: Norm) -> nn.Module | None:
+def what_is_left(norm: Norm) -> nn.Module:
     """What stands in place of a norm that is folded."""
     if hasattr(norm, "act") and hasattr(norm, "drop"):
         # timm's BatchNormAct2d

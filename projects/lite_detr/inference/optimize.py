@@ -122,7 +122,7 @@ def use_channels_last(detector: Detector) -> None:
 
 def keep_geometry(detector: Detector) -> None:
     """Where tokens are depends on the shapes of images alone."""
-    detector.locate_tokens = KeptGeometry(detector)
+    detector.locate_tokens = KeptGeometry(detector.locate_tokens)
 
 
 def compile_parts(detector: Detector) -> None:
