@@ -32,9 +32,7 @@ def to_sixteen_bits(detector: Detector, dtype: torch.dtype) -> None:
                 "CPUs do not compute in float16: give bfloat16 or float32, or move the detector to "
                 "a GPU first"
             )
-        # Builds of PyTorch without oneDNN cannot tell.
-        is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        if is_supported is not None and not is_supported():
+        if not cpu_computes_in(dtype):
             logger.warning(
                 "this CPU has no arithmetic for bfloat16 (AVX-512 or AMX): results are right, but "
                 "come many times later than those of float32"
@@ -48,6 +46,16 @@ def to_sixteen_bits(detector: Detector, dtype: torch.dtype) -> None:
         return tensor.to(dtype) if tensor.is_floating_point() and id(tensor) not in kept else tensor
 
     detector._apply(cast)
+
+
+def cpu_computes_in(dtype: torch.dtype) -> bool:
+    """Whether this CPU has arithmetic for a dtype other than float16, which none has.
+
+    For bfloat16 that is AVX-512 or AMX. True also where PyTorch cannot tell.
+    """
+    # Builds of PyTorch without oneDNN lack it.
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return dtype != torch.bfloat16 or is_supported is None or is_supported()
 
 
 def keep_heads(detector: Detector) -> list[Tensor]:

@@ -1,0 +1,191 @@
+#!/usr/bin/env python
+"""Tell what an optimized detector's time on a CPU is made of, by kinds of operators.
+
+operator_times.py --config-file dino/lite_dino_r50_h3l1_2p1x3_36ep.py
+operator_times.py --config-file A.py --dtype float32 bfloat16 --threads 2 --calls 20
+
+Weights and image are random. Each operator is timed by itself, all dtypes take turns, and figures
+are medians over the rounds. Where the processor has no arithmetic for bfloat16, its products are
+computed in float32, so that the rest of the time can be told all the same; casts do not count.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from measure_calls import environment
+from size_argument import parse_size
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+from tqdm import tqdm
+
+from lite_detr.inference import DTYPES
+from lite_detr.inference.optimize import optimize_for_program
+from lite_detr.inference.sixteen_bits import cpu_computes_in
+from lite_detr.model_zoo import ConfigError
+from lite_detr.overrides import load_config
+
+PRODUCTS, SAMPLING, NORMS, POINTWISE, COPIES, OTHER = KINDS = (
+    "products", "sampling", "norms", "pointwise", "copies", "other",
+)  # fmt: skip
+COPYING = ("cat", "stack", "clone", "_to_copy", "copy_", "gather", "index", "repeat")
+WARM_UP = 1
+
+
+def kind_of(operator: torch._ops.OpOverload) -> str:
+    """To which of ``KINDS`` an operator belongs."""
+    namespace, name = operator.namespace, operator.overloadpacket.__name__
+    if namespace == "lite_detr":
+        return SAMPLING
+    # What PyTorch counts the multiply-adds of; of self-attention only the kind for GPUs.
+    if operator.overloadpacket in flop_registry or "scaled_dot_product" in name:
+        return PRODUCTS
+    if name.startswith("native_") and name.endswith("_norm"):
+        return NORMS
+    if name in COPYING:
+        return COPIES
+    return POINTWISE if torch.Tag.pointwise in operator.tags else OTHER
+
+
+class OperatorClock(TorchDispatchMode):
+    """Times each operator that runs under it.
+
+    Args:
+        stand_in: dtype that products compute in instead of the weights', which are slower; None
+            lets them be.
+
+    Attributes:
+        seconds: of each kind.
+        calls: of each operator with the shapes that it took, their number and seconds.
+    """
+
+    def __init__(self, stand_in: torch.dtype | None = None):
+        super().__init__()
+        self.stand_in = stand_in
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self.calls: dict[str, tuple[int, float]] = {}
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kind = kind_of(operator)
+        dtypes = {x.dtype for x in args if isinstance(x, Tensor)}
+        replaced = dtypes.pop() if kind == PRODUCTS and self.stand_in and len(dtypes) == 1 else None
+        given = args
+        if replaced is not None:
+            given = tree_map_only(Tensor, lambda tensor: tensor.to(self.stand_in), args)
+        start = time.perf_counter()
+        results = operator(*given, **(kwargs or {}))
+        seconds = time.perf_counter() - start
+        self.seconds[kind] += seconds
+        text = describe(operator, args)
+        number, before = self.calls.get(text, (0, 0.0))
+        self.calls[text] = number + 1, before + seconds
+        if replaced is not None:
+            results = tree_map_only(Tensor, lambda tensor: tensor.to(replaced), results)
+        return results
+
+
+def describe(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
+    """The operator's name and the shapes of its tensors, those in lists as well."""
+    shapes: list[str] = []
+    tree_map_only(Tensor, lambda tensor: shapes.append("x".join(map(str, tensor.shape))), args)
+    return " ".join([operator.overloadpacket.__name__, *filter(None, shapes)])
+
+
+class Subject:
+    """A detector in one dtype, and what each round told of it.
+
+    Raises:
+        TypeError: the config's model is no detector of this package.
+    """
+
+    def __init__(self, config: str, overrides: Sequence[str], dtype: str):
+        torch.manual_seed(0)
+        self.dtype = dtype
+        self.model = optimize_for_program(instantiate(load_config(config, overrides).model), dtype)
+        has_arithmetic = cpu_computes_in(DTYPES[dtype])
+        self.stand_in = None if has_arithmetic else torch.float32
+        self.rounds: list[OperatorClock] = []
+
+    @torch.no_grad()
+    def turn(self, image: Tensor) -> None:
+        with OperatorClock(self.stand_in) as clock:
+            self.model([{"image": image}])
+        self.rounds.append(clock)
+
+    def milliseconds(self, kind: str) -> float:
+        return 1e3 * statistics.median(clock.seconds[kind] for clock in self.rounds[WARM_UP:])
+
+    def slowest(self, number: int) -> list[str]:
+        """The operators that took most of the last round, a line each."""
+        calls = sorted(self.rounds[-1].calls.items(), key=lambda call: -call[1][1])
+        return [f"{1e3 * s:8.2f} ms {n:4d}x {text}" for text, (n, s) in calls[:number]]
+
+
+def table(subjects: Sequence[Subject]) -> str:
+    """A row for each kind, milliseconds of each dtype, as markdown."""
+    lines = [
+        "| operators | " + " | ".join(f"{subject.dtype}, ms" for subject in subjects) + " |",
+        "|---" + "|---:" * len(subjects) + "|",
+    ]
+    times = [[subject.milliseconds(kind) for subject in subjects] for kind in KINDS]
+    rows = dict(zip(KINDS, times))
+    rows["all but products"] = [sum(column[1:]) for column in zip(*times)]
+    rows["all"] = [sum(column) for column in zip(*times)]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
+    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="px")
+    add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=int, default=5, help="that count, after one that does not")
+    add("--calls", type=int, default=0, metavar="N", help="besides, the N slowest of each dtype")
+    add("--opts", nargs="+", default=[], metavar="key=value", help="change the config's values")
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or args.threads < 1:
+        parser.error("--rounds and --threads take numbers from 1 on")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        subjects = [Subject(args.config_file, args.opts, dtype) for dtype in args.dtype]
+    except (FileNotFoundError, ConfigError, TypeError) as error:
+        sys.exit(f"error: {error}")
+    image = torch.randint(0, 256, (3, *args.size)).float()
+    for _ in tqdm(range(WARM_UP + args.rounds), unit="round"):
+        for subject in subjects:
+            subject.turn(image)
+    where = environment("cpu")
+    height, width = args.size
+    print(
+        f"{args.config_file}, optimized, {height}x{width}, {args.threads} threads, {args.rounds} "
+        f"rounds; {where['cpu']}, {where['instruction set']}, PyTorch {where['torch']}"
+    )
+    for subject in subjects:
+        if subject.stand_in:
+            print(f"{subject.dtype}: products computed in {subject.stand_in}")
+    print(f"\n{table(subjects)}")
+    if args.calls:
+        for subject in subjects:
+            print(f"\n{subject.dtype}:", *subject.slowest(args.calls), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
