@@ -3,9 +3,12 @@
 
 benchmark_export.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
 benchmark_export.py --config-file A.py --size 256x320 --markdown docs/deploy.md
+benchmark_export.py --config-file A.py --weights output/a/model_final.pth --images folder
 
-Weights and image are random. The model, with its native operators, and ONNX Runtime take turns on
-one image, on the same number of threads of the CPU; the ratio is that of the medians.
+Weights and image are random unless they are given. The model, with its native operators, and ONNX
+Runtime take turns on the first image, on the same number of threads of the CPU; the ratio is that
+of the medians. Detections are compared on all images, with the model taking its proposals in the
+file's order: those that score alike are ranked by rounding.
 """
 
 import argparse
@@ -21,15 +24,20 @@ import torch
 from detectron2.config import instantiate
 from markdown_page import replace_tables
 from measure_calls import environment, time_turn
+from omegaconf import DictConfig
 from size_argument import parse_size
+from torch import Tensor
 
+from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.export import ExportError, check, export_program, save_onnx
+from lite_detr.export.check_onnx import OnnxFile, Reordering, check_onnx
 from lite_detr.model_zoo import ConfigError
 from lite_detr.overrides import load_config
 
 HEADER = (
     "| config | ONNX file, MiB | ONNX Runtime's time / the model's | largest difference in scores "
-    "| in boxes, of the longer side |\n|---|---|---|---|---|"
+    "| in boxes, of the longer side | proposals ranked otherwise | their logits differ by |\n"
+    "|---|---|---|---|---|---|---|"
 )
 
 
@@ -40,18 +48,21 @@ class Row(NamedTuple):
         size: of the file, in bytes.
         seconds: of the model and of ONNX Runtime, medians.
         differences: between their detections.
+        reordering: of the proposals.
     """
 
     config: str
     size: int
     seconds: tuple[float, float]
     differences: check.Differences
+    reordering: Reordering
 
     def text(self) -> str:
         model, runtime = self.seconds
         return (
             f"| `{self.config}` | {self.size / 2**20:.0f} | {runtime / model:.2f} "
-            f"| {self.differences.scores:.0e} | {self.differences.boxes:.0e} |"
+            f"| {self.differences.scores:.0e} | {self.differences.boxes:.0e} "
+            f"| {self.reordering.moved} | {self.reordering.gap:.0e} |"
         )
 
 
@@ -61,25 +72,41 @@ def measure(config: str, args: argparse.Namespace) -> Row:
 
     Raises:
         FileNotFoundError, ConfigError: see :func:`lite_detr.overrides.load_config`.
-        ExportError: it cannot be exported.
+        WeightsError: see :class:`lite_detr.checkpoint.DetrCheckpointer`.
+        ExportError: it cannot be exported, or ranks proposals otherwise.
     """
     torch.manual_seed(0)
-    detector = instantiate(load_config(config, args.opts).model).eval()
-    image = torch.randint(0, 256, (3, *args.size)).float()
-    batch = image[None], torch.tensor([args.size])
+    cfg = load_config(config, args.opts)
+    detector = instantiate(cfg.model).eval()
+    if args.weights:
+        DetrCheckpointer(detector).load(args.weights)
+    images = read_images(args.images, cfg) if args.images else [noise(args.size)]
+    batches = [(image[None], torch.tensor([image.shape[1:]])) for image in images]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "detector.onnx")
         save_onnx(export_program(detector), path, {})
-        size, run = path.stat().st_size, check.run_onnx(path, args.threads)
-    differences = check.check_batches(run, check.run_detector(detector), [batch])
-    turns = [lambda: detector([{"image": image}]), lambda: list(run(*batch))]
+        size, file = path.stat().st_size, OnnxFile(path, args.threads)
+        differences, reordering = check_onnx(path, detector, batches, args.threads)
+    turns = [lambda: detector([{"image": images[0]}]), lambda: file.run(*batches[0])]
     taken = [
         [seconds for turn in turns for seconds in time_turn(turn, "cpu")]
         for _ in range(args.rounds)
     ]
     model, runtime = map(statistics.median, zip(*taken))
     print(f"{config}: {model:.3f} s, ONNX Runtime {runtime:.3f} s", flush=True)
-    return Row(config, size, (model, runtime), differences)
+    return Row(config, size, (model, runtime), differences, reordering)
+
+
+def noise(size: tuple[int, int]) -> Tensor:
+    """``[3, *size]``"""
+    return torch.randint(0, 256, (3, *size)).float()
+
+
+def read_images(folder: Path, cfg: DictConfig) -> list[Tensor]:
+    """Those of a folder that can be read, each ``[3, H, W]``, resized as the config's test set."""
+    read = instantiate(cfg.dataloader.test.mapper)
+    samples = [read({"file_name": str(path)}) for path in sorted(folder.iterdir())]
+    return [sample["image"].float() for sample in samples if "unusable" not in sample]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,7 +115,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config-file", required=True, nargs="+", metavar="C", help="files or names of the zoo")
-    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="px")
+    add("--weights", default="", metavar="FILE", help="of a trained detector, for all configs")
+    add("--images", type=Path, metavar="FOLDER", help="instead of an image of noise")
+    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="px, of the noise")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add("--rounds", type=int, default=5, help="turns of each")
     add("--markdown", type=Path, metavar="FILE.md", help="put the table between the page's markers")
@@ -104,15 +133,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     try:
         rows = [measure(config, args) for config in args.config_file]
-    except (FileNotFoundError, ConfigError, ExportError) as error:
+    except (FileNotFoundError, ConfigError, WeightsError, ExportError) as error:
         sys.exit(f"error: {error}")
     table = "\n".join([HEADER, *(row.text() for row in rows)])
     where = environment("cpu")
     height, width = args.size
+    images = f"Images of {args.images.name}" if args.images else f"An image of {height}x{width}"
     text = (
-        f"{table}\n\nOne image of {height}x{width} pixels, {args.threads} threads, medians of "
-        f"{args.rounds} turns; {where['cpu']}, PyTorch {where['torch']}, ONNX Runtime "
-        f"{version('onnxruntime')}."
+        f"{table}\n\n{images}, {args.threads} threads, medians of {args.rounds} turns; "
+        f"{where['cpu']}, PyTorch {where['torch']}, ONNX Runtime {version('onnxruntime')}."
     )
     print(f"\n{text}")
     if args.markdown:

@@ -1,5 +1,6 @@
 """A whole detector in ONNX, made once, and what is run from its file: ours and the demo's."""
 
+import copy
 import json
 import os
 import subprocess
@@ -16,7 +17,15 @@ from PIL import Image
 from small_detectors import small_config
 
 from lite_detr import model_zoo
-from lite_detr.export import check, compile_program, export_program, metadata, save_onnx
+from lite_detr.export import (
+    ExportError,
+    check,
+    compile_program,
+    export_program,
+    metadata,
+    save_onnx,
+)
+from lite_detr.export.check_onnx import OnnxFile, check_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -79,11 +88,49 @@ def images(tmp_path):
 
 def test_onnx_gives_what_the_detector_gives(exported):
     """One image, two, and two of which one has noise for padding; no size is the traced one."""
-    run, expected = check.run_onnx(exported.onnx), check.run_detector(exported.detector)
     batches = list(check.sample_batches(exported.detector))
     assert [len(sizes) for _, sizes in batches] == [1, 2, 2]
-    found = check.check_batches(run, expected, batches)
+    found, reordering = check_onnx(exported.onnx, exported.detector, batches)
     assert found.scores < 1e-5 and found.boxes < 1e-5
+    assert reordering.gap < 1e-5
+
+
+def with_weights(exported, name, change, folder):
+    """The detector and its file with other weights of a linear layer, which no other one has."""
+    detector, model = copy.deepcopy(exported.detector), onnx.load(exported.onnx)
+    weights = detector.get_submodule(name).weight.detach().numpy()
+    [stored] = (
+        tensor
+        for tensor in model.graph.initializer
+        for values in (weights, weights.T)
+        if np.array_equal(onnx.numpy_helper.to_array(tensor), values)
+    )
+    changed = change(onnx.numpy_helper.to_array(stored))
+    stored.CopyFrom(onnx.numpy_helper.from_array(changed, stored.name))
+    onnx.save(model, folder / "changed.onnx")
+    weights[:] = change(weights)
+    return detector, folder / "changed.onnx"
+
+
+def test_proposals_that_tie_are_taken_in_the_order_of_the_file(exported, tmp_path):
+    """All of them do, and those who break ties may do so as they like."""
+    detector, path = with_weights(exported, "queries.class_embed", np.zeros_like, tmp_path)
+    batches = list(check.sample_batches(detector))
+    found, reordering = check_onnx(path, detector, batches)
+    assert reordering.moved > 0 and reordering.gap == 0
+    assert found.scores < 1e-5 and found.boxes < 1e-5
+    # Left to themselves they would differ, so that it is the order that makes them agree.
+    file = OnnxFile(path)
+    alone = check.check_batches(
+        lambda *batch: file.run(*batch)[0], check.run_detector(detector), batches
+    )
+    assert max(alone) > check.LIMIT
+
+
+def test_a_file_that_ranks_proposals_otherwise_is_wrong(exported, tmp_path):
+    _, path = with_weights(exported, "queries.class_embed", lambda values: -values, tmp_path)
+    with pytest.raises(ExportError, match="changed.onnx ranks proposals otherwise, by .* is wrong"):
+        check_onnx(path, exported.detector, check.sample_batches(exported.detector))
 
 
 def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):

@@ -22,6 +22,7 @@ from lite_detr.export import (
     program,
     save_onnx,
 )
+from lite_detr.export.check_onnx import check_onnx
 from lite_detr.modeling import DeformableEncoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -70,7 +71,8 @@ def test_file_that_differs_from_the_detector_is_an_error(weights, tmp_path, monk
         for found in written[0](images, sizes):
             yield found._replace(scores=found.scores + 2e-4)
 
-    other = export.FORMATS["torchscript"]._replace(write=write, run=lambda path: run)
+    compare = export.compare_with(lambda path: run, check.run_detector_one_by_one)
+    other = export.FORMATS["torchscript"]._replace(write=write, compare=compare)
     monkeypatch.setitem(export.FORMATS, "torchscript", other)
     with pytest.raises(SystemExit, match="2.0e-04 in scores, .* rounding makes less than 1e-04"):
         export.main(arguments(weights, tmp_path / "tiny.ts", "torchscript"))
@@ -188,8 +190,8 @@ def variant(name, encoder, attention):
 
 def largest_onnx_difference(detector, path):
     save_onnx(export_program(detector), path, {})
-    run, expected = check.run_onnx(path), check.run_detector(detector)
-    return max(check.check_batches(run, expected, check.sample_batches(detector)))
+    found, _ = check_onnx(path, detector, check.sample_batches(detector))
+    return max(found)
 
 
 @pytest.mark.slow
@@ -235,4 +237,4 @@ def test_the_benchmark_writes_its_table_into_a_page(tmp_path, capsys):
     options = ["--size", "96x128", "--rounds", "1", "--threads", "1", "--markdown", str(page)]
     benchmark_export.main(["--config-file", TINY, *options])
     text = page.read_text()
-    assert f"| `{TINY}` | " in text and "One image of 96x128 pixels, 1 threads" in text
+    assert f"| `{TINY}` | " in text and "An image of 96x128, 1 threads" in text

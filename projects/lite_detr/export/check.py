@@ -10,7 +10,6 @@ from torch import Tensor
 from ..modeling.detector import Detector
 from ..modeling.postprocessing import Detections
 from .model import ExportableDetector
-from .onnx_file import OUTPUTS, check_packages
 
 # The largest difference that rounding may make, in scores and in boxes as a share of the image.
 LIMIT = 1e-4
@@ -62,14 +61,24 @@ def coarsest_stride(detector: Detector) -> int:
 @torch.no_grad()
 def check_batches(run: Run, expected: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> Differences:
     """The largest differences over all images of all batches."""
-    found = [
-        compare(one, other, max(size))
+    return largest(
+        compare_batch(expected(images, sizes), run(images, sizes), sizes)
         for images, sizes in batches
-        for one, other, size in zip(
-            expected(images, sizes), run(images, sizes), sizes.tolist(), strict=True
-        )
-    ]
-    return Differences(*map(max, zip(*found)))
+    )
+
+
+def compare_batch(
+    expected: Iterable[Detections], found: Iterable[Detections], sizes: Tensor
+) -> Differences:
+    """The largest differences over images of the sizes ``[B, 2]``."""
+    return largest(
+        compare(one, other, max(size))
+        for one, other, size in zip(expected, found, sizes.tolist(), strict=True)
+    )
+
+
+def largest(differences: Iterable[Differences]) -> Differences:
+    return Differences(*map(max, zip(*differences)))
 
 
 def compare(expected: Detections, found: Detections, longer_side: int) -> Differences:
@@ -95,29 +104,6 @@ def run_detector(detector: Detector) -> Run:
     """The detector as most exports see it."""
     model = ExportableDetector(detector)
     return lambda images, sizes: one_by_one(*model(images, sizes))
-
-
-def run_onnx(path: Path, threads: int = 0) -> Run:
-    """By ONNX Runtime on the CPU.
-
-    Args:
-        threads: how many; 0 takes one for each core.
-
-    Raises:
-        ExportError: it is not installed.
-    """
-    check_packages("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor, sizes: Tensor) -> Iterator[Detections]:
-        inputs = {"images": images.numpy(), "image_sizes": sizes.numpy()}
-        return one_by_one(*map(torch.from_numpy, session.run(list(OUTPUTS), inputs)))
-
-    return run
 
 
 def run_program(path: Path) -> Run:
