@@ -165,6 +165,22 @@ def test_markers_tell_scales_and_colours_weights(tool):
     figure_module.plt.close(figure)
 
 
+def test_a_legend_of_many_classes_is_wrapped(tool):
+    figure_module = importlib.import_module("attention_figure")
+    classes = torch.arange(20)
+    instances = Instances((40, 60), pred_boxes=Boxes(torch.zeros(20, 4)), pred_classes=classes)
+    nothing = Samples(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    row = figure_module.Row("model", instances, [8], [figure_module.Panel("one", nothing)])
+    figure = figure_module.draw_attention(np.zeros((40, 60, 3), np.uint8), [row], None)
+    (part,) = figure.subfigs
+    (legend,) = part.legends
+    assert 1 < legend._ncols < 21 and len(legend.get_texts()) == 21
+    assert legend.get_window_extent().width <= part.bbox.width
+    styles = {tuple(figure_module.class_style(label).values()) for label in range(20)}
+    assert len(styles) == 20
+    figure_module.plt.close(figure)
+
+
 def test_a_panel_without_samples_is_drawn(tool):
     figure_module = importlib.import_module("attention_figure")
     empty = Samples(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

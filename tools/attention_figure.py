@@ -21,6 +21,7 @@ PANEL_WIDTH = 4.4  # inches
 FADING = 0.4  # of the image towards white, for points to stand out
 COLOUR_MAP = "plasma"
 BOX_COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#555555")
+LINE_STYLES = ("-", "--", ":", "-.")
 MARKER_AREA = 30  # square points
 QUERY = {"marker": "*", "color": "#00e5ff", "markeredgecolor": "black", "linestyle": ""}
 
@@ -85,16 +86,25 @@ def draw_row(part: SubFigure, image: np.ndarray, row: Row, metadata: Metadata | 
     handles = scale_handles(row) + class_handles(row.instances, metadata)
     if any(panel.query is not None for panel in row.panels):
         handles.append(Line2D([], [], markersize=13, label="query", **QUERY))
-    part.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=11)
+    add_legend(part, handles)
+
+
+def add_legend(part: SubFigure, handles: list[Line2D]) -> None:
+    """Below the panels, in as few lines as its width allows."""
+    for columns in range(len(handles), 0, -1):
+        legend = part.legend(
+            handles=handles, loc="outside lower center", ncols=columns, fontsize=11
+        )
+        if columns == 1 or legend.get_window_extent().width <= part.bbox.width:
+            return
+        legend.remove()
 
 
 def draw_boxes(axis: Axes, instances: Instances) -> None:
     for (x0, y0, x1, y1), label in zip(
         instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
     ):
-        axis.plot(
-            [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=class_colour(label), linewidth=1.2
-        )
+        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], linewidth=1.2, **class_style(label))
 
 
 def draw_samples(axis: Axes, panel: Panel, size: tuple[int, int]) -> None:
@@ -144,10 +154,15 @@ def scale_handles(row: Row) -> list[Line2D]:
 def class_handles(instances: Instances, metadata: Metadata | None) -> list[Line2D]:
     names = metadata.thing_classes if metadata is not None else None
     return [
-        Line2D([], [], color=class_colour(label), label=names[label] if names else f"class {label}")
+        Line2D([], [], label=names[label] if names else f"class {label}", **class_style(label))
         for label in sorted(set(instances.pred_classes.tolist()))
     ]
 
 
-def class_colour(label: int) -> str:
-    return BOX_COLOURS[label % len(BOX_COLOURS)]
+def class_style(label: int) -> dict[str, str]:
+    """Colours of lines, and where they have been used up, other dashes."""
+    turn, colour = divmod(label, len(BOX_COLOURS))
+    return {
+        "color": BOX_COLOURS[colour],
+        "linestyle": LINE_STYLES[turn % len(LINE_STYLES)],
+    }

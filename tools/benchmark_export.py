@@ -7,8 +7,8 @@ benchmark_export.py --config-file A.py --weights output/a/model_final.pth --imag
 
 Weights and image are random unless they are given. The model, with its native operators, and ONNX
 Runtime take turns on the first image, on the same number of threads of the CPU; the ratio is that
-of the medians. Detections are compared on all images, with the model taking its proposals in the
-file's order: those that score alike are ranked by rounding.
+of the medians. Detections are compared on all images, as they are and with the model taking its
+proposals in the file's order: those that score alike are ranked by rounding.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from lite_detr.overrides import load_config
 
 HEADER = (
     "| config | ONNX file, MiB | ONNX Runtime's time / the model's | largest difference in scores "
-    "| in boxes, of the longer side | proposals ranked otherwise | their logits differ by |\n"
-    "|---|---|---|---|---|---|---|"
+    "| in the file's order | in boxes, of the longer side | proposals ranked otherwise "
+    "| their logits differ by |\n|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -47,21 +47,23 @@ class Row(NamedTuple):
     Attributes:
         size: of the file, in bytes.
         seconds: of the model and of ONNX Runtime, medians.
-        differences: between their detections.
+        own: differences between their detections, each with its own order of proposals.
+        differences: with the file's.
         reordering: of the proposals.
     """
 
     config: str
     size: int
     seconds: tuple[float, float]
+    own: check.Differences
     differences: check.Differences
     reordering: Reordering
 
     def text(self) -> str:
-        model, runtime = self.seconds
+        (model, runtime), found = self.seconds, self.differences
         return (
             f"| `{self.config}` | {self.size / 2**20:.0f} | {runtime / model:.2f} "
-            f"| {self.differences.scores:.0e} | {self.differences.boxes:.0e} "
+            f"| {self.own.scores:.0e} | {found.scores:.0e} | {found.boxes:.0e} "
             f"| {self.reordering.moved} | {self.reordering.gap:.0e} |"
         )
 
@@ -87,6 +89,9 @@ def measure(config: str, args: argparse.Namespace) -> Row:
         save_onnx(export_program(detector), path, {})
         size, file = path.stat().st_size, OnnxFile(path, args.threads)
         differences, reordering = check_onnx(path, detector, batches, args.threads)
+    own = check.check_batches(
+        lambda *batch: file.run(*batch)[0], check.run_detector(detector), batches
+    )
     turns = [lambda: detector([{"image": images[0]}]), lambda: file.run(*batches[0])]
     taken = [
         [seconds for turn in turns for seconds in time_turn(turn, "cpu")]
@@ -94,7 +99,7 @@ def measure(config: str, args: argparse.Namespace) -> Row:
     ]
     model, runtime = map(statistics.median, zip(*taken))
     print(f"{config}: {model:.3f} s, ONNX Runtime {runtime:.3f} s", flush=True)
-    return Row(config, size, (model, runtime), differences, reordering)
+    return Row(config, size, (model, runtime), own, differences, reordering)
 
 
 def noise(size: tuple[int, int]) -> Tensor:
