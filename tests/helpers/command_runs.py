@@ -81,6 +81,7 @@ SHRUNK = {
     "tools/benchmark_ops.py": Shrunk(
         last=("--levels", "8x8", "4x4", "--seconds", "0.1", "--threads", "1")
     ),
+    "tools/operator_times.py": Shrunk(last=("--size", "64x64", "--rounds", "1", "--threads", "1")),
     "tools/plot_growth.py": Shrunk(
         last=("--long-sides", "64", "128", "--batch", "1", "--rounds", "1", "--threads", "1")
     ),
