@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampling_problems import needs_native
 from torch import nn
-
-from lite_detr import ops
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
@@ -51,9 +50,8 @@ def test_operators_are_told_apart(operator, kind):
     assert operator_times.kind_of(operator) == kind
 
 
+@needs_native
 def test_native_operators_are_sampling():
-    if ops.backend() != "native":
-        pytest.skip("the native operators are not built")
     for name in ("ms_deform_attn", "key_aware_ms_deform_attn"):
         operator = getattr(torch.ops.lite_detr, name).default
         assert operator_times.kind_of(operator) == "sampling"

@@ -73,7 +73,8 @@ def measure(config: str, args: argparse.Namespace) -> Row:
     """Exports a config's detector and compares it with its file.
 
     Raises:
-        FileNotFoundError, ConfigError: see :func:`lite_detr.overrides.load_config`.
+        FileNotFoundError, ConfigError: see :func:`lite_detr.overrides.load_config`; or there are no
+            images.
         WeightsError: see :class:`lite_detr.checkpoint.DetrCheckpointer`.
         ExportError: it cannot be exported, or ranks proposals otherwise.
     """
@@ -88,7 +89,7 @@ def measure(config: str, args: argparse.Namespace) -> Row:
         path = Path(folder, "detector.onnx")
         save_onnx(export_program(detector), path, {})
         size, file = path.stat().st_size, OnnxFile(path, args.threads)
-        differences, reordering = check_onnx(path, detector, batches, args.threads)
+    differences, reordering = check_onnx(file, detector, batches)
     own = check.check_batches(
         lambda *batch: file.run(*batch)[0], check.run_detector(detector), batches
     )
@@ -111,7 +112,10 @@ def read_images(folder: Path, cfg: DictConfig) -> list[Tensor]:
     """Those of a folder that can be read, each ``[3, H, W]``, resized as the config's test set."""
     read = instantiate(cfg.dataloader.test.mapper)
     samples = [read({"file_name": str(path)}) for path in sorted(folder.iterdir())]
-    return [sample["image"].float() for sample in samples if "unusable" not in sample]
+    images = [sample["image"].float() for sample in samples if "unusable" not in sample]
+    if not images:
+        raise FileNotFoundError(f"{folder} holds no image that can be read")
+    return images
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -31,7 +31,7 @@ from lite_detr.export import (
     save_onnx,
     save_program,
 )
-from lite_detr.export.check_onnx import check_onnx
+from lite_detr.export.check_onnx import OnnxFile, check_onnx
 from lite_detr.export.onnx_file import check_packages
 from lite_detr.model_zoo import ConfigError
 from lite_detr.modeling.detector import Detector
@@ -39,11 +39,15 @@ from lite_detr.overrides import load_config
 
 
 class Format(NamedTuple):
-    """How to write a file, and how to compare it with the detector."""
+    """How to write a file, how to compare it with the detector, and why it may differ."""
 
     suffix: str
     write: Callable[[Detector, Path, dict[str, str]], None]
     compare: Callable[[Path, Detector], check.Differences]
+    reason: str = (
+        "weights that rate many proposals alike, as random ones do, can do more, as rounding then "
+        "changes their order; with others the file is wrong"
+    )
 
 
 def compare_with(
@@ -57,7 +61,7 @@ def compare_with(
 
 def compare_onnx(path: Path, model: Detector) -> check.Differences:
     """On the same images, in the file's order of proposals."""
-    found, reordering = check_onnx(path, model, check.sample_batches(model))
+    found, reordering = check_onnx(OnnxFile(path), model, check.sample_batches(model))
     if reordering.moved:
         print(
             f"proposals whose logits differ by {reordering.gap:.0e} at most are ranked otherwise, "
@@ -71,6 +75,7 @@ FORMATS = {
         ".onnx",
         lambda model, path, facts: save_onnx(export_program(model), path, facts),
         compare_onnx,
+        "the file is wrong",
     ),
     "torch-export": Format(
         ".pt2",
@@ -131,14 +136,7 @@ def export(args: argparse.Namespace) -> None:
         "of the image's longer side in boxes"
     )
     if max(found) > check.LIMIT:
-        # An ONNX file has been compared in its own order of proposals.
-        reason = (
-            "the file is wrong"
-            if args.format == "onnx"
-            else "weights that rate many proposals alike, as random ones do, can do more, as "
-            "rounding then changes their order; with others the file is wrong"
-        )
-        raise ExportError(f"{text}; rounding makes less than {check.LIMIT:.0e}: {reason}")
+        raise ExportError(f"{text}; rounding makes less than {check.LIMIT:.0e}: {kind.reason}")
     print(text)
 
 

@@ -74,11 +74,8 @@ class OperatorClock(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kind = kind_of(operator)
-        dtypes = {x.dtype for x in args if isinstance(x, Tensor)}
-        replaced = dtypes.pop() if kind == PRODUCTS and self.stand_in and len(dtypes) == 1 else None
-        given = args
-        if replaced is not None:
-            given = tree_map_only(Tensor, lambda tensor: tensor.to(self.stand_in), args)
+        stands_in = kind == PRODUCTS and self.stand_in is not None
+        given = cast(args, self.stand_in) if stands_in else args
         start = time.perf_counter()
         results = operator(*given, **(kwargs or {}))
         seconds = time.perf_counter() - start
@@ -86,9 +83,13 @@ class OperatorClock(TorchDispatchMode):
         text = describe(operator, args)
         number, before = self.calls.get(text, (0, 0.0))
         self.calls[text] = number + 1, before + seconds
-        if replaced is not None:
-            results = tree_map_only(Tensor, lambda tensor: tensor.to(replaced), results)
-        return results
+        # The tensors of a product have one dtype.
+        return cast(results, args[0].dtype) if stands_in else results
+
+
+def cast(values: Any, dtype: torch.dtype) -> Any:
+    """The same structure, with all its tensors in the dtype."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(dtype), values)
 
 
 def describe(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
@@ -109,8 +110,7 @@ class Subject:
         torch.manual_seed(0)
         self.dtype = dtype
         self.model = optimize_for_program(instantiate(load_config(config, overrides).model), dtype)
-        has_arithmetic = cpu_computes_in(DTYPES[dtype])
-        self.stand_in = None if has_arithmetic else torch.float32
+        self.stand_in = None if cpu_computes_in(DTYPES[dtype]) else torch.float32
         self.rounds: list[OperatorClock] = []
 
     @torch.no_grad()

@@ -90,7 +90,7 @@ def test_onnx_gives_what_the_detector_gives(exported):
     """One image, two, and two of which one has noise for padding; no size is the traced one."""
     batches = list(check.sample_batches(exported.detector))
     assert [len(sizes) for _, sizes in batches] == [1, 2, 2]
-    found, reordering = check_onnx(exported.onnx, exported.detector, batches)
+    found, reordering = check_onnx(OnnxFile(exported.onnx), exported.detector, batches)
     assert found.scores < 1e-5 and found.boxes < 1e-5
     assert reordering.gap < 1e-5
 
@@ -116,11 +116,11 @@ def test_proposals_that_tie_are_taken_in_the_order_of_the_file(exported, tmp_pat
     """All of them do, and those who break ties may do so as they like."""
     detector, path = with_weights(exported, "queries.class_embed", np.zeros_like, tmp_path)
     batches = list(check.sample_batches(detector))
-    found, reordering = check_onnx(path, detector, batches)
+    file = OnnxFile(path)
+    found, reordering = check_onnx(file, detector, batches)
     assert reordering.moved > 0 and reordering.gap == 0
     assert found.scores < 1e-5 and found.boxes < 1e-5
     # Left to themselves they would differ, so that it is the order that makes them agree.
-    file = OnnxFile(path)
     alone = check.check_batches(
         lambda *batch: file.run(*batch)[0], check.run_detector(detector), batches
     )
@@ -130,7 +130,7 @@ def test_proposals_that_tie_are_taken_in_the_order_of_the_file(exported, tmp_pat
 def test_a_file_that_ranks_proposals_otherwise_is_wrong(exported, tmp_path):
     _, path = with_weights(exported, "queries.class_embed", lambda values: -values, tmp_path)
     with pytest.raises(ExportError, match="changed.onnx ranks proposals otherwise, by .* is wrong"):
-        check_onnx(path, exported.detector, check.sample_batches(exported.detector))
+        check_onnx(OnnxFile(path), exported.detector, check.sample_batches(exported.detector))
 
 
 def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):

@@ -22,7 +22,7 @@ from lite_detr.export import (
     program,
     save_onnx,
 )
-from lite_detr.export.check_onnx import check_onnx
+from lite_detr.export.check_onnx import OnnxFile, check_onnx
 from lite_detr.modeling import DeformableEncoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -190,7 +190,7 @@ def variant(name, encoder, attention):
 
 def largest_onnx_difference(detector, path):
     save_onnx(export_program(detector), path, {})
-    found, _ = check_onnx(path, detector, check.sample_batches(detector))
+    found, _ = check_onnx(OnnxFile(path), detector, check.sample_batches(detector))
     return max(found)
 
 
@@ -238,3 +238,9 @@ def test_the_benchmark_writes_its_table_into_a_page(tmp_path, capsys):
     benchmark_export.main(["--config-file", TINY, *options])
     text = page.read_text()
     assert f"| `{TINY}` | " in text and "An image of 96x128, 1 threads" in text
+
+
+def test_the_benchmark_says_where_there_are_no_images(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(FileNotFoundError, match="holds no image that can be read"):
+        benchmark_export.read_images(tmp_path, model_zoo.get_config(TINY))

@@ -27,41 +27,6 @@ class Reordering(NamedTuple):
     gap: float
 
 
-def check_onnx(
-    path: Path, detector: Detector, batches: Iterable[tuple[Tensor, Tensor]], threads: int = 0
-) -> tuple[Differences, Reordering]:
-    """The largest differences of a file, and of its order of proposals, from the detector.
-
-    Proposals whose scores are the same but for the last digits are ranked by rounding, and in DINO
-    and H-DETR a query's content belongs to its rank. So the detector takes the proposals in the
-    file's order: what still differs then, the file computes otherwise.
-
-    Args:
-        path: of a file of :func:`save_onnx`.
-        detector: that the file was made of, on the CPU.
-        batches: images ``[B, 3, H, W]`` and their sizes ``[B, 2]``.
-        threads: of ONNX Runtime; 0 takes one for each core.
-
-    Raises:
-        ExportError: the order differs by more than rounding, or a package is not installed.
-    """
-    file, run = OnnxFile(path, threads), run_detector(detector)
-    reorderings, differences = [], []
-    for images, sizes in batches:
-        found, order = file.run(images, sizes)
-        with torch.no_grad(), TakeInOrder(order) as taken:
-            expected = list(run(images, sizes))
-        differences.append(compare_batch(expected, found, sizes))
-        reorderings.append(taken.reordering)
-    reordering = Reordering(*map(max, zip(*reorderings)))
-    if reordering.gap > LIMIT:
-        raise ExportError(
-            f"{path} ranks proposals otherwise, by {reordering.gap:.1e} in their logits, where "
-            f"rounding makes less than {LIMIT:.0e}: the file is wrong"
-        )
-    return largest(differences), reordering
-
-
 class OnnxFile:
     """A file that ONNX Runtime runs on the CPU, and that says which proposals it takes.
 
@@ -78,6 +43,7 @@ class OnnxFile:
         import onnx
         import onnxruntime
 
+        self.path = path
         model = onnx.load(path)
         self.outputs = list(OUTPUTS)
         # The last choice is that of the detections; one before it is that of the proposals.
@@ -134,3 +100,38 @@ class TakeInOrder(TorchFunctionMode):
             int((results.indices != order).sum()), (results.values - values).abs().max().item()
         )
         return torch.return_types.topk((values, order))
+
+
+@torch.no_grad()
+def check_onnx(
+    file: OnnxFile, detector: Detector, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Differences, Reordering]:
+    """The largest differences of a file, and of its order of proposals, from the detector.
+
+    Proposals whose scores are the same but for the last digits are ranked by rounding, and in DINO
+    and H-DETR a query's content belongs to its rank. So the detector takes the proposals in the
+    file's order: what still differs then, the file computes otherwise.
+
+    Args:
+        file: of :func:`save_onnx`.
+        detector: that the file was made of, on the CPU.
+        batches: images ``[B, 3, H, W]`` and their sizes ``[B, 2]``.
+
+    Raises:
+        ExportError: the order differs by more than rounding.
+    """
+    run = run_detector(detector)
+    reorderings, differences = [], []
+    for images, sizes in batches:
+        found, order = file.run(images, sizes)
+        with TakeInOrder(order) as taken:
+            expected = list(run(images, sizes))
+        differences.append(compare_batch(expected, found, sizes))
+        reorderings.append(taken.reordering)
+    reordering = Reordering(*map(max, zip(*reorderings)))
+    if reordering.gap > LIMIT:
+        raise ExportError(
+            f"{file.path} ranks proposals otherwise, by {reordering.gap:.1e} in their logits, "
+            f"where rounding makes less than {LIMIT:.0e}: the file is wrong"
+        )
+    return largest(differences), reordering
