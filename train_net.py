@@ -22,18 +22,17 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
-from lite_detr import model_zoo, ops
-from lite_detr.checkpoint import DetrCheckpointer, WeightsError
+from lite_detr import cli, model_zoo, ops
+from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.data.coco import apply_data_config, check_registered
-from lite_detr.engine.divergence import DivergenceError
 from lite_detr.engine.ema import EMA
-from lite_detr.engine.endings import ending_in_one_line
 from lite_detr.engine.launch import launch
 from lite_detr.engine.pictures import build_pictures_hook
 from lite_detr.engine.preemption import Preemption, passing_signals_on
 from lite_detr.engine.records import Records
 from lite_detr.engine.resume import ResumePoint
 from lite_detr.engine.trainer import Trainer
+from lite_detr.errors import DivergenceError, WeightsError
 from lite_detr.inference import DTYPES, optimize_for_program
 from lite_detr.overrides import load_config
 from lite_detr.random_states import same_random_states
@@ -115,13 +114,9 @@ def train(cfg: DictConfig, resume: bool) -> None:
         raise
 
 
+@cli.user_errors()
 def main(args) -> None:
-    """Runs in every process of a job."""
-    with ending_in_one_line():
-        run(args)
-
-
-def run(args) -> None:
+    """Train or evaluate, in every process of a job."""
     cfg = load_config(args.config_file, args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
     prepare_data(cfg, args.eval_only)
@@ -168,7 +163,7 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     args = parse_arguments()
     try:
-        with ending_in_one_line():
+        with cli.user_errors():
             args.config_file = model_zoo.get_lazy_config_file(args.config_file)
             if args.num_gpus > 1:
                 # Before the processes start; what is only worth a warning is left to the first.

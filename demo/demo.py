@@ -36,9 +36,9 @@ from tqdm import tqdm
 from lite_detr import model_zoo, overrides
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.data.coco import DatasetError, apply_data_config, class_metadata
-from lite_detr.data.image_files import UnusableImage, read_image
+from lite_detr.data.image_files import ImageError, read_image
 from lite_detr.inference import DTYPES, OptimizationError, optimize_for_program
-from lite_detr.predictor import BatchPredictor, FilePrediction
+from lite_detr.inference.predictor import BatchPredictor, FilePrediction
 
 # What a folder is searched for; a file named on the command line may be of any kind.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -186,7 +186,7 @@ def record_all(
             try:
                 demo.draw_file(prediction.path, prediction.instances).save(str(picture))
                 drawn.append(picture)
-            except UnusableImage as error:  # gone since it was predicted
+            except ImageError as error:  # gone since it was predicted
                 prediction = FilePrediction(prediction.path, problem=str(error))
         if detection_file:
             detection_file.add(prediction)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from lite_detr.predictor import FilePrediction
+from lite_detr.inference.predictor import FilePrediction
 
 
 class DetectionFile:

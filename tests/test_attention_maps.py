@@ -8,7 +8,7 @@ from detectron2.config import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lite_detr import model_zoo, ops
-from lite_detr.attention_maps import UnknownAttention, attention_names, record_attention
+from lite_detr.analysis.attention_maps import UnknownAttention, attention_names, record_attention
 from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from lite_detr.modeling.attention import DeformableAttention
 from lite_detr.ops import native

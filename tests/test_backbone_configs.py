@@ -9,7 +9,8 @@ from detector_checks import assert_every_gradient
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 
-from lite_detr import flops, model_zoo
+from lite_detr import model_zoo
+from lite_detr.analysis import flops
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools"))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lite_detr import ops
-from lite_detr.flops import count_cost
+from lite_detr.analysis.flops import count_cost
 from lite_detr.modeling import attention
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))

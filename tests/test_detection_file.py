@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from lite_detr.predictor import FilePrediction
+from lite_detr.inference.predictor import FilePrediction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, instantiate
 
-from lite_detr import flops, model_zoo
+from lite_detr import model_zoo
+from lite_detr.analysis import flops
 from lite_detr.modeling import (
     DeformableEncoder,
     KeyAwareDeformableAttention,

@@ -10,7 +10,7 @@ from PIL import Image
 from small_detectors import small_detector
 
 from lite_detr.data.mapper import DetectionMapper
-from lite_detr.predictor import BatchPredictor, split_batch
+from lite_detr.inference.predictor import BatchPredictor, split_batch
 
 # Width and height; resized to 64 pixels at the shortest side, some have one shape.
 SIZES = [(90, 60), (60, 90), (180, 120), (60, 240), (92, 60), (60, 90), (96, 64), (90, 60)]

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from lite_detr import model_zoo
-from lite_detr.attention_maps import Samples, record_attention
+from lite_detr.analysis.attention_maps import Samples, record_attention
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "configs" / "tiny.py"

@@ -14,11 +14,10 @@ from pathlib import Path
 from backbone_table import backbone_rows, backbone_table
 from detectron2.config import instantiate
 from markdown_page import replace_tables
-from size_argument import parse_size
 from tqdm import tqdm
 
-from lite_detr import model_zoo
-from lite_detr.flops import PARTS, ModelCost, count_cost
+from lite_detr import cli, model_zoo
+from lite_detr.analysis.flops import PARTS, ModelCost, count_cost
 
 REPORTED = Path(__file__).with_name("reported.json")
 FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
@@ -85,7 +84,7 @@ def main() -> None:
         action="store_true",
         help=f"all of configs/{model_zoo.BACKBONES}, with the full and with the lite encoder",
     )
-    parser.add_argument("--size", type=parse_size, default=(800, 1066), help="HEIGHTxWIDTH")
+    parser.add_argument("--size", type=cli.size, default=(800, 1066), help="HEIGHTxWIDTH")
     parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")
     args = parser.parse_args()
     zoo = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]

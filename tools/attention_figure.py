@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from lite_detr.attention_maps import Samples
+from lite_detr.analysis.attention_maps import Samples
 
 PANEL_WIDTH = 4.4  # inches
 FADING = 0.4  # of the image towards white, for points to stand out

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lite_detr import model_zoo
-from lite_detr.flops import ModelCost, count_cost
+from lite_detr.analysis.flops import ModelCost, count_cost
 
 FULL = "dino/dino_r50_4scale_36ep.py"
 LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"

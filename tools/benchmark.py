@@ -45,11 +45,10 @@ from benchmark_records import (
 )
 from benchmark_runner import WARM_UP, Runner
 from measure_calls import environment
-from size_argument import parse_size
 from tqdm import tqdm
 
 import lite_detr
-from lite_detr import model_zoo, ops
+from lite_detr import cli, model_zoo, ops
 from lite_detr.inference import DTYPES
 
 COMPILE = {"off": False, "on": True}
@@ -195,7 +194,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--competitors", action="store_true", help="beside them, transformers' Deformable DETR")
     add("--tasks", **many, choices=TASKS, default=["inference"])
-    add("--sizes", **many, type=parse_size, default=[(800, 1066)], metavar="HxW", help="px")
+    add("--sizes", **many, type=cli.size, default=[(800, 1066)], metavar="HxW", help="px")
     add("--batch", **many, type=int, default=[1], help="images at a time")
     add("--dtype", **many, choices=DTYPES, default=["float32"], help="16 bits by autocast")
     add(

@@ -25,9 +25,9 @@ from detectron2.config import instantiate
 from markdown_page import replace_tables
 from measure_calls import environment, time_turn
 from omegaconf import DictConfig
-from size_argument import parse_size
 from torch import Tensor
 
+from lite_detr import cli
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.export import ExportError, check, export_program, save_onnx
 from lite_detr.export.check_onnx import OnnxFile, Reordering, check_onnx
@@ -126,7 +126,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config-file", required=True, nargs="+", metavar="C", help="files or names of the zoo")
     add("--weights", default="", metavar="FILE", help="of a trained detector, for all configs")
     add("--images", type=Path, metavar="FOLDER", help="instead of an image of noise")
-    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="px, of the noise")
+    add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px, of the noise")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add("--rounds", type=int, default=5, help="turns of each")
     add("--markdown", type=Path, metavar="FILE.md", help="put the table between the page's markers")

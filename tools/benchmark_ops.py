@@ -46,11 +46,10 @@ from pathlib import Path
 
 import torch
 from measure_calls import environment, peak_memory, time_turn
-from size_argument import parse_size
 from torch import Tensor
 from tqdm import tqdm
 
-from lite_detr import ops
+from lite_detr import cli, ops
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 # The maps of an 800x1066 image at strides 8 to 64.
@@ -344,7 +343,7 @@ def main() -> None:
     many = dict(nargs="+")
     parser.add_argument("--operators", **many, choices=list(LEAVES), default=list(LEAVES))
     parser.add_argument("--shapes", **many, choices=SHAPES, default=SHAPES)
-    parser.add_argument("--levels", **many, type=parse_size, default=LEVELS, metavar="HEIGHTxWIDTH")
+    parser.add_argument("--levels", **many, type=cli.size, default=LEVELS, metavar="HEIGHTxWIDTH")
     parser.add_argument("--queries", type=int, default=900, help="of the decoder")
     parser.add_argument("--batch", **many, type=int, default=[1])
     parser.add_argument("--threads", **many, type=int, help="of the CPU; PyTorch's number if none")

@@ -8,7 +8,7 @@ from benchmark_records import Case
 from benchmark_subjects import build_detector
 from benchmark_transformers import NAME as TRANSFORMERS
 
-from lite_detr.flops import count_cost
+from lite_detr.analysis.flops import count_cost
 
 # Rows and columns: enough for all cores, and soon done where the processor lacks the dtype.
 SIDE = 1024
@@ -16,7 +16,7 @@ SIDE = 1024
 
 @functools.cache
 def multiply_adds(subject: str, overrides: tuple[str, ...], size: tuple[int, int]) -> float | None:
-    """Of one image, as :mod:`lite_detr.flops` counts them; None for what it cannot count."""
+    """Count those of one image; None for what :mod:`lite_detr.analysis.flops` cannot count."""
     if subject == TRANSFORMERS:
         return None
     return count_cost(build_detector(subject, overrides), *size).flops["total"]

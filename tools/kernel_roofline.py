@@ -44,7 +44,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from size_argument import parse_size
+from lite_detr import cli
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 OPERATORS = ("plain", "key-aware, shared", "key-aware, apart")
@@ -206,9 +206,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     many = dict(nargs="+")
-    parser.add_argument(
-        "--levels", **many, type=parse_size, default=ENCODER, metavar="HEIGHTxWIDTH"
-    )
+    parser.add_argument("--levels", **many, type=cli.size, default=ENCODER, metavar="HEIGHTxWIDTH")
     parser.add_argument("--batch", **many, type=int, default=[1, 16])
     parser.add_argument("--dtype", **many, choices=list(SIZES), default=["float32", "bfloat16"])
     parser.add_argument("--kernels", type=Path, help="what kernel_report.py --json wrote")

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from measure_calls import environment
-from size_argument import parse_size
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
+from lite_detr import cli
 from lite_detr.inference import DTYPES
 from lite_detr.inference.optimize import optimize_for_program
 from lite_detr.inference.sixteen_bits import cpu_computes_in
@@ -149,7 +149,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
-    add("--size", type=parse_size, default=(800, 1066), metavar="HxW", help="px")
+    add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px")
     add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add("--rounds", type=int, default=5, help="that count, after one that does not")

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lite_detr import model_zoo
-from lite_detr.attention_maps import (
+from lite_detr.analysis.attention_maps import (
     AttentionMap,
     UnknownAttention,
     attention_names,
@@ -35,7 +35,7 @@ from lite_detr.attention_maps import (
 )
 from lite_detr.checkpoint import WeightsError
 from lite_detr.data.coco import DatasetError
-from lite_detr.data.image_files import UnusableImage
+from lite_detr.data.image_files import ImageError
 from lite_detr.modeling import KeyAwareDeformableAttention
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
@@ -138,7 +138,7 @@ def draw_image(
     """
     try:
         images, inputs = zip(*(watcher.detector.read(path) for watcher in watchers))
-    except UnusableImage as error:
+    except ImageError as error:
         raise UndrawableImage(str(error)) from error
     looks = [watcher.look(given) for watcher, given in zip(watchers, inputs)]
     height, width = images[0].shape[:2]

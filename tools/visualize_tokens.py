@@ -27,8 +27,8 @@ from torch import nn
 from tqdm import tqdm
 
 from lite_detr import model_zoo
-from lite_detr.attention_maps import find_attentions, record_attention
-from lite_detr.data.image_files import UnusableImage, read_image
+from lite_detr.analysis.attention_maps import find_attentions, record_attention
+from lite_detr.data.image_files import ImageError, read_image
 from lite_detr.modeling import DeformableEncoder, InterleavedEncoder, Scales
 from lite_detr.overrides import load_config
 
@@ -129,7 +129,7 @@ def draw_image(
     """The figure of an image, or None and a line on stderr where it cannot be read."""
     try:
         image = read_image(str(path), "RGB")
-    except UnusableImage as error:
+    except ImageError as error:
         tqdm.write(f"{path}: skipped: {error}", file=sys.stderr)
         return None
     return draw_tokens(image, tokenizer.grids(path), encoders)

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
         name="detectron2",
     ) from None
 
-from . import data, modeling, ops, plugin
+from . import data, modeling, ops, patches
 from .inference import optimize_for_inference
 from .version import __version__
 from .yacs import add_lite_detr_config
@@ -28,5 +28,5 @@ __all__ = [
     "modeling",
     "ops",
     "optimize_for_inference",
-    "plugin",
+    "patches",
 ]

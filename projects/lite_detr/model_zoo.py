@@ -8,16 +8,13 @@ from typing import Any
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
 
+from .errors import ConfigError, MissingFileError
 from .yacs.config import add_lite_detr_config
 
 CONFIG_ROOT = Path(__file__).parent / "configs"
 YAML_SUFFIXES = (".yaml", ".yml")
 # Where the backbones lie, a file each.
 BACKBONES = "common/backbones"
-
-
-class ConfigError(ValueError):
-    """A config of the other kind than is needed, or a change that does not fit it."""
 
 
 def list_configs(suffix: str = ".py") -> list[str]:
@@ -43,14 +40,14 @@ def get_config_file(name: str) -> str:
         name: a file of one's own, or a name of :func:`list_configs`.
 
     Raises:
-        FileNotFoundError: there is neither; the message names those that come closest.
+        MissingFileError: there is neither; the message names those that come closest.
     """
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
             return str(path)
     names = list_configs(".yaml" if name.endswith(YAML_SUFFIXES) else ".py")
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"config {name!r} is neither a file nor one of the model zoo's; "
         + (f"did you mean {' or '.join(close)}?" if close else "list_configs() names them all")
     )

@@ -13,7 +13,8 @@ from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from .model_zoo import ConfigError, get_config
+from .errors import ConfigError
+from .model_zoo import get_config
 
 
 def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -24,7 +25,7 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
         overrides: see :func:`apply_overrides`.
 
     Raises:
-        FileNotFoundError: there is no such config.
+        MissingFileError: there is no such config.
         ConfigError: it is a YAML file, or a change does not fit it.
     """
     return apply_overrides(get_config(name), overrides)

@@ -10,7 +10,7 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from lite_detr.data import image_files
-from lite_detr.data.image_files import UnusableImage, read_image, read_record
+from lite_detr.data.image_files import ImageError, read_image, read_record
 
 EXIF_ORIENTATION = 274
 
@@ -31,7 +31,7 @@ def photo():
 
 
 def error_of(function, *args):
-    with pytest.raises(UnusableImage) as info:
+    with pytest.raises(ImageError) as info:
         function(*args)
     return info.value
 

@@ -10,7 +10,7 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from lite_detr import model_zoo
-from lite_detr.data.image_files import UnusableImage
+from lite_detr.data.image_files import ImageError
 from lite_detr.data.mapper import DetectionMapper
 
 
@@ -85,7 +85,7 @@ def test_thin_and_tiny_images_pass_the_augmentations_of_coco(size, make_record, 
 
 def test_an_unusable_image_is_an_error_in_training(make_record, coco):
     record = make_record(width=60, height=40) | {"width": 61}
-    with pytest.raises(UnusableImage, match="another size"):
+    with pytest.raises(ImageError, match="another size"):
         instantiate(coco.train.mapper)(record)
 
 
@@ -110,4 +110,4 @@ def test_an_error_of_an_augmentation_is_not_blamed_on_the_image(make_record):
     mapper.augmentations = broken
     with pytest.raises(ValueError, match="a bug of the augmentation") as info:
         mapper(make_record())
-    assert not isinstance(info.value, UnusableImage)
+    assert not isinstance(info.value, ImageError)

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from lite_detr.data.image_files import UnusableImage
+from lite_detr.data.image_files import ImageError
 from lite_detr.data.train_loader import ReplacingDataset, build_train_loader
 
 
@@ -26,7 +26,7 @@ class Mapper:
     def __call__(self, record):
         self.asked.append(record["image_id"])
         if record["image_id"] in self.broken:
-            raise UnusableImage("unreadable image", f"{record['image_id']} is broken")
+            raise ImageError("unreadable image", f"{record['image_id']} is broken")
         return record | {"image": torch.full((3, 2, 2), record["image_id"])}
 
 

@@ -10,7 +10,7 @@ from toy_training import batch_of, make_trainer, record
 from training_process import CONFIG
 
 from lite_detr.data.digits import write_digits_dataset
-from lite_detr.engine.divergence import DivergenceError
+from lite_detr.errors import DivergenceError
 from lite_detr.optimizer import ClippedAdamW
 
 GOOD, BAD = batch_of(1.0, "good.jpg"), batch_of(math.nan, "bad.jpg")

@@ -1,62 +1,19 @@
 """How trainings end for what their users can mend."""
 
-import errno
-import os
 import resource
 
 import pytest
 import torch
 import two_processes
-from detectron2.utils import comm
 from programs import TRAIN_NET, data_options, run_python
 from training_process import CONFIG
 
-from lite_detr.checkpoint import WeightsError
 from lite_detr.data.digits import write_digits_dataset
-from lite_detr.engine import endings
-from lite_detr.engine.endings import ending_in_one_line
 
 gloo = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="torch is built without gloo",
 )
-
-
-def error_of(number):
-    return OSError(number, os.strerror(number))
-
-
-@pytest.mark.parametrize(
-    "error, line",
-    [
-        (WeightsError("weights a.pth: there is no such file"), "weights a.pth: there is no such"),
-        (error_of(errno.ENOSPC), "No space left on device: make room in train.output_dir, and go"),
-        (error_of(errno.EDQUOT), "Disk quota exceeded: make room"),
-    ],
-)
-def test_what_a_user_can_mend_is_one_line(error, line, capsys):
-    with pytest.raises(SystemExit) as end, ending_in_one_line():
-        raise error
-    assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and line in said and said.count("\n") == 1
-
-
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), error_of(errno.EIO)])
-def test_for_what_only_we_can_mend_there_is_a_traceback(error, capsys):
-    with pytest.raises(type(error)), ending_in_one_line():
-        raise error
-    assert capsys.readouterr().err == ""
-
-
-def test_the_first_process_speaks_at_once_and_the_others_give_it_time(monkeypatch):
-    slept = []
-    monkeypatch.setattr(endings.time, "sleep", slept.append)
-    for is_first in (True, False):
-        monkeypatch.setattr(comm, "is_main_process", lambda is_first=is_first: is_first)
-        with pytest.raises(SystemExit), ending_in_one_line():
-            raise WeightsError("none")
-    assert slept == [endings.PATIENCE]
 
 
 @gloo

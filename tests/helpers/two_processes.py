@@ -18,14 +18,13 @@ from torch import distributed
 from toy_training import batch_of, make_trainer
 from training_process import CONFIG, CONTEXT
 
+from lite_detr import cli
 from lite_detr.checkpoint import SaveError
 from lite_detr.data.coco import apply_data_config
-from lite_detr.engine import endings
-from lite_detr.engine.divergence import DivergenceError
 from lite_detr.engine.trainer import Trainer
+from lite_detr.errors import DivergenceError, raised_in_all
 from lite_detr.modeling.criterion import count_objects
 from lite_detr.optimizer import ClippedAdamW
-from lite_detr.shared_errors import raised_in_all
 
 
 def run(job, folder: Path, *arguments, world_size: int = 2) -> list:
@@ -97,7 +96,7 @@ def train_on_a_full_disk(folder: Path, options: list[str]) -> tuple[int, str]:
     """How each process ends, and what it says, when the first one can write no checkpoint."""
     import train_net
 
-    endings.PATIENCE = 0.0
+    cli.PATIENCE = 0.0
     if comm.is_main_process():
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))

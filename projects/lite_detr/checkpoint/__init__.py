@@ -1,8 +1,8 @@
 """Reads checkpoints, ours and those of other implementations, through Detectron2's checkpointer."""
 
+from ..errors import SaveError, WeightsError
 from .checkpointer import DetrCheckpointer
 from .convert import convert, convert_weights
-from .errors import SaveError, WeightsError
 from .files import read_weights
 from .report import Conversion
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import SaveError
+from ..errors import SaveError
 
 # What an unfinished file is called: its name and this.
 UNFINISHED = ".unfinished"

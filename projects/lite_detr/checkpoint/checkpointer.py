@@ -7,10 +7,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import Tensor
 
-from ..shared_errors import raised_in_all
+from ..errors import MissingFileError, WeightsError, raised_in_all
 from .atomic import AtomicFiles, remove_unfinished
 from .convert import as_tensors, convert_weights
-from .errors import WeightsError
 from .files import explained, read_pickle, read_safetensors, read_torch
 from .heads import CLASS_WEIGHT
 from .sources import recognise
@@ -62,7 +61,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         In a job of several processes the first one looks which it is.
 
         Raises:
-            FileNotFoundError: a process does not see the checkpoint.
+            MissingFileError: a process does not see the checkpoint.
             WeightsError: no checkpoint is whole, or the weights do not fit the model.
         """
         self.resumed = comm.all_gather(resume and self.has_checkpoint())[0]
@@ -87,11 +86,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         """See :meth:`DetectionCheckpointer.load`.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            MissingFileError: there is no such file.
             WeightsError: the file is no checkpoint, or its weights do not fit the model.
         """
         if path and "://" not in path and not self.path_manager.isfile(path.split("?")[0]):
-            raise FileNotFoundError(f"weights {path}: there is no such file")
+            raise MissingFileError(f"weights {path}: there is no such file")
         self._path = path
         return super().load(path, *args, **kwargs)
 

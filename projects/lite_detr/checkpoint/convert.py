@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import WeightsError
+from ..errors import WeightsError
 from .heads import adapt_classes, count_classes
 from .mismatch import describe_mismatch
 from .report import Conversion

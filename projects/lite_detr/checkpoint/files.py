@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .errors import WeightsError
+from ..errors import WeightsError
 
 # What a pickle of arrays and plain containers refers to, by numpy's names in versions 1 and 2.
 PICKLE_GLOBALS = {

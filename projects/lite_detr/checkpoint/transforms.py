@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import WeightsError
+from ..errors import WeightsError
 
 LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 HEAD = re.compile(r"decoder\.heads\.(class_embed|bbox_embed)\.(\d+)\.(.+)")

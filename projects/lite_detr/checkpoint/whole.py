@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import WeightsError
+from ..errors import WeightsError
 from .files import read_torch
 
 logger = logging.getLogger("lite_detr")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import DatasetError
 from .faults import Fault, Outcome, some
 
 logger = logging.getLogger("lite_detr")
@@ -20,10 +21,6 @@ SECTIONS = ("images", "annotations", "categories")
 # COCO rounds coordinates to two decimals, so its boxes pass the border by up to 0.01 pixel twice
 # over (corner and size). That is not worth a warning; the loader clips such boxes all the same.
 ROUNDING = 0.05
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be used; the message names the file and what to change in it."""
 
 
 def no_annotations(json_file: str) -> str:

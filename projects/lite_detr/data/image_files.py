@@ -5,6 +5,8 @@ from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from ..errors import ImageError
+
 # An image that is more times as long as it is wide loses its shorter side when it is resized: at
 # 1 : 500 it has one pixel left where the longer side is limited to 250 or more.
 MAX_ASPECT_RATIO = 500
@@ -15,20 +17,6 @@ TOO_LARGE = "image of too many pixels"
 WIDE_PIXELS = "image of 32-bit pixels"
 OTHER_SIZE = "image of another size"
 TOO_THIN = "image too thin to resize"
-
-
-class UnusableImage(ValueError):
-    """An image that neither training nor evaluation can use.
-
-    Attributes:
-        kind: one of the kinds above.
-        reason: what is wrong with this file, in a phrase.
-    """
-
-    def __init__(self, kind: str, reason: str):
-        super().__init__(f"{kind}: {reason}")
-        self.kind = kind
-        self.reason = reason
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -45,7 +33,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         ``[H, W, C]``, uint8 in 0 to 255 (float for YUV).
 
     Raises:
-        UnusableImage: the file cannot be decoded, or its pixels have no defined range.
+        ImageError: the file cannot be decoded, or its pixels have no defined range.
     """
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as opened:
@@ -53,20 +41,20 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
             if is_grey_16_bits(opened):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             elif opened.mode in ("I", "F"):
-                raise UnusableImage(
+                raise ImageError(
                     WIDE_PIXELS,
                     "32 bits do not say what is black and what is white: save it with 8 or 16",
                 )
             return convert_PIL_to_numpy(image, image_format)
-    except UnusableImage:
+    except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise UnusableImage(
+        raise ImageError(
             TOO_LARGE, f"it has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit"
         ) from None
     # Pillow's readers raise anything on a broken file, from EOFError to SyntaxError.
     except Exception as error:
-        raise UnusableImage(UNREADABLE, _describe(error)) from None
+        raise ImageError(UNREADABLE, _describe(error)) from None
 
 
 def read_record(record: dict, image_format: str) -> np.ndarray:
@@ -77,7 +65,7 @@ def read_record(record: dict, image_format: str) -> np.ndarray:
         image_format: see :func:`read_image`.
 
     Raises:
-        UnusableImage: also for an image of another size than the record says, whose boxes cannot
+        ImageError: also for an image of another size than the record says, whose boxes cannot
             be trusted, and for one of which resizing leaves nothing.
     """
     image = read_image(record["file_name"], image_format)
@@ -85,13 +73,13 @@ def read_record(record: dict, image_format: str) -> np.ndarray:
     given = (record.get("width", width), record.get("height", height))
     if given != (width, height):
         turned = " (turned by its EXIF orientation?)" if given == (height, width) else ""
-        raise UnusableImage(
+        raise ImageError(
             OTHER_SIZE,
             f"it is {width} x {height} pixels, the annotation file says "
             f"{given[0]} x {given[1]}{turned}",
         )
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UnusableImage(
+        raise ImageError(
             TOO_THIN, f"{width} x {height} pixels are thinner than 1 : {MAX_ASPECT_RATIO}"
         )
     return image

@@ -25,7 +25,7 @@ from .image_files import (
     TOO_THIN,
     UNREADABLE,
     WIDE_PIXELS,
-    UnusableImage,
+    ImageError,
     is_grey_16_bits,
     read_record,
 )
@@ -130,7 +130,7 @@ def inspect_file(record: dict) -> list[tuple[str, str]]:
         warnings.simplefilter("ignore")
         try:
             read_record(record, "RGB")
-        except UnusableImage as error:
+        except ImageError as error:
             return [(error.kind, error.reason)]
         with Image.open(record["file_name"]) as image:
             return [(kind, FILE_KINDS[kind][1]) for kind in _describe(image)]

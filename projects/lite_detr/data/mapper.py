@@ -7,7 +7,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
-from .image_files import UnusableImage, read_record
+from .image_files import ImageError, read_record
 
 # The side of the black square that stands for an image in evaluation, in pixels.
 STAND_IN_SIDE = 32
@@ -31,13 +31,13 @@ class DetectionMapper(DatasetMapper):
             ``unusable``; :class:`DetectionEvaluator` counts it as an image without detections.
 
         Raises:
-            UnusableImage: in training, where :func:`build_train_loader` puts another image in its
+            ImageError: in training, where :func:`build_train_loader` puts another image in its
                 place.
         """
         sample = copy.deepcopy(dataset_dict)
         try:
             image = read_record(sample, self.image_format)
-        except UnusableImage as error:
+        except ImageError as error:
             if self.is_train:
                 raise
             return self._stand_in(sample, str(error))

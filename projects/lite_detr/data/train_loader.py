@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from .coco_checks import DatasetError, clip_boxes
 from .faults import some
-from .image_files import UnusableImage
+from .image_files import ImageError
 from .mapper import DetectionMapper
 from .stream import SampleStream, StreamedBatches
 
@@ -40,7 +40,7 @@ class ReplacingDataset(Dataset):
 
     Args:
         records: a list of Detectron2's dicts, or a dataset that gives one for an index.
-        mapper: makes a sample of a record, or raises ``UnusableImage``.
+        mapper: makes a sample of a record, or raises ``ImageError``.
         max_unusable: the search for a replacement ends with more unusable images than this share
             of all.
     """
@@ -75,7 +75,7 @@ class ReplacingDataset(Dataset):
             record = self.records[candidate]
             try:
                 sample = self._mapper(record)
-            except UnusableImage as error:
+            except ImageError as error:
                 skipped.append((candidate, record["file_name"], str(error)))
                 if len(skipped) > self.max_unusable * len(self):
                     break
@@ -228,7 +228,7 @@ def build_train_loader(
 
     Args:
         dataset: Detectron2's dicts, or a dataset of them that is not iterable-style.
-        mapper: a :class:`DetectionMapper`, or another that raises ``UnusableImage``.
+        mapper: a :class:`DetectionMapper`, or another that raises ``ImageError``.
         sampler: as Detectron2's; the order of its indices has to be the same in each new start.
         max_unusable: the share of unusable images above which the training stops.
         collate_fn: applied to the list of samples, in the training process.

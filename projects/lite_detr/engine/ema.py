@@ -11,8 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.atomic import AtomicFiles
-from ..checkpoint.errors import SaveError
-from ..shared_errors import raised_in_all
+from ..errors import SaveError, raised_in_all
 
 # Beside model_final.pth, and like it a file of weights for whatever takes one.
 FINAL = "model_final_ema.pth"

@@ -12,12 +12,10 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
 
+from ..errors import LaunchError
+
 # Below the ports that Linux hands out by itself, which begin at 32768.
 SLURM_PORTS = range(20000, 30000)
-
-
-class LaunchError(ValueError):
-    """The processes of a job, its options and its GPUs do not fit together."""
 
 
 class Place(NamedTuple):

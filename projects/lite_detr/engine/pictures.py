@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.image_files import UnusableImage, read_record
+from ..data.image_files import ImageError, read_record
 from ..random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
@@ -181,7 +181,7 @@ def read_scenes(
     for number, record in enumerate(records, start=1):
         try:
             image = Image.fromarray(read_record(record, "RGB"))
-        except UnusableImage as error:
+        except ImageError as error:
             failures.append(f"{record['file_name']} ({error})")
             continue
         ratio = min(HALF_WIDTH / image.width, MOST_HEIGHT / image.height)

@@ -10,8 +10,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..checkpoint import DetrCheckpointer, SaveError
+from ..errors import raised_in_all
 from ..random_states import get_random_states, set_random_states
-from ..shared_errors import raised_in_all
 from .preemption import Preemption, leave
 from .records import Records
 

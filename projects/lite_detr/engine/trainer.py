@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from detectron2.engine import AMPTrainer
@@ -11,11 +11,12 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import DivergenceError, user_message
 from ..modeling.criterion import count_objects
-from .divergence import DivergenceError
-from .endings import without_traceback
 
 logger = logging.getLogger("lite_detr")
+# Where Detectron2's loop logs the error that ends it.
+loop_logger = logging.getLogger("detectron2.engine.train_loop")
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 # Float16's smallest normal number: a loss that is scaled down so far has no gradient to lose.
@@ -104,7 +105,7 @@ class Trainer(AMPTrainer):
             logger.warning(
                 "%s\nThis iteration is skipped, the bad batch %d of the %d that "
                 "train.max_bad_batches allows",
-                error.fault(),
+                error.summary(),
                 self.bad_batches,
                 self.max_bad_batches,
             )
@@ -202,3 +203,22 @@ class Trainer(AMPTrainer):
             state_dict = state_dict | {"grad_scaler": self.grad_scaler.state_dict()}
         super().load_state_dict(state_dict)
         self.bad_batches = state_dict.get("bad_batches", 0)
+
+
+@contextmanager
+def without_traceback() -> Iterator[None]:
+    """Make Detectron2's loop log one line, not a traceback, for an error that a user can mend."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        is_divergence = isinstance(error, DivergenceError)
+        message = error.summary() if is_divergence else user_message(error)
+        if message:
+            record.msg, record.args, record.exc_info = message, (), None
+        return True
+
+    loop_logger.addFilter(shorten)
+    try:
+        yield
+    finally:
+        loop_logger.removeFilter(shorten)

@@ -1,6 +1,6 @@
 """Detectors in files that others can run: ONNX, ``torch.export``, AOTInductor and TorchScript."""
 
-from .errors import ExportError
+from ..errors import ExportError
 from .model import ExportableDetector
 from .onnx_file import save_onnx
 from .program import compile_program, export_program, save_program

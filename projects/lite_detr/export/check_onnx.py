@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import ExportError
 from ..modeling.detector import Detector
 from ..modeling.postprocessing import Detections
 from .check import LIMIT, Differences, compare_batch, largest, run_detector
-from .errors import ExportError
 from .onnx_file import OUTPUTS, check_packages
 
 

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from ..data.coco import class_metadata
+from ..errors import ExportError
 from ..version import __version__
-from .errors import ExportError
 
 CHANNEL_ORDERS = ("RGB", "BGR")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from .errors import ExportError
+from ..errors import ExportError
 
 OPSET = 18
 # Types and shapes by name; a size with a name is open.

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
+from ..errors import ExportError
 from ..modeling.detector import Detector
 from ..ops import native
-from .errors import ExportError
 from .model import ExportableDetector
 from .same_padding import traceable_same_padding
 

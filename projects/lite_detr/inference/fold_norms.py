@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
-from .errors import OptimizationError
+from ..errors import OptimizationError
 
 Norm = _BatchNorm | FrozenBatchNorm2d | TorchvisionFrozenBatchNorm2d
 # The largest error of a map, relative to its largest value, that rounding explains.

@@ -5,9 +5,9 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from ..errors import OptimizationError
 from ..modeling.detector import Detector
 from ..modeling.queries import ProposalQueries
-from .errors import OptimizationError
 
 logger = logging.getLogger("lite_detr")
 

@@ -10,9 +10,9 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from .modeling import attention
-from .modeling.detector import Detector, evaluating
-from .ops import key_aware_ms_deform_attn, ms_deform_attn
+from ..modeling import attention
+from ..modeling.detector import Detector, evaluating
+from ..ops import key_aware_ms_deform_attn, ms_deform_attn
 
 # The parts whose operations are told apart; the total also holds the neck and the proposals.
 PARTS = ("backbone", "encoder", "decoder")

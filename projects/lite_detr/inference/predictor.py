@@ -10,7 +10,7 @@ from detectron2.data.transforms import Augmentation
 from detectron2.structures import Instances
 from torch import nn
 
-from .data.mapper import DetectionMapper
+from ..data.mapper import DetectionMapper
 
 # So many batches' images are decoded before the next batch is chosen: the more, the fuller it is.
 BATCHES_AHEAD = 4

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .modeling.attention import DeformableAttention
-from .modeling.scales import Scales
+from ..modeling.attention import DeformableAttention
+from ..modeling.scales import Scales
 
 
 class UnknownAttention(LookupError):

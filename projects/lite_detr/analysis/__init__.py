@@ -1,0 +1,1 @@
+"""What a detector costs, and where it looks."""

@@ -1,0 +1,172 @@
+"""The command line that all programs share.
+
+Argument types, images given as files, patterns or folders, and the end of a program: one line for
+an error that its user can mend, a traceback for one that only we can.
+"""
+
+import argparse
+import glob
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from .errors import user_message
+
+# The suffixes that a folder is searched for; a file named on the command line may have any.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# How long the other processes of a job leave it to the first one to print what happened to all.
+PATIENCE = 20.0  # seconds
+
+
+@contextmanager
+def user_errors(status: int = 1) -> Iterator[None]:
+    """End the process with one line on stderr for an error that its user can mend.
+
+    Also a decorator: ``@user_errors()`` on a program's ``main``. If one process of a job ends, its
+    launcher ends the others; all but the first wait before they print, so that an error common to
+    all is printed once.
+
+    Args:
+        status: the exit status.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = user_message(error)
+        if not message:
+            raise
+        if not comm.is_main_process():
+            time.sleep(PATIENCE)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(status)
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser whose help starts with a program's docstring, line by line."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config_file(parser: argparse.ArgumentParser, **options) -> None:
+    """Add ``--config-file``; ``options`` are those of ``add_argument``."""
+    options = {"required": True, "metavar": "C", "help": "a file or a model zoo name"} | options
+    parser.add_argument("--config-file", **options)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the config overrides, ``key=value`` after all other arguments, as ``opts``."""
+    parser.add_argument(
+        "opts", nargs="*", type=key_value, metavar="key=value", help="change values of the config"
+    )
+
+
+def key_value(text: str) -> str:
+    """Argument type: a config override, unchanged."""
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"given {text}, accepted are options like key=value")
+    return text
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Argument type: an integer of at least ``minimum``."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(
+                f"given {text}, accepted are whole numbers from {minimum} on"
+            )
+        return value
+
+    return number
+
+
+def score(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"given {text}, accepted are numbers from 0 to 1")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """Argument type: ``HEIGHTxWIDTH`` -> (height, width)."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"given {text}, accepted is HEIGHTxWIDTH like 800x1066")
+    return int(height), int(width)
+
+
+def point(text: str) -> tuple[float, float]:
+    """Argument type: ``X,Y`` -> (x, y)."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"given {text}, accepted is X,Y like 320,240") from None
+    return x, y
+
+
+def folder(text: str) -> Path:
+    """Argument type: a folder that exists or can be created."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
+    return path
+
+
+def file_name(suffix: str) -> Callable[[str], Path]:
+    """Argument type: the name of a file to write, which ends in ``suffix``."""
+
+    def path(text: str) -> Path:
+        if Path(text).suffix.lower() != suffix:
+            raise argparse.ArgumentTypeError(
+                f"given {text}, accepted are names that end in {suffix}"
+            )
+        return Path(text)
+
+    return path
+
+
+def find_images(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Find the images that files, patterns and folders name.
+
+    Returns:
+        The images, each once, and the arguments that name none.
+    """
+    found = {text: expand(text) for text in given}
+    images = dict.fromkeys(itertools.chain.from_iterable(found.values()))
+    return list(images), [text for text, paths in found.items() if not paths]
+
+
+def expand(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        files = (entry for entry in path.iterdir() if entry.is_file())
+        return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+    # Before it is taken for a pattern, as names may hold brackets.
+    if path.is_file():
+        return [path]
+    return sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
+
+
+def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """Yield where each image's picture goes: never onto another's, nor onto one of the images."""
+    taken = {image.resolve() for image in images}
+    for image in images:
+        numbered = (f"{image.stem}_{number}.png" for number in itertools.count(2))
+        names = itertools.chain([f"{image.stem}.png"], numbered)
+        path = next(folder / name for name in names if (folder / name).resolve() not in taken)
+        taken.add(path.resolve())
+        yield path

@@ -1,0 +1,59 @@
+"""Argument types of the command line, and how a program ends on an error that its user can mend."""
+
+import argparse
+import errno
+import os
+
+import pytest
+from detectron2.utils import comm
+
+from lite_detr import cli
+from lite_detr.errors import WeightsError
+
+
+@pytest.mark.parametrize("text, size", [("64x96", (64, 96)), ("1x1", (1, 1))])
+def test_height_comes_first(text, size):
+    assert cli.size(text) == size
+
+
+@pytest.mark.parametrize("text", ["64", "64x", "x64", "0x64", "64x0", "-1x5", "64x96x3", "axb", ""])
+def test_sizes_that_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="HEIGHTxWIDTH"):
+        cli.size(text)
+
+
+def system_error(number):
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (WeightsError("weights a.pth: there is no such file"), "weights a.pth: there is no such"),
+        (system_error(errno.ENOSPC), "No space left on device: make room in train.output_dir, and"),
+        (system_error(errno.EDQUOT), "Disk quota exceeded: make room"),
+    ],
+)
+def test_user_errors_end_in_one_line(error, line, capsys):
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        raise error
+    assert end.value.code == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and line in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), system_error(errno.EIO)])
+def test_other_errors_keep_their_traceback(error, capsys):
+    with pytest.raises(type(error)), cli.user_errors():
+        raise error
+    assert capsys.readouterr().err == ""
+
+
+def test_the_first_process_prints_at_once_and_the_others_wait(monkeypatch):
+    slept = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    for is_first in (True, False):
+        monkeypatch.setattr(comm, "is_main_process", lambda is_first=is_first: is_first)
+        with pytest.raises(SystemExit), cli.user_errors():
+            raise WeightsError("none")
+    assert slept == [cli.PATIENCE]
