@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools"))
 
 import analyze_model  # noqa: E402
-from markdown_page import BEGIN, END  # noqa: E402
+
+from lite_detr.analysis.markdown_page import BEGIN, END  # noqa: E402
 
 HEIGHT, WIDTH = 64, 96
 TOKENS = (8 * 12, 4 * 6, 2 * 3, 1 * 2)

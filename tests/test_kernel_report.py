@@ -18,7 +18,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import kernel_code
 import kernel_compile
 import kernel_report
-from markdown_page import BEGIN, END
+
+from lite_detr.analysis.markdown_page import BEGIN, END
 
 # Those that the project promises for, and whose atomic additions differ.
 ARCHITECTURES = ("8.0", "9.0")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from backbone_table import backbone_rows, backbone_table
 from detectron2.config import instantiate
-from markdown_page import replace_tables
 from tqdm import tqdm
 
 from lite_detr import cli, model_zoo
 from lite_detr.analysis.flops import PARTS, ModelCost, count_cost
+from lite_detr.analysis.markdown_page import replace_tables
 
 REPORTED = Path(__file__).with_name("reported.json")
 FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}

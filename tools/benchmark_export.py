@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import torch
 from detectron2.config import instantiate
-from markdown_page import replace_tables
 from measure_calls import environment, time_turn
 from omegaconf import DictConfig
 from torch import Tensor
 
 from lite_detr import cli
+from lite_detr.analysis.markdown_page import replace_tables
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.export import ExportError, check, export_program, save_onnx
 from lite_detr.export.check_onnx import OnnxFile, Reordering, check_onnx

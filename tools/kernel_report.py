@@ -3,7 +3,7 @@
 
 kernel_report.py --arch 8.0 9.0                        # needs nvcc, but no GPU
 kernel_report.py --check --original torch_ms_deform_attn-0.1.1.tar.gz
-kernel_report.py --original ... --markdown docs/kernel_report.md   # rewrites the tables there
+kernel_report.py --original ... --markdown kernels/report.md   # rewrites the tables there
 
 The original kernels are those of the source package torch-ms-deform-attn, which pip downloads:
 
@@ -44,8 +44,9 @@ from pathlib import Path
 import torch
 from kernel_code import KINDS, MULTIPROCESSORS, WARP, Kernel
 from kernel_compile import compile_original, compile_ours, read_layouts, toolkit, unpack
-from markdown_page import replace_tables
 from tqdm import tqdm
+
+from lite_detr.analysis.markdown_page import replace_tables
 
 PROCESSES = 2
 DTYPES = ("float32", "float64", "float16", "bfloat16")

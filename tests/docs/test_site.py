@@ -13,7 +13,7 @@ from markdown_blocks import ROOT, blocks, pages
 
 for module in ("material", "mkdocs", "mkdocstrings_handlers.python"):
     pytest.importorskip(module, reason="needs what `make docs` installs")
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(ROOT / "tools" / "docs"))
 
 import griffe  # noqa: E402
 from markdown import markdown  # noqa: E402

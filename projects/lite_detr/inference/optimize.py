@@ -35,7 +35,7 @@ def optimize_for_inference(
     - On request weights have 16 bits. Scores and boxes, of the two-stage queries too, are still
       float32.
 
-    Which of it pays how much: docs/deploy.md. On a CPU call :func:`keep_freed_memory` besides.
+    Which of it pays how much: docs/inference.md. On a CPU call :func:`keep_freed_memory` besides.
 
     Args:
         model: trained, on the device that it is to run on, in float32.
