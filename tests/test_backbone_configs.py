@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from detector_checks import assert_every_gradient
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
+from small_detectors import assert_every_gradient
 
 from lite_detr import model_zoo
 from lite_detr.analysis import flops

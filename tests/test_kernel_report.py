@@ -10,8 +10,7 @@ from pathlib import Path
 import cuda_harness
 import pytest
 import torch
-from cuda_harness_runs import run_kernels
-from sampling_problems import cast, make_problem
+from sampling_problems import cast, make_problem, run_kernels
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 

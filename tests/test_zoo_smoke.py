@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from detector_checks import assert_every_gradient
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import OmegaConf
+from small_detectors import assert_every_gradient
 
 from lite_detr import model_zoo
 from lite_detr.modeling import (

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from reference_files import (
+from reference_checkpoints import (
     attentions,
     levels,
     plain_attention,

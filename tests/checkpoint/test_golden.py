@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
-from reference_weights import reference_checkpoint
+from reference_checkpoints import reference_checkpoint
 from torch import Tensor
 
 from lite_detr import model_zoo

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from reference_files import reference_file
+from reference_checkpoints import reference_file
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import convert

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from programs import ROOT, TRAIN_NET, data_options, run_python
-from reference_files import reference_file, small_two_stage
+from reference_checkpoints import reference_file, small_two_stage
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError, convert

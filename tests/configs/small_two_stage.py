@@ -1,4 +1,4 @@
-"""Two-stage Deformable DETR of the sizes of ``reference_files.small_two_stage``."""
+"""Two-stage Deformable DETR of the sizes of ``reference_checkpoints.small_two_stage``."""
 
 from lite_detr import model_zoo
 

@@ -5,7 +5,7 @@ import json
 import logging
 
 import pytest
-from coco_samples import CONTENT, DATA_KEYS
+from coco_datasets import CONTENT, DATA_KEYS
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 

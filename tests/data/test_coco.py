@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from coco_samples import add_boxes, error_of
+from coco_datasets import add_boxes, error_of
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from coco_samples import add_boxes, error_of
+from coco_datasets import add_boxes, error_of
 from detectron2.data import DatasetCatalog
 
 from lite_detr.data.coco import CocoSummary, check_coco, register_coco

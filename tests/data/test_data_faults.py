@@ -8,12 +8,12 @@ from pathlib import Path
 import detectron2.data.transforms as T
 import pytest
 import torch
+from coco_datasets import FaultyDataset
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils.env import seed_all_rng
-from faulty_dataset import FaultyDataset
 from small_detectors import CONFIGS, small_config
 
 from lite_detr import model_zoo

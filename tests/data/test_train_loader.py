@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 import torch
-from coco_samples import error_of
+from coco_datasets import error_of
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode

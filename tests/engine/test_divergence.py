@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from programs import TRAIN_NET, data_options, run_python
-from toy_training import batch_of, make_trainer, record
-from training_process import CONFIG
+from training_runs import CONFIG, batch_of, make_trainer, record
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.errors import DivergenceError

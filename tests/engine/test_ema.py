@@ -6,8 +6,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from programs import data_options
-from toy_training import batch_of, make_trainer
-from training_process import train
+from training_runs import batch_of, make_trainer, train
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.ema import EMA

@@ -4,9 +4,9 @@ import resource
 
 import pytest
 import torch
-import two_processes
+import training_runs
 from programs import TRAIN_NET, data_options, run_python
-from training_process import CONFIG
+from training_runs import CONFIG
 
 from lite_detr.data.digits import write_digits_dataset
 
@@ -18,7 +18,7 @@ gloo = pytest.mark.skipif(
 
 @gloo
 def test_what_happens_to_the_first_process_happens_to_all(tmp_path):
-    said = two_processes.run(two_processes.fail_in_the_first, tmp_path)
+    said = training_runs.run_in_processes(training_runs.fail_in_the_first, tmp_path)
     assert said == ["the disk is full"] * 2
 
 
@@ -37,7 +37,7 @@ def check_line(line, folder):
 @gloo
 def test_a_full_disk_ends_all_processes_alike(digits, tmp_path):
     options = [*digits, f"train.output_dir={tmp_path}/output"]
-    ends = two_processes.run(two_processes.train_on_a_full_disk, tmp_path, options)
+    ends = training_runs.run_in_processes(training_runs.train_on_a_full_disk, tmp_path, options)
     for code, said in ends:
         assert code == 1
         [line] = [line for line in said.splitlines() if "error" in line]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import ROOT, TRAIN_NET, data_options, environment
-from training_process import CONFIG
+from training_runs import CONFIG
 
 from lite_detr.data.digits import write_digits_dataset
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import two_processes
+import training_runs
 from programs import data_options
 from small_detectors import assert_same_gradients, gradients, small_detector, small_inputs
-from training_process import CONFIG
+from training_runs import CONFIG
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.trainer import Trainer
@@ -31,7 +31,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    return two_processes.run(two_processes.learn, tmp_path_factory.mktemp("learn"), CASES)
+    return training_runs.run_in_processes(
+        training_runs.learn, tmp_path_factory.mktemp("learn"), CASES
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -48,18 +50,18 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one(case, learn
 
 
 def test_objects_are_counted_in_all_processes(tmp_path):
-    assert two_processes.run(two_processes.count, tmp_path) == [9.0, 9.0]
+    assert training_runs.run_in_processes(training_runs.count, tmp_path) == [9.0, 9.0]
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
-    first, second = two_processes.run(two_processes.diverge, tmp_path, 0)
+    first, second = training_runs.run_in_processes(training_runs.diverge, tmp_path, 0)
     assert first == second
     assert "iteration 1" in first and "loss_a nan" in first
     assert "images: bad.jpg\n" in first
 
 
 def test_both_processes_skip_what_is_bad_in_one(tmp_path):
-    first, second = two_processes.run(two_processes.diverge, tmp_path, 1)
+    first, second = training_runs.run_in_processes(training_runs.diverge, tmp_path, 1)
     assert first == second
     assert first.startswith("1 bad, [0.8")
 
@@ -71,9 +73,9 @@ def test_every_image_is_evaluated_once(tmp_path):
         *data_options(tmp_path, "val"),
         f"dataloader.evaluator.output_dir={tmp_path}",
     ]
-    arguments = (two_processes.evaluate, tmp_path, str(CONFIG), options)
-    alone = two_processes.run(*arguments, world_size=1)[0]
+    arguments = (training_runs.evaluate, tmp_path, str(CONFIG), options)
+    alone = training_runs.run_in_processes(*arguments, world_size=1)[0]
     (tmp_path / "meeting").unlink(missing_ok=True)
-    together = two_processes.run(*arguments)[0]
+    together = training_runs.run_in_processes(*arguments)[0]
     assert len(alone) == 5
     assert together == alone

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import data_options
-from training_process import CONFIG, signal_at, train
+from training_runs import CONFIG, signal_at, train
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.preemption import EXIT_CODE

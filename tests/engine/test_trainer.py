@@ -11,7 +11,7 @@ from small_detectors import (
     small_detector,
     small_inputs,
 )
-from toy_training import batch_of, make_trainer, record
+from training_runs import batch_of, make_trainer, record
 
 from lite_detr.engine.trainer import Trainer
 from lite_detr.modeling import (

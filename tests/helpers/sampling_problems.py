@@ -1,4 +1,4 @@
-"""Random problems for the sampling operators, and what runs them by each form."""
+"""Random problems for the sampling operators, and functions that run them by each form."""
 
 import inspect
 import os
@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cuda_harness
 import pytest
 import torch
 from torch import Tensor
 
 from lite_detr import ops
+from lite_detr.ops.sampling import sample_levels
 
 Sizes = tuple[tuple[int, int], ...]
 # The tensors of a problem by name, and ``sizes``. The key may be the very tensor ``value``.
@@ -84,7 +86,7 @@ def cast(
 
 
 def make_grad_output(problem: Problem, dtype: torch.dtype) -> Tensor:
-    """``[B, Q, M * D]``, the same for every form and dtype but for rounding."""
+    """``[B, Q, M * D]``, the same for every form and dtype but for sampling_problems."""
     shape = problem["query"].flatten(2).shape
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -139,9 +141,6 @@ def operator(attention: str, form: str) -> Callable[..., Tensor]:
 
 
 def _in_the_harness(attention: str) -> Callable[..., Tensor]:
-    # It imports this module.
-    from cuda_harness_runs import Kernels
-
     def by_kernels(*tensors: Tensor) -> Tensor:
         if attention == "key_aware_ms_deform_attn":
             query, key, value, *others = tensors
@@ -209,6 +208,134 @@ def assert_same(form: str, name: str, result: Tensor, expected: Tensor, problem:
         bound += torch.finfo(result.dtype).eps
     error = relative_error(result, expected)
     assert error <= bound, f"{name} is {error:.1e} off, accepted is {bound:.1e}"
+
+
+def assert_rounded_once(
+    attention: str, problem: Problem, grad_output: Tensor, results: dict[str, Tensor]
+) -> None:
+    """Compares results in 16 bits with float64 from the same 16-bit numbers.
+
+    Args:
+        problem: in 16 bits, but for locations in float32.
+        grad_output: ``[B, Q, M * D]``, in 16 bits.
+        results: the output, and gradients by the name of what they are for.
+    """
+    dtype = problem["value"].dtype
+    exact = cast(problem, torch.float64)
+    expected = run_with_gradients(attention, "pytorch", exact, grad_output.double())
+    if attention == "key_aware_ms_deform_attn":
+        rounding = results["output"].double() - expected["output"]
+        changes = _through_the_softmax(exact, grad_output.double() * rounding)
+        for name, change in changes.items():
+            expected[name] = expected[name] - change
+    assert results.keys() == expected.keys()
+    for name, result in results.items():
+        bound = 1e-5 * expected[name].abs().max().clamp(min=0.1)
+        if result.dtype == dtype:
+            # Half a step of the number; below the smallest normal number, of that one.
+            normal = expected[name].abs().clamp(min=torch.finfo(dtype).tiny)
+            bound = bound + torch.finfo(dtype).eps / 2 * normal
+        assert ((result.double() - expected[name]).abs() <= bound).all(), name
+
+
+def _through_the_softmax(problem: Problem, mean_changes: Tensor) -> dict[str, Tensor]:
+    """What the gradients lose where the mean in the softmax's Jacobian is off by so much.
+
+    The backward takes the mean from the output, which was rounded. The weights' derivatives times
+    it are the logsumexp's. ``mean_changes`` is ``[B, Q, M * D]``, still to be summed by head.
+    """
+    leaves = transform(problem, lambda tensor: tensor.detach().requires_grad_())
+    query, key = leaves["query"], leaves["key"]
+    sampled_key = sample_levels(key, problem["sizes"], leaves["locations"])
+    query = query.permute(0, 2, 3, 1).unsqueeze(-1) * key.shape[-1] ** -0.5
+    logsumexp = (query * sampled_key).sum(2).logsumexp(-1)  # [B, M, Q]
+    changes = mean_changes.unflatten(2, key.shape[2:]).sum(-1).transpose(1, 2)
+    names = ["query", "value" if leaves["key"] is leaves["value"] else "key", "locations"]
+    return dict(
+        zip(names, torch.autograd.grad(logsumexp, [leaves[name] for name in names], changes))
+    )
+
+
+def run_kernels(
+    attention: str,
+    problem: Problem,
+    grad_output: Tensor | None = None,
+    arch: int = 90,
+    copy: bool = True,
+) -> dict[str, Tensor]:
+    """The output and the gradients, as `run_with_gradients` gives them.
+
+    Tensors keep their strides on the way into device memory. Without ``copy`` the values and keys
+    are there already.
+    """
+    if grad_output is None:
+        grad_output = make_grad_output(problem, problem["value"].dtype)
+
+    def move(tensor: Tensor) -> Tensor:
+        is_there = not copy and (tensor is problem["value"] or tensor is problem["key"])
+        return tensor if is_there else cuda_harness.to_device(tensor)
+
+    with cuda_harness.device_memory():
+        inputs = transform(problem, move)
+        levels = level_tensors(problem["sizes"])
+        key = None if inputs["key"] is inputs["value"] else inputs["key"]
+        if attention == "ms_deform_attn":
+            arguments = (inputs["value"], *levels, inputs["locations"], inputs["weights"])
+            names = ("value", "locations", "weights")
+        else:
+            arguments = (inputs["query"], key, inputs["value"], *levels, inputs["locations"])
+            names = ("query", "key", "value", "locations")
+        output, saved = _forward(attention, arguments, arch)
+        grads = _backward(attention, cuda_harness.to_device(grad_output), arguments, saved, arch)
+    results = {"output": output} | dict(zip(names, grads))
+    if key is None:
+        results.pop("key", None)
+    return results
+
+
+def _forward(
+    attention: str, arguments: Sequence[Tensor | None], arch: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output, and what the backward operator takes besides the arguments."""
+    result = cuda_harness.operator(attention, arch)(*arguments)
+    return (result, ()) if torch.is_tensor(result) else (result[0], result)
+
+
+def _backward(
+    attention: str,
+    grad_output: Tensor,
+    arguments: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
+    arch: int,
+) -> tuple[Tensor, ...]:
+    operator = cuda_harness.operator(f"{attention}_backward", arch)
+    return operator(grad_output, *arguments, *saved)
+
+
+class Kernels(torch.autograd.Function):
+    """An operator by the CUDA kernels, for tensors of the CPU's and with their derivatives."""
+
+    @staticmethod
+    def forward(context, attention: str, *arguments: Tensor | None) -> Tensor:
+        with cuda_harness.device_memory():
+            moved = [None if t is None else cuda_harness.to_device(t.detach()) for t in arguments]
+            output, saved = _forward(attention, moved, arch=90)
+        context.attention, context.moved, context.saved = attention, moved, saved
+        return output.clone()
+
+    @staticmethod
+    def backward(context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        with cuda_harness.device_memory():
+            moved = cuda_harness.to_device(grad_output.detach())
+            grads = iter(_backward(context.attention, moved, context.moved, context.saved, arch=90))
+        # Sizes and starts of levels are integers; the gradient of a key of None is empty.
+        results = [
+            None if tensor is not None and not tensor.is_floating_point() else next(grads)
+            for tensor in context.moved
+        ]
+        return None, *(
+            result if tensor is not None else None for tensor, result in zip(context.moved, results)
+        )
 
 
 # Detectron2, which the operators can do without, takes seconds to import.

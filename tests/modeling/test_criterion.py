@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from detector_checks import count
+from small_detectors import count
 
 from lite_detr.modeling import HungarianMatcher, SetCriterion
 from lite_detr.modeling.heads import Predictions

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from detector_checks import (
+from detectron2.modeling import META_ARCH_REGISTRY
+from small_detectors import (
     ATTENTIONS,
     ENCODERS,
     assert_infers,
@@ -9,7 +10,6 @@ from detector_checks import (
     loss_names,
     record,
 )
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from lite_detr.modeling import (

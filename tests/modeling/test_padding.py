@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from detector_checks import assert_every_gradient
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone import BasicStem, ResNet
+from small_detectors import assert_every_gradient
 
 from lite_detr.modeling.backbone.padding import batch_images, divisibility
 from lite_detr.modeling.detector import padding_mask

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cuda_harness import needs_harness
-from planted_kernels import launch, run, to_device
+from cuda_harness import launch_planted, needs_harness, run_planted, to_device
 
 pytestmark = needs_harness
 
@@ -26,20 +25,20 @@ def test_shuffle(kernel, type, width):
         else:
             source = LANES ^ (argument % 32)
             expected = torch.where(source // width > segment, LANES, source)
-        output = run(f"{kernel}<{type}>", argument=argument, width=width)
+        output = run_planted(f"{kernel}<{type}>", argument=argument, width=width)
         assert output.equal(expected.float()), argument
 
 
 def test_vector_additions():
     output = to_device(torch.cat([torch.full((4,), 10.0), torch.zeros(32)]))
-    launch("add_vectors", output, output)
+    launch_planted("add_vectors", output, output)
     assert output[:4].equal(torch.tensor([42.0, 74.0, 106.0, 138.0]))
     assert output[4:].equal(10.0 + LANES)
 
 
 def test_double_additions():
     output = to_device(torch.zeros(34))
-    launch("add_doubles", output, output)
+    launch_planted("add_doubles", output, output)
     total = sum([0.1] * 32)
     assert output[:2].view(torch.float64).item() == total
     assert output[3] == 0.1 and output[33] == pytest.approx(total - 0.1)
@@ -47,7 +46,7 @@ def test_double_additions():
 
 def test_minima_maxima_and_functions():
     expected = [-3, 2, 2, 3, 1.5, 1.5, 3, -2.5, 8, 10]
-    assert run("minima_and_maxima", size=10, block=(1, 1, 1)).tolist() == expected
+    assert run_planted("minima_and_maxima", size=10, block=(1, 1, 1)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -56,7 +55,7 @@ def test_16_bit_numbers_to_float(dtype):
     patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     expected = patterns.view(dtype).float()
     for kernel in (f"{name}_to_float", f"{name}_pair_to_floats"):
-        output = run(kernel, patterns, 2**16, grid=(64, 1, 1), block=(1024, 1, 1))
+        output = run_planted(kernel, patterns, 2**16, grid=(64, 1, 1), block=(1024, 1, 1))
         assert_same_bits(output, expected)
 
 
@@ -84,7 +83,9 @@ def test_float_to_16_bit_numbers(dtype):
     expected = floats.to(dtype)
     blocks = len(floats) // 1024 + 1
     for kernel in (f"float_to_{name}", f"floats_to_{name}_pair"):
-        output = run(kernel, floats, len(floats) // 2, grid=(blocks, 1, 1), block=(1024, 1, 1))
+        output = run_planted(
+            kernel, floats, len(floats) // 2, grid=(blocks, 1, 1), block=(1024, 1, 1)
+        )
         assert_same_bits(output.view(dtype), expected)
 
 

@@ -3,11 +3,9 @@
 import ctypes
 
 import cuda_harness as harness
-import cuda_harness_build
 import pytest
 import torch
-from cuda_harness_build import Source
-from planted_kernels import launch, on_device, run, to_device
+from cuda_harness import Source, launch_planted, on_device, run_planted, to_device
 
 pytestmark = harness.needs_harness
 
@@ -66,9 +64,9 @@ def test_planted_fault_is_caught(kernel, order):
     number = r"\d+" if thread is None else thread
     words = rf"block \(0, 0, 0\), thread \({number}, 0, 0\): .*{words}"
     with pytest.raises(RuntimeError, match=words):
-        run(kernel)
+        run_planted(kernel)
     # Nothing stays behind.
-    assert run("copy").equal(LANES.float())
+    assert run_planted("copy").equal(LANES.float())
 
 
 @pytest.mark.parametrize(
@@ -81,23 +79,25 @@ def test_write_past_the_end_is_caught(kernel, access):
         match=rf"block \(3, 0, 0\), thread \(4, 0, 0\): {access} of 4 bytes .*, offset 400 of a "
         "block of 400 bytes: out of bounds",
     ):
-        run(kernel, size=100, grid=(4, 1, 1))
+        run_planted(kernel, size=100, grid=(4, 1, 1))
 
 
 def test_kernels_without_faults(order):
     numbers = torch.arange(100, dtype=torch.float32)
-    assert run("copy", size=100, grid=(4, 1, 1)).equal(numbers)
-    assert run("copy_vectors", size=100).equal(numbers)
-    assert run("sum").equal(torch.full((32,), 496.0))
-    assert run("exchange").equal((LANES ^ 1).float())
-    assert run("exchange_in_the_block", size=96, block=(96, 1, 1)).equal(numbers[:96].flip(0))
-    output = run("shuffle_after_others_exited")
+    assert run_planted("copy", size=100, grid=(4, 1, 1)).equal(numbers)
+    assert run_planted("copy_vectors", size=100).equal(numbers)
+    assert run_planted("sum").equal(torch.full((32,), 496.0))
+    assert run_planted("exchange").equal((LANES ^ 1).float())
+    assert run_planted("exchange_in_the_block", size=96, block=(96, 1, 1)).equal(
+        numbers[:96].flip(0)
+    )
+    output = run_planted("shuffle_after_others_exited")
     assert output[:16].equal((LANES[:16] ^ 1).float())
     assert output[16:].isnan().all()
 
 
 def test_what_is_left_unwritten_is_nan():
-    output = run("leave_the_last_one_unwritten", size=100, grid=(4, 1, 1))
+    output = run_planted("leave_the_last_one_unwritten", size=100, grid=(4, 1, 1))
     assert output[:99].equal(torch.arange(99, dtype=torch.float32))
     assert output[99].isnan()
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
@@ -106,11 +106,11 @@ def test_what_is_left_unwritten_is_nan():
 
 def test_bounds_are_exact_to_the_byte():
     """Of a tensor's last vector, of which all 16 bytes are there, or 15, or one."""
-    launch("copy_vectors", on_device(64, dtype=torch.uint8), on_device(16))
+    launch_planted("copy_vectors", on_device(64, dtype=torch.uint8), on_device(16))
     for size in (63, 49):
         message = f"of 16 bytes .*, offset 48 of a block of {size} bytes: out of bounds"
         with pytest.raises(RuntimeError, match=message):
-            launch("copy_vectors", on_device(size, dtype=torch.uint8), on_device(16))
+            launch_planted("copy_vectors", on_device(size, dtype=torch.uint8), on_device(16))
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 4])
@@ -121,25 +121,25 @@ def test_alignment(offset):
     for tensor, argument in ((input, offset), (input[offset:], 0)):
         output = on_device(16)
         if offset == 4:
-            launch("copy_vectors", tensor, output, argument=argument)
+            launch_planted("copy_vectors", tensor, output, argument=argument)
             assert output.equal(numbers[4:20])
         else:
             with pytest.raises(
                 RuntimeError, match=f"of 16 bytes .*, offset {4 * offset} of .*: not aligned"
             ):
-                launch("copy_vectors", tensor, output, argument=argument)
+                launch_planted("copy_vectors", tensor, output, argument=argument)
 
 
 def test_only_live_device_memory_can_be_read():
     output = on_device(32)
     with pytest.raises(RuntimeError, match="load of 4 bytes .* which is not in device memory"):
-        launch("copy", torch.zeros(32), output)
+        launch_planted("copy", torch.zeros(32), output)
 
     freed = on_device(32)
     buffer = (ctypes.c_float * 32).from_address(freed.data_ptr())
     del freed
     with pytest.raises(RuntimeError, match="load of 4 bytes .*: out of bounds"):
-        launch("copy", torch.frombuffer(buffer, dtype=torch.float32), output)
+        launch_planted("copy", torch.frombuffer(buffer, dtype=torch.float32), output)
 
 
 def test_device_memory_goes_back():
@@ -166,7 +166,7 @@ def test_large_tensors_take_only_what_is_written():
     tensor[-4:] = torch.tensor([0, 0, 128, 63], dtype=torch.uint8)  # 1.0 in float32
     assert harness.resident_bytes() - before < 2**20
     output = on_device(1)
-    launch("copy", tensor[-4:], output)
+    launch_planted("copy", tensor[-4:], output)
     assert output == 1
 
 
@@ -175,7 +175,7 @@ def test_orders_show_a_missing_synchronisation():
     outputs = {}
     for order in ORDERS:
         with harness.schedule(order):
-            outputs[order] = run("exchange_unsynchronised")
+            outputs[order] = run_planted("exchange_unsynchronised")
     assert outputs["ascending"][1::2].equal(LANES[::2].float())
     assert outputs["ascending"][::2].isnan().all()
     assert outputs["descending"][::2].equal(LANES[1::2].float())
@@ -185,7 +185,7 @@ def test_orders_show_a_missing_synchronisation():
 
 
 def test_orders_show_a_missing_barrier(order):
-    output = run("exchange_in_the_block_unsynchronised", size=96, block=(96, 1, 1))
+    output = run_planted("exchange_in_the_block_unsynchronised", size=96, block=(96, 1, 1))
     assert output.isnan().any()
 
 
@@ -199,7 +199,7 @@ def test_additions_are_atomic(order):
 def count_threads(kernel):
     """By the 512 threads, each of which adds 1."""
     output = to_device(torch.zeros(1))
-    launch(kernel, output, output, grid=(8, 1, 1), block=(64, 1, 1))
+    launch_planted(kernel, output, output, grid=(8, 1, 1), block=(64, 1, 1))
     return output.item()
 
 
@@ -215,7 +215,7 @@ def test_random_order_depends_on_the_seed():
 
 def test_an_order_holds_to_the_end_of_a_statement():
     def is_ascending():
-        return run("exchange_unsynchronised")[0].isnan().item()
+        return run_planted("exchange_unsynchronised")[0].isnan().item()
 
     assert is_ascending()
     with harness.schedule("descending"):
@@ -234,12 +234,12 @@ def test_unknown_order():
 
 def test_halves_of_a_warp_shuffle_apart(order):
     expected = torch.cat([LANES[:16] ^ 1, LANES[16:] ^ 6])
-    assert run("shuffle_in_halves").equal(expected.float())
+    assert run_planted("shuffle_in_halves").equal(expected.float())
 
 
 def test_all_threads_of_all_blocks_run(order):
     options = dict(grid=(3, 2, 4), block=(5, 3, 2))
-    assert run("number_threads", size=720, **options).equal(torch.arange(720.0))
+    assert run_planted("number_threads", size=720, **options).equal(torch.arange(720.0))
 
 
 def test_counters(order):
@@ -247,7 +247,7 @@ def test_counters(order):
     threads = 5 * 64
     output = to_device(torch.zeros(2 * threads + 2))
     for _ in range(2):
-        launch("do_some_of_each", to_device(torch.ones(4)), output, (5, 1, 1), (64, 1, 1))
+        launch_planted("do_some_of_each", to_device(torch.ones(4)), output, (5, 1, 1), (64, 1, 1))
     expected = {
         "blocks": 5,
         "threads": 64,
@@ -279,17 +279,17 @@ def test_counters(order):
 )
 def test_grids_that_cuda_refuses(grid, block):
     with pytest.raises(RuntimeError, match="invalid configuration argument"):
-        run("copy", grid=grid, block=block)
+        run_planted("copy", grid=grid, block=block)
 
 
 def test_builds_what_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(cuda_harness_build, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(harness, "BUILD", tmp_path / "build")
     header, source = tmp_path / "number.h", tmp_path / "number.cpp"
     header.write_text("constexpr int kNumber = NUMBER;\n")
     source.write_text('#include "number.h"\nextern "C" int number() { return kNumber; }\n')
 
     def number(macro):
-        library = cuda_harness_build.build("number", [Source(source, (f"NUMBER={macro}",))])
+        library = harness.build("number", [Source(source, (f"NUMBER={macro}",))])
         made.append((library, library.stat().st_mtime_ns))
         return ctypes.CDLL(str(library)).number()
 

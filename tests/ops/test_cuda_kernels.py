@@ -3,15 +3,15 @@
 import cuda_harness
 import pytest
 import torch
-from cuda_harness_runs import run_kernels
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rounding import assert_rounded_once
 from sampling_problems import (
+    assert_rounded_once,
     cast,
     make_grad_output,
     make_problem,
     relative_error,
+    run_kernels,
     run_with_gradients,
 )
 

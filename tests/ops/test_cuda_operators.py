@@ -3,8 +3,14 @@
 import cuda_harness
 import pytest
 import torch
-from cuda_harness_runs import run_kernels
-from sampling_problems import cast, make_problem, relative_error, run, run_with_gradients
+from sampling_problems import (
+    cast,
+    make_problem,
+    relative_error,
+    run,
+    run_kernels,
+    run_with_gradients,
+)
 
 pytestmark = cuda_harness.needs_harness
 

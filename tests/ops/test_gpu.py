@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rounding import assert_rounded_once
 from sampling_problems import (
     LEAVES,
     SIZES,
+    assert_rounded_once,
     assert_same,
     cast,
     level_tensors,

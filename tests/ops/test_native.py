@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rounding import assert_rounded_once
 from sampling_problems import (
+    assert_rounded_once,
     assert_same,
     cast,
     make_problem,

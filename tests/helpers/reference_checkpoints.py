@@ -1,11 +1,17 @@
 """Checkpoints under the references' names, without the references.
 
-Names and shapes are those that the golden files list, changed as the references' code changes them
-from one variant to another. Values are cheap: each weight is filled with a number of its own.
+The golden files in ``tests/golden`` list the names, shapes and dtypes of these checkpoints, which
+are hundreds of megabytes each, so none is stored:
+
+- :func:`reference_checkpoint` computes the very weights that made a golden file's outputs from
+  their names, so that anyone can rebuild them;
+- :func:`reference_file` only has their names and shapes, each weight filled with a number of its
+  own, and the other functions change these as the references' code does from variant to variant.
 """
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +21,48 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WIDTH, HEADS, LEVELS, POINTS = 256, 8, 4, 4
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 value of the checkpoint entry ``name``, seeded by the CRC-32 of its name."""
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    normal = (
+        rng.standard_normal(shape).astype(np.float32)
+        if shape
+        else np.float32(rng.standard_normal())
+    )
+    module, leaf = (["", *name.split(".")])[-2:]
+    if name.endswith("sampling_offsets.bias"):
+        return 2.0 * normal
+    if leaf == "running_var":
+        return 1 + 0.1 * np.abs(normal)
+    if leaf == "running_mean":
+        return 0.1 * normal
+    if leaf == "weight" and len(shape) == 1:
+        return 1 + 0.1 * normal
+    if len(shape) <= 1:
+        return 0.1 * normal
+    is_embedding = (
+        "embed" in module and "bbox" not in name and "class" not in name or "label_enc" in name
+    )
+    if len(shape) == 2 and is_embedding:
+        return normal
+    return normal / np.sqrt(np.prod(shape[1:]))
+
+
+def reference_checkpoint(golden_file: str | Path) -> dict[str, Tensor]:
+    """The reference state dict behind a golden file: full names and shapes, float32.
+
+    Entries that the reference model shares between modules carry the name of the first (``like``)
+    and so its values. Integer buffers (Swin's ``relative_position_index``,
+    ``num_batches_tracked``) are left out: a model makes its own.
+    """
+    entries = json.loads(str(np.load(golden_file)["state_dict_json"]))
+    return {
+        name: torch.as_tensor(weight(entry["like"], tuple(entry["shape"])).astype(np.float32))
+        for name, entry in entries.items()
+        if entry["dtype"].startswith("float")
+    }
 
 
 def reference_file(name: str) -> dict[str, Tensor]:

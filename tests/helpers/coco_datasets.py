@@ -1,4 +1,4 @@
-"""Writes COCO-format datasets with planted faults, drawn from a seeded generator."""
+"""COCO datasets for tests: a sound one in two images, and large ones with planted faults."""
 
 import io
 import json
@@ -8,9 +8,63 @@ import zlib
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from lite_detr.data.image_files import OTHER_SIZE, TOO_LARGE, TOO_THIN, UNREADABLE, WIDE_PIXELS
+from lite_detr.errors import DatasetError
+
+DATA_KEYS = ("train_json", "train_images", "val_json", "val_images")
+
+# Category ids are neither contiguous nor in order, and image 20 has no annotation.
+CONTENT = {
+    "images": [
+        {"id": 10, "file_name": "a.jpg", "width": 100, "height": 80},
+        {"id": 20, "file_name": "sub/b.jpg", "width": 60, "height": 50},
+    ],
+    "annotations": [
+        {
+            "id": 101,
+            "image_id": 10,
+            "category_id": 7,
+            "bbox": [10, 10.5, 20, 30],
+            "area": 600,
+            "iscrowd": 0,
+        },
+        {
+            "id": 102,
+            "image_id": 10,
+            "category_id": 3,
+            "bbox": [0, 0, 100, 80],
+            "area": 8000,
+            "iscrowd": 0,
+        },
+    ],
+    "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+}
+
+
+def error_of(function, *args, **kwargs):
+    with pytest.raises(DatasetError) as info:
+        function(*args, **kwargs)
+    assert info.value.__cause__ is None
+    return str(info.value)
+
+
+def add_boxes(content, *boxes):
+    """Adds annotations to image 10 (100 x 80) with ids from 201 on."""
+    for i, box in enumerate(boxes, start=201):
+        content["annotations"].append(
+            {
+                "id": i,
+                "image_id": 10,
+                "category_id": 3,
+                "bbox": box,
+                "area": 1,
+                "iscrowd": 0,
+            }
+        )
+
 
 CATEGORIES = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
 EXIF_ORIENTATION = 274

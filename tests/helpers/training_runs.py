@@ -1,36 +1,154 @@
-"""Jobs of two processes on the CPU, which fork from the server of ``training_process``."""
+"""Training runs: of a toy model in this process, of a detector in a process that is killed where
+a test says, and of two processes together.
+
+Other processes fork from one server, which imports PyTorch and Detectron2 once.
+"""
 
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import math
+import multiprocessing
 import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from programs import ROOT
 from small_detectors import gradients, small_detector, small_inputs
-from torch import distributed
-from toy_training import batch_of, make_trainer
-from training_process import CONFIG, CONTEXT
+from torch import distributed, nn
 
 from lite_detr import cli
-from lite_detr.checkpoint import SaveError
 from lite_detr.data.coco import apply_data_config
 from lite_detr.engine.trainer import Trainer
-from lite_detr.errors import DivergenceError, raised_in_all
+from lite_detr.errors import DivergenceError, SaveError, raised_in_all
 from lite_detr.modeling.criterion import count_objects
 from lite_detr.optimizer import ClippedAdamW
 
+CONFIG = ROOT / "tests" / "configs" / "resumable.py"
 
-def run(job, folder: Path, *arguments, world_size: int = 2) -> list:
+sys.path.append(str(ROOT))
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["train_net", "detectron2.model_zoo", "torch.utils.tensorboard", "lite_detr.data.evaluator"]
+)
+
+
+class Toy(nn.Module):
+    """``loss_a`` is the weight times the batch's mean value, and ``loss_b`` is 1.
+
+    A batch with ``steep`` has a finite loss, whose gradient is NaN.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, batch, num_objects=None):
+        self.steps += 1
+        mean = sum(inputs["value"] for inputs in batch) / len(batch)
+        loss = (self.weight * mean).sum()
+        if any("steep" in inputs for inputs in batch):
+            loss = loss + (self.weight * 0).sqrt().sum() * 0
+        return {"loss_a": loss, "loss_b": self.weight.new_ones(())}
+
+
+def batch_of(value, name="a.jpg", **more):
+    return [{"value": value, "file_name": name, "instances": range(1)} | more]
+
+
+def make_trainer(batches, **options):
+    model = Toy()
+    optimizer = ClippedAdamW(model.parameters(), lr=0.1, weight_decay=0.0)
+    return Trainer(model, batches, optimizer, **options)
+
+
+def record(trainer):
+    """The scalars that a trainer has put into its storage, each with its iterations."""
+    histories = trainer.storage.histories()
+    return {name: history.values() for name, history in histories.items()}
+
+
+def one_step(trainer, iteration=0):
+    """A step outside of a training."""
+    trainer.iter = iteration
+    with EventStorage(iteration) as trainer.storage:
+        trainer.run_step()
+    return SimpleNamespace(scalars=record(trainer))
+
+
+def train(*options: str, resume: bool = False, prepare: Callable[[], None] | None = None) -> int:
+    """Trains in a process of its own and returns how it ended, as ``Process.exitcode`` says it.
+
+    Args:
+        options: of the config.
+        resume: the training goes on.
+        prepare: called in that process before the training; a function of a module.
+    """
+    process = CONTEXT.Process(target=_run_train_net, args=(options, resume, prepare))
+    process.start()
+    process.join(300)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def _run_train_net(options: list[str], resume: bool, prepare: Callable[[], None] | None) -> None:
+    import train_net
+
+    # Data workers are forked, as they are from a program.
+    multiprocessing.set_start_method("fork", force=True)
+    if prepare is not None:
+        prepare()
+    train_net.main(
+        argparse.Namespace(
+            config_file=str(CONFIG), resume=resume, eval_only=False, opts=list(options)
+        )
+    )
+
+
+def signal_at(owner: str, name: str, nth: int, number: int = signal.SIGKILL) -> None:
+    """Lets this process get a signal when something is called for the nth time, from 1 on.
+
+    As from Slurm, its workers get it, too.
+
+    Args:
+        owner: a module or a class of a module, such as ``os`` or ``train_net:ResumePoint``.
+        name: of the function.
+    """
+    module, *attributes = owner.split(":")
+    holder = sys.modules[module]
+    for attribute in attributes:
+        holder = getattr(holder, attribute)
+    function, calls = getattr(holder, name), itertools.count(1)
+
+    def watched(*args, **kwargs):
+        if next(calls) == nth:
+            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                # From another process, since the loader itself ends its workers by a signal.
+                subprocess.run(["kill", f"-{int(number)}", str(process.pid)], check=True)
+        return function(*args, **kwargs)
+
+    setattr(holder, name, watched)
+
+
+def run_in_processes(job, folder: Path, *arguments, world_size: int = 2) -> list:
     """What ``job(folder, *arguments)`` returns in each process, through PyTorch's files."""
     processes = [
-        CONTEXT.Process(target=join, args=(job, rank, world_size, folder, arguments))
+        CONTEXT.Process(target=_join, args=(job, rank, world_size, folder, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
@@ -43,7 +161,7 @@ def run(job, folder: Path, *arguments, world_size: int = 2) -> list:
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
 
-def join(job, rank: int, world_size: int, folder: Path, arguments: tuple) -> None:
+def _join(job, rank: int, world_size: int, folder: Path, arguments: tuple) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
