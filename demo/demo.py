@@ -1,190 +1,162 @@
 #!/usr/bin/env python
-"""Run a detector over images: pictures by Detectron2's visualizer, or a JSON file, or both.
+"""Run a detector over images: draw its detections, write them to a JSON file, or both.
 
     demo.py --config-file digits/lite_deformable_detr_efficientnet_lite0.py \\
         --weights output/model_final.pth --input datasets/digits/val --output output/demo
 
-An image NAME.jpg becomes DIR/NAME.png; where that is taken, DIR/NAME_2.png and so on. --json FILE
-writes detections for programs, and without --output, nothing is drawn, which takes longer than all
-else. Options follow as key=value, though not right after --input, which would take them for images.
-The exit status is 0 if all images were read, 1 if one was not or none was found.
+An image NAME.jpg becomes DIR/NAME.png, or DIR/NAME_2.png and so on if that name is taken. --json
+FILE writes the detections for other programs; without --output nothing is drawn, which saves most
+of the time. Config overrides follow as key=value, but not right after --input, which would take
+them for images. The exit status is 0 if all images were read, and 1 if one was not or none was
+found.
 """
 
 import argparse
 import contextlib
-import dataclasses
-import glob
-import itertools
+import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 
-import numpy as np
-import torch
-from contact_sheet import MAX_TILES, contact_sheet
-from detection_file import DetectionFile
-from detectron2.config import instantiate
-from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.data.transforms import AugInput
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import VisImage, Visualizer
+from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
-from torch import nn
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from lite_detr import model_zoo, overrides
-from lite_detr.checkpoint import DetrCheckpointer, WeightsError
-from lite_detr.data.coco import DatasetError, apply_data_config, class_metadata
-from lite_detr.data.image_files import ImageError, read_image
-from lite_detr.inference import DTYPES, OptimizationError, optimize_for_program
-from lite_detr.inference.predictor import BatchPredictor, FilePrediction
+from lite_detr import cli
+from lite_detr.engine.pictures import shorten
+from lite_detr.errors import ImageError
+from lite_detr.inference import DTYPES
+from lite_detr.inference.predictor import FilePrediction, TrainedDetector, load_trained_config
 
-# What a folder is searched for; a file named on the command line may be of any kind.
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MAX_TILES = 24
+MAX_COLUMNS = 6
+TILE_SIDE = 320  # px
+CAPTION_HEIGHT = 24  # px
+GAP = 8  # px, around every tile
+FONT_SIZE = 16  # px
+
+SHEET_COLOUR = (255, 255, 255)
+TILE_COLOUR = (224, 224, 224)
+CAPTION_COLOUR = (0, 0, 0)
 
 
-class Demo:
-    """A trained detector that reads, predicts and draws images.
+class DetectionFile:
+    """A JSON list with one object, and one line, for each image.
+
+    An image has ``file_name``, ``height``, ``width`` and ``detections``, best first, each with
+    ``class``, ``score`` and ``box``: x1, y1, x2, y2 in pixels. A file that cannot be used has a
+    ``problem`` instead. Lines are written one by one and the list is always closed, so that the
+    results of an interrupted run can be read.
 
     Args:
-        cfg: lazy config; ``train.init_checkpoint`` gives the weights.
-        threshold: detections scored lower are dropped.
-        optimize: name of a dtype for :func:`lite_detr.optimize_for_inference`; None does without.
+        path: of the file; its folder is created, and an earlier file is replaced.
+        classes: names by number; None writes the numbers.
     """
 
-    def __init__(self, cfg: DictConfig, threshold: float, optimize: str | None = None):
-        mapper = instantiate(cfg.dataloader.test.mapper)
-        self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
-        self.metadata = class_metadata(cfg)
-        self.threshold = threshold
-        self.model = build_model(cfg)
-        if optimize:
-            self.model = optimize_for_program(self.model, optimize)
+    def __init__(self, path: Path, classes: Sequence[str] | None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("w", encoding="utf-8")
+        self.classes = classes
+        self.separator = "[\n"
 
-    def read(self, path: Path) -> tuple[np.ndarray, dict]:
-        """The RGB image ``[H, W, 3]``, and the model's input as the test set's mapper makes it."""
-        image = read_image(str(path), self.image_format)
-        augmented = AugInput(image)
-        self.augmentations(augmented)
-        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
-        height, width = image.shape[:2]
-        inputs = {"image": torch.as_tensor(chw), "height": height, "width": width}
-        return convert_image_to_rgb(image, self.image_format), inputs
+    def __enter__(self) -> "DetectionFile":
+        return self
 
-    @torch.no_grad()
-    def predict(self, inputs: dict) -> Instances:
-        return self.confident(self.model([inputs])[0]["instances"].to("cpu"))
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.file.write("[]\n" if self.separator == "[\n" else "\n]\n")
+        self.file.close()
 
-    def predict_files(
-        self, images: Sequence[Path], batch_size: int, num_workers: int
-    ) -> Iterator[FilePrediction]:
-        """What becomes of each image, in order; see :class:`BatchPredictor`."""
-        predictor = BatchPredictor(
-            self.model, [self.augmentations], self.image_format, batch_size, num_workers
-        )
-        for prediction in predictor(images):
-            if prediction.instances is not None:
-                instances = self.confident(prediction.instances)
-                prediction = dataclasses.replace(prediction, instances=instances)
-            yield prediction
+    def add(self, prediction: FilePrediction) -> None:
+        self.file.write(self.separator + json.dumps(self._entry(prediction), ensure_ascii=False))
+        self.separator = ",\n"
 
-    def confident(self, instances: Instances) -> Instances:
-        return instances[instances.scores >= self.threshold]
-
-    def draw(self, image: np.ndarray, instances: Instances) -> VisImage:
-        return Visualizer(image, self.metadata).draw_instance_predictions(instances)
-
-    def draw_file(self, path: Path, instances: Instances) -> VisImage:
-        image = read_image(str(path), self.image_format)
-        return self.draw(convert_image_to_rgb(image, self.image_format), instances)
+    def _entry(self, prediction: FilePrediction) -> dict:
+        entry: dict = {"file_name": str(prediction.path)}
+        instances = prediction.instances
+        if instances is None:
+            return entry | {"problem": prediction.problem}
+        entry["height"], entry["width"] = instances.image_size
+        entry["detections"] = [
+            {
+                "class": number if self.classes is None else self.classes[number],
+                "score": round(score, 5),
+                "box": [round(corner, 2) for corner in box],
+            }
+            for number, score, box in zip(
+                instances.pred_classes.tolist(),
+                instances.scores.tolist(),
+                instances.pred_boxes.tensor.tolist(),
+            )
+        ]
+        return entry
 
 
-def build_model(cfg: DictConfig) -> nn.Module:
-    """The config's detector, with the weights of ``train.init_checkpoint``, for inference."""
-    model = instantiate(cfg.model).to(cfg.train.device).eval()
-    DetrCheckpointer(model).load(cfg.train.init_checkpoint)
-    return model
+def draw(detector: TrainedDetector, prediction: FilePrediction, path: Path) -> None:
+    """Draw the detections of an image and save the picture."""
+    visualizer = Visualizer(detector.read_rgb(prediction.path), detector.metadata)
+    visualizer.draw_instance_predictions(prediction.instances).save(str(path))
 
 
-def load_config(args: argparse.Namespace) -> DictConfig:
-    """The config with the command line's options applied.
+def contact_sheet(paths: Sequence[str | Path]) -> Image.Image:
+    """Return the first ``MAX_TILES`` pictures in rows of equal tiles, each above its file name.
 
-    Raises:
-        FileNotFoundError: there is no such config.
-        ConfigError: it is a YAML file, or an option does not fit it.
-        DatasetError: ``data`` is given and broken.
-        WeightsError: neither the command line nor the config gives weights.
+    A picture is scaled to fill its tile in one direction; its aspect ratio is kept.
+
+    Args:
+        paths: at least one picture.
     """
-    cfg = overrides.load_config(args.config_file, args.opts)
-    apply_data_config(cfg, splits=("test",))
-    if args.weights:
-        cfg.train.init_checkpoint = args.weights
-    if not cfg.train.init_checkpoint:
-        raise WeightsError(
-            f"config {args.config_file} names no weights: give those of a trained detector with "
-            "--weights FILE"
-        )
-    return cfg
-
-
-def find_images(given: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The images that files, patterns and folders give, each once, and what gives none."""
-    found = {text: expand(text) for text in given}
-    images = dict.fromkeys(itertools.chain.from_iterable(found.values()))
-    return list(images), [text for text, paths in found.items() if not paths]
-
-
-def expand(text: str) -> list[Path]:
-    path = Path(text)
-    if path.is_dir():
-        files = (entry for entry in path.iterdir() if entry.is_file())
-        return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
-    # Before it is taken for a pattern, as names may hold brackets.
-    if path.is_file():
-        return [path]
-    return sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
-
-
-def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
-    """Where each image's picture goes: never onto another's, nor onto one of the images."""
-    taken = {image.resolve() for image in images}
-    for image in images:
-        numbered = (f"{image.stem}_{number}.png" for number in itertools.count(2))
-        names = itertools.chain([f"{image.stem}.png"], numbered)
-        path = next(folder / name for name in names if (folder / name).resolve() not in taken)
-        taken.add(path.resolve())
-        yield path
-
-
-def default_workers(cfg: DictConfig) -> int:
-    """As many as the config's test loader has, and no more than there are cores."""
-    return min(cfg.dataloader.test.get("num_workers", 0), os.cpu_count() or 1)
+    if not paths:
+        raise ValueError("a contact sheet needs at least one picture, but none was given")
+    paths = [Path(path) for path in paths[:MAX_TILES]]
+    rows = math.ceil(len(paths) / MAX_COLUMNS)
+    columns = math.ceil(len(paths) / rows)
+    step_x, step_y = TILE_SIDE + GAP, TILE_SIDE + CAPTION_HEIGHT + GAP
+    sheet = Image.new("RGB", (GAP + columns * step_x, GAP + rows * step_y), SHEET_COLOUR)
+    canvas = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT_SIZE)
+    for index, path in enumerate(paths):
+        row, column = divmod(index, columns)
+        x, y = GAP + column * step_x, GAP + row * step_y
+        with Image.open(path) as picture:
+            tile = ImageOps.pad(picture.convert("RGB"), (TILE_SIDE, TILE_SIDE), color=TILE_COLOUR)
+        sheet.paste(tile, (x, y))
+        middle = (x + TILE_SIDE / 2, y + TILE_SIDE + CAPTION_HEIGHT / 2)
+        canvas.text(middle, shorten(path.name, font, TILE_SIDE), CAPTION_COLOUR, font, anchor="mm")
+    return sheet
 
 
 def record_all(
     predictions: Iterable[FilePrediction],
-    demo: Demo,
+    detector: TrainedDetector,
     pictures: Iterator[Path] | None,
     detection_file: DetectionFile | None,
 ) -> tuple[int, int, list[Path]]:
-    """Draws and writes what becomes of the images, and names on stderr those that are unusable.
+    """Draw and write the predictions, and name the unusable images on stderr.
 
     Args:
         predictions: of all images.
-        demo: what draws.
-        pictures: where each image's picture goes; None draws none.
-        detection_file: for all images; None writes none.
+        detector: the one that made them.
+        pictures: the path of each image's picture; None draws none.
+        detection_file: receives all images; None writes none.
 
     Returns:
-        The numbers of images that could be used and of their detections, and the pictures.
+        The number of usable images, the number of their detections, and the pictures drawn.
     """
     num_images, num_detections, drawn = 0, 0, []
     for prediction in predictions:
         picture = next(pictures) if pictures else None
         if prediction.problem is None and picture:
             try:
-                demo.draw_file(prediction.path, prediction.instances).save(str(picture))
+                draw(detector, prediction, picture)
                 drawn.append(picture)
             except ImageError as error:  # gone since it was predicted
                 prediction = FilePrediction(prediction.path, problem=str(error))
@@ -198,46 +170,49 @@ def record_all(
     return num_images, num_detections, drawn
 
 
+def default_workers(cfg: DictConfig) -> int:
+    """Return the number of the test loader's workers, limited to the number of cores."""
+    return min(cfg.dataloader.test.get("num_workers", 0), os.cpu_count() or 1)
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
+    cli.add_config_file(parser)
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", type=folder, metavar="DIR", help="for pictures; made if need be")
+    add("--output", type=cli.folder, metavar="DIR", help="for pictures; created if need be")
     add(
         "--json",
-        type=file(".json"),
+        type=cli.file_name(".json"),
         metavar="FILE.json",
-        help="for the classes, scores and boxes of all images",
+        help="write the classes, scores and boxes of all images",
     )
     add("--weights", metavar="FILE", help="of the trained detector; sets train.init_checkpoint")
     add(
         "--confidence-threshold",
-        type=score,
+        type=cli.score,
         default=0.3,
         metavar="SCORE",
-        help="detections scored lower are left out (default: %(default)s)",
+        help="drop detections with a lower score (default: %(default)s)",
     )
     add(
         "--contact-sheet",
-        type=file(".png"),
+        type=cli.file_name(".png"),
         metavar="FILE.png",
-        help=f"besides, put the first {MAX_TILES} pictures on one",
+        help=f"also put the first {MAX_TILES} pictures on one sheet",
     )
     add(
         "--batch-size",
-        type=at_least(1),
+        type=cli.whole_number(1),
         default=1,
         metavar="N",
-        help="images of one size that are predicted at once (default: %(default)s)",
+        help="images of the same size to predict at once (default: %(default)s)",
     )
     add(
         "--workers",
-        type=at_least(0),
+        type=cli.whole_number(0),
         metavar="N",
-        help="processes that read images ahead (default: as the config's test loader has)",
+        help="processes that read images ahead (default: as in the config's test loader)",
     )
     add(
         "--optimize",
@@ -245,103 +220,45 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DTYPE",
         help=f"run faster: lite_detr.optimize_for_inference, in {', '.join(DTYPES)}",
     )
-    add("opts", nargs="*", type=option, metavar="key=value", help="change the config's values")
+    cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
     if not args.output and not args.json:
         parser.error("nothing to write: give --output DIR for pictures, --json FILE.json, or both")
     if args.contact_sheet and not args.output:
-        parser.error("--contact-sheet is made of the pictures: give --output DIR for them")
+        parser.error("--contact-sheet shows the pictures: give --output DIR for them")
     return args
 
 
-def folder(text: str) -> Path:
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
-    return path
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"given {text}, accepted are whole numbers from {least} on"
-            )
-        return value
-
-    return number
-
-
-def score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"given {text}, accepted are numbers from 0 to 1")
-    return value
-
-
-def file(suffix: str) -> Callable[[str], Path]:
-    def path(text: str) -> Path:
-        if Path(text).suffix.lower() != suffix:
-            raise argparse.ArgumentTypeError(
-                f"given {text}, accepted are names that end in {suffix}"
-            )
-        return Path(text)
-
-    return path
-
-
-def option(text: str) -> str:
-    if "=" not in text:
-        raise argparse.ArgumentTypeError(f"given {text}, accepted are options like key=value")
-    return text
-
-
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo and returns its exit status."""
+    """Run the demo and return its exit status."""
     args = parse_args(argv)
-    images, missing = find_images(args.input)
+    images, missing = cli.find_images(args.input)
     for text in missing:
         print(
-            f"{text}: skipped, as it is no file, no pattern of files and no folder with images "
-            f"({', '.join(IMAGE_SUFFIXES)})",
+            f"{text}: skipped, as it is not a file, a pattern of files or a folder with images "
+            f"({', '.join(cli.IMAGE_SUFFIXES)})",
             file=sys.stderr,
         )
     if not images:
         return 1
-    try:
-        cfg = load_config(args)
-        demo = Demo(cfg, args.confidence_threshold, args.optimize)
-    except (
-        FileNotFoundError,
-        model_zoo.ConfigError,
-        DatasetError,
-        OptimizationError,
-        WeightsError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = load_trained_config(args.config_file, args.weights, args.opts)
+    detector = TrainedDetector(cfg, args.confidence_threshold, args.optimize)
 
     num_workers = default_workers(cfg) if args.workers is None else args.workers
-    predictions = demo.predict_files(images, args.batch_size, num_workers)
+    predictions = detector.predict_files(images, args.batch_size, num_workers)
     bar = tqdm(predictions, total=len(images), unit="image")
     written, pictures, detection_file = [], None, None
     with contextlib.ExitStack() as stack:
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
-            pictures = picture_paths(images, args.output)
+            pictures = cli.picture_paths(images, args.output)
             written.append(f"pictures are in {args.output}")
         if args.json:
-            classes = demo.metadata.thing_classes if demo.metadata else None
+            classes = detector.metadata.thing_classes if detector.metadata else None
             detection_file = stack.enter_context(DetectionFile(args.json, classes))
             written.append(f"detections are in {args.json}")
-        num_images, num_detections, drawn = record_all(bar, demo, pictures, detection_file)
+        num_images, num_detections, drawn = record_all(bar, detector, pictures, detection_file)
     if args.contact_sheet and drawn:
         args.contact_sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(drawn).save(args.contact_sheet)

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from detectron2.utils import comm
@@ -57,3 +58,24 @@ def test_the_first_process_prints_at_once_and_the_others_wait(monkeypatch):
         with pytest.raises(SystemExit), cli.user_errors():
             raise WeightsError("none")
     assert slept == [cli.PATIENCE]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of empty files, of which one has another suffix."""
+    for name in ("a.jpg", "b.png", "c.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_files_and_patterns_each_once(folder):
+    given = [str(folder / name) for name in ("c.jpg", "*.jpg", "notes.txt", "*.gif")]
+    found, missing = cli.find_images(given)
+    assert [path.name for path in found] == ["c.jpg", "a.jpg", "notes.txt"]
+    assert missing == given[3:]
+
+
+def test_a_name_with_brackets_is_not_a_pattern(folder):
+    (folder / "a.jpg").rename(folder / "a[1].jpg")
+    found, missing = cli.find_images([str(folder / "a[1].jpg")])
+    assert [path.name for path in found] == ["a[1].jpg"] and not missing

@@ -1,4 +1,4 @@
-"""The demo on a tiny detector with random weights."""
+"""The demo on a tiny detector with random weights, its JSON file and its contact sheet."""
 
 import dataclasses
 import json
@@ -13,16 +13,19 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer
+from lite_detr.data.coco import class_metadata
+from lite_detr.inference import predictor
+from lite_detr.inference.predictor import FilePrediction, TrainedDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "demo"))
 
-import contact_sheet as sheets  # noqa: E402
 import demo  # noqa: E402
 
 CONFIG = """
@@ -124,19 +127,6 @@ def test_folder_gives_a_picture_for_each_image(arguments, images, tmp_path, caps
     assert "3/3" in output.err
 
 
-def test_files_and_patterns_each_once(images):
-    given = [str(images / name) for name in ("c.jpg", "*.jpg", "notes.txt", "*.gif")]
-    found, missing = demo.find_images(given)
-    assert [path.name for path in found] == ["c.jpg", "a.jpg", "notes.txt"]
-    assert missing == given[3:]
-
-
-def test_name_with_brackets_is_no_pattern(images):
-    (images / "a.jpg").rename(images / "a[1].jpg")
-    found, missing = demo.find_images([str(images / "a[1].jpg")])
-    assert [path.name for path in found] == ["a[1].jpg"] and not missing
-
-
 def test_no_picture_overwrites_another_or_an_image(arguments, images):
     other = images.parent / "other"
     other.mkdir()
@@ -166,7 +156,7 @@ def test_unreadable_image_is_named_and_skipped(arguments, images, tmp_path, caps
 def test_no_image_found(arguments, tmp_path, capsys, given):
     (tmp_path / "empty").mkdir()
     assert demo.main(arguments(tmp_path / given)) == 1
-    assert f"{tmp_path / given}: skipped, as it is no file" in capsys.readouterr().err
+    assert f"{tmp_path / given}: skipped, as it is not a file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +176,7 @@ def test_reads_as_the_test_mapper_does(trained, images, image_format):
     cfg.train.init_checkpoint = str(trained / "weights.pth")
     cfg.dataloader.test.mapper.image_format = image_format
     path = images / "c.jpg"
-    pixels, inputs = demo.Demo(cfg, threshold=0.0).read(path)
+    pixels, inputs = TrainedDetector(cfg, threshold=0.0).read(path)
     expected = instantiate(cfg.dataloader.test.mapper)({"file_name": str(path)})
     assert torch.equal(inputs.pop("image"), expected["image"])
     assert inputs == {"height": 60, "width": 90}
@@ -197,7 +187,7 @@ def test_reads_as_the_test_mapper_does(trained, images, image_format):
 def test_draws_what_reaches_the_threshold(arguments, trained, images, monkeypatch, capsys):
     cfg = model_zoo.get_config(str(trained / "tiny.py"))
     cfg.train.init_checkpoint = str(trained / "weights.pth")
-    everything = demo.Demo(cfg, threshold=0.0)
+    everything = TrainedDetector(cfg, threshold=0.0)
     scores = everything.predict(everything.read(images / "a.jpg")[1]).scores
     assert len(scores) == 8 and scores[2] > scores[3]
 
@@ -243,7 +233,7 @@ def test_json_has_a_line_for_each_image(arguments, trained, images, tmp_path, ca
     assert entries[1]["problem"].startswith("unreadable image")
     cfg = model_zoo.get_config(str(trained / "tiny.py"))
     cfg.train.init_checkpoint = str(trained / "weights.pth")
-    single = demo.Demo(cfg, threshold=0.0)
+    single = TrainedDetector(cfg, threshold=0.0)
     for entry, size in ((entries[0], (90, 60)), (entries[2], (60, 90))):
         assert (entry["height"], entry["width"]) == size
         expected = single.predict(single.read(Path(entry["file_name"]))[1])
@@ -271,12 +261,12 @@ def test_batches_and_workers_are_those_of_the_command_line(
 ):
     given = []
 
-    class Recorder(demo.BatchPredictor):
+    class Recorder(predictor.BatchPredictor):
         def __init__(self, *args):
             super().__init__(*args)
             given.append((self.batch_size, self.num_workers))
 
-    monkeypatch.setattr(demo, "BatchPredictor", Recorder)
+    monkeypatch.setattr(predictor, "BatchPredictor", Recorder)
     monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)
     loader = "dataloader.test.num_workers=4"
     for more in ([], ["--batch-size", "3", "--workers", "0"], [loader]):
@@ -287,7 +277,7 @@ def test_batches_and_workers_are_those_of_the_command_line(
 def test_an_image_that_goes_before_it_is_drawn_is_a_failure(
     arguments, images, tmp_path, monkeypatch, capsys
 ):
-    predict = demo.Demo.predict_files
+    predict = TrainedDetector.predict_files
 
     def lose(*args):
         for prediction in predict(*args):
@@ -295,7 +285,7 @@ def test_an_image_that_goes_before_it_is_drawn_is_a_failure(
                 prediction = dataclasses.replace(prediction, path=images / "lost.png")
             yield prediction
 
-    monkeypatch.setattr(demo.Demo, "predict_files", lose)
+    monkeypatch.setattr(TrainedDetector, "predict_files", lose)
     assert demo.main(arguments(images)) == 1
     output = capsys.readouterr()
     assert f"{images / 'lost.png'}: skipped: unreadable image: No such file" in output.err
@@ -305,11 +295,11 @@ def test_an_image_that_goes_before_it_is_drawn_is_a_failure(
 
 def test_class_names(trained):
     cfg = model_zoo.get_config(str(trained / "tiny.py"))
-    assert demo.class_metadata(cfg) is MetadataCatalog.get("digits_val")
+    assert class_metadata(cfg) is MetadataCatalog.get("digits_val")
     cfg.model.num_classes = 3
-    assert demo.class_metadata(cfg) is None
+    assert class_metadata(cfg) is None
     cfg.dataloader.test.dataset.names = None
-    assert demo.class_metadata(cfg) is None
+    assert class_metadata(cfg) is None
 
 
 def test_contact_sheet(arguments, images, tmp_path):
@@ -317,15 +307,15 @@ def test_contact_sheet(arguments, images, tmp_path):
     assert demo.main(arguments(images, more=["--contact-sheet", path])) == 0
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
-    side, caption, gap = sheets.TILE_SIDE, sheets.CAPTION_HEIGHT, sheets.GAP
+    side, caption, gap = demo.TILE_SIDE, demo.CAPTION_HEIGHT, demo.GAP
     assert pixels.shape == (side + caption + 2 * gap, 3 * side + 4 * gap, 3)
     tiles = [pixels[gap:, gap + i * (side + gap) :][:, :side] for i in range(3)]
     for tile in tiles:
         assert tile[:side].std() > 10
         assert (tile[side : side + caption] < 128).any(), "no file name"
     # a.jpg is twice as narrow as c.jpg is low: bars at the sides of one, above the other.
-    assert (tiles[0][:side, :40] == sheets.TILE_COLOUR).all()
-    assert (tiles[2][:40] == sheets.TILE_COLOUR).all()
+    assert (tiles[0][:side, :40] == demo.TILE_COLOUR).all()
+    assert (tiles[2][:40] == demo.TILE_COLOUR).all()
 
 
 @pytest.mark.parametrize(
@@ -340,7 +330,9 @@ def test_contact_sheet(arguments, images, tmp_path):
     ],
 )
 def test_errors_are_one_line(arguments, images, capsys, change, message):
-    assert demo.main(arguments(images, **change)) == 1
+    with pytest.raises(SystemExit) as end:
+        demo.main(arguments(images, **change))
+    assert end.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: ") and message in lines[-1]
 
@@ -390,3 +382,41 @@ def test_runs_as_a_script(arguments, images, tmp_path):
     assert run.stdout == "images: 2, detections: 16, failures: 1; pictures are in out\n"
     assert f"{images / 'b.png'}: skipped" in run.stderr
     assert (tmp_path / "sheet.png").is_file() and names(tmp_path / "out") == ["a.png", "c.png"]
+
+
+def test_contact_sheet_of_many(tmp_path):
+    path = tmp_path / f"{'long_' * 30}name.png"
+    Image.new("L", (500, 20), 255).save(path)
+    sheet = demo.contact_sheet([path] * 30)
+    width, height = (demo.TILE_SIDE + demo.GAP, demo.TILE_SIDE + demo.CAPTION_HEIGHT)
+    assert sheet.size == (6 * width + demo.GAP, 4 * (height + demo.GAP) + demo.GAP)
+    gaps = np.asarray(sheet)[:, demo.GAP + demo.TILE_SIDE :: width]
+    assert (gaps == 255).all(), "a name leaves its tile"
+    with pytest.raises(ValueError, match="at least one picture"):
+        demo.contact_sheet([])
+
+
+def test_what_a_run_writes_that_fails_or_finds_nothing_can_be_read(tmp_path):
+    path = tmp_path / "found.json"
+    with demo.DetectionFile(path, None):
+        pass
+    assert json.loads(path.read_text()) == []
+    with pytest.raises(KeyboardInterrupt), demo.DetectionFile(path, None) as file:
+        file.add(FilePrediction(Path("ä.jpg"), problem='"broken"'))
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == [{"file_name": "ä.jpg", "problem": '"broken"'}]
+
+
+def test_class_numbers_where_there_are_no_names(tmp_path):
+    found = Instances((30, 40), scores=torch.tensor([0.123456]), pred_classes=torch.tensor([7]))
+    found.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 3.456, 4.0]]))
+    with demo.DetectionFile(tmp_path / "found.json", None) as file:
+        file.add(FilePrediction(Path("a.jpg"), found))
+    assert json.loads((tmp_path / "found.json").read_text()) == [
+        {
+            "file_name": "a.jpg",
+            "height": 30,
+            "width": 40,
+            "detections": [{"class": 7, "score": 0.12346, "box": [1.0, 2.0, 3.46, 4.0]}],
+        }
+    ]

@@ -26,7 +26,7 @@ from feature_scales import UnknownScale, find_scale, scale_name, scale_strides
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lite_detr import model_zoo
+from lite_detr import cli, model_zoo
 from lite_detr.analysis.attention_maps import (
     AttentionMap,
     UnknownAttention,
@@ -36,10 +36,8 @@ from lite_detr.analysis.attention_maps import (
 from lite_detr.checkpoint import WeightsError
 from lite_detr.data.coco import DatasetError
 from lite_detr.data.image_files import ImageError
+from lite_detr.inference.predictor import TrainedDetector, load_trained_config
 from lite_detr.modeling import KeyAwareDeformableAttention
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
-import demo  # noqa: E402
 
 SAMPLES_OF_ONE_QUERY = 100
 SAMPLES_OF_ALL_QUERIES = 200
@@ -68,7 +66,7 @@ class Watcher:
     def __init__(
         self,
         name: str,
-        detector: demo.Demo,
+        detector: TrainedDetector,
         part: str,
         layer: int | None,
         strides: Sequence[int],
@@ -174,12 +172,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the trained detector, one for each row; sets train.init_checkpoint",
     )
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", required=True, type=demo.folder, metavar="DIR", help="made if need be")
+    add("--output", required=True, type=cli.folder, metavar="DIR", help="made if need be")
     add("--part", choices=("encoder", "decoder"), default="encoder", help="default: %(default)s")
     add("--layer", type=int, metavar="N", help="of the part, from 0 (default: the last)")
     add(
         "--query",
-        type=point,
+        type=cli.point,
         metavar="X,Y",
         help="in the image's pixels (default: the centre of the first model's best detection)",
     )
@@ -193,12 +191,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--confidence-threshold",
-        type=demo.score,
+        type=cli.score,
         default=0.3,
         metavar="SCORE",
         help="detections scored lower are not drawn (default: %(default)s)",
     )
-    add("opts", nargs="*", type=demo.option, metavar="key=value", help="change the configs' values")
+    cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
     rows = max(len(args.config_file), len(args.weights or []))
     if rows > 2:
@@ -212,22 +210,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def point(text: str) -> tuple[float, float]:
-    try:
-        x, y = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"given {text}, accepted is X,Y like 320,240") from None
-    return x, y
-
-
 def make_watchers(args: argparse.Namespace) -> list[Watcher]:
-    """The models of the command line; see ``demo.load_config`` for what it raises."""
+    """The models of the command line; see ``load_trained_config`` for what it raises."""
     watchers = []
     for config_file, weights in zip(args.config_file, args.weights or [None] * 2):
-        given = argparse.Namespace(config_file=config_file, weights=weights, opts=args.opts)
-        cfg = demo.load_config(given)
+        cfg = load_trained_config(config_file, weights, args.opts)
         # The best detection tells the query, drawn or not.
-        detector = demo.Demo(cfg, threshold=0.0)
+        detector = TrainedDetector(cfg, threshold=0.0)
         name = f"{Path(config_file).stem}, {Path(cfg.train.init_checkpoint).stem}"
         watchers.append(
             Watcher(name, detector, args.part, args.layer, args.strides, args.confidence_threshold)
@@ -238,7 +227,7 @@ def make_watchers(args: argparse.Namespace) -> list[Watcher]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the figures and returns the exit status."""
     args = parse_args(argv)
-    images, missing = demo.find_images(args.input)
+    images, missing = cli.find_images(args.input)
     for text in missing:
         print(f"{text}: skipped, as it gives no image", file=sys.stderr)
     if not images:
@@ -259,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     pictures = []
     bar = tqdm(images, unit="image", disable=None)
-    for image, picture in zip(bar, demo.picture_paths(images, args.output)):
+    for image, picture in zip(bar, cli.picture_paths(images, args.output)):
         try:
             figure = draw_image(watchers, image, args.query)
         except UndrawableImage as error:

@@ -26,14 +26,11 @@ from token_figure import EncoderUpdates, TokenGrid, draw_tokens
 from torch import nn
 from tqdm import tqdm
 
-from lite_detr import model_zoo
+from lite_detr import cli, model_zoo
 from lite_detr.analysis.attention_maps import find_attentions, record_attention
 from lite_detr.data.image_files import ImageError, read_image
 from lite_detr.modeling import DeformableEncoder, InterleavedEncoder, Scales
 from lite_detr.overrides import load_config
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
-import demo  # noqa: E402
 
 CONFIGS = [
     f"deformable_detr/{name}_50ep.py"
@@ -141,21 +138,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", required=True, type=demo.folder, metavar="DIR", help="made if need be")
+    add("--output", required=True, type=cli.folder, metavar="DIR", help="made if need be")
     add(
         "--config-file",
         action="append",
         metavar="C",
         help="a file or a name of the model zoo; may be given several times",
     )
-    add("opts", nargs="*", type=demo.option, metavar="key=value", help="change the configs' values")
+    cli.add_overrides(parser)
     return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the figures and returns the exit status."""
     args = parse_args(argv)
-    images, missing = demo.find_images(args.input)
+    images, missing = cli.find_images(args.input)
     for text in missing:
         print(f"{text}: skipped, as it gives no image", file=sys.stderr)
     if not images:
@@ -171,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     num_drawn = 0
     bar = tqdm(images, unit="image", disable=None)
-    for image, picture in zip(bar, demo.picture_paths(images, args.output)):
+    for image, picture in zip(bar, cli.picture_paths(images, args.output)):
         figure = draw_image(tokenizer, encoders, image)
         if figure is None:
             continue

@@ -1,6 +1,5 @@
 """DefaultPredictor and DetectionCheckpointer with our detectors."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,11 @@ from torch import nn
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
+from lite_detr.inference.predictor import TrainedDetector
 
 ROOT = Path(__file__).parents[2]
 LITE_DINO = "dino/lite_dino_r50_h3l1_2p1x3_36ep"
 LITE_H_DETR = "h_detr/lite_h_detr_r50_h3l1_2p1x3_36ep"
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    """The module demo/demo.py."""
-    monkeypatch.syspath_prepend(ROOT / "demo")
-    yield __import__("demo")
-    for name in ("demo", "contact_sheet"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def assert_same(given, expected):
 
 
 @pytest.mark.parametrize("detector", ["deformable_detr", "dino", "h_detr"])
-def test_a_prediction_is_that_of_the_demo(detector, tiny, demo, photo, tmp_path):
+def test_a_prediction_is_that_of_the_demo(detector, tiny, photo, tmp_path):
     """A YAML config on one side, a lazy one of the same weights on the other."""
     if detector == "deformable_detr":
         cfg, lazy = tiny, model_zoo.get_config(str(ROOT / "tests" / "configs" / "tiny.py"))
@@ -76,7 +67,7 @@ def test_a_prediction_is_that_of_the_demo(detector, tiny, demo, photo, tmp_path)
     lazy.train.device = "cpu"
 
     file, pixels = photo
-    drawn = demo.Demo(lazy, threshold=0.0)
+    drawn = TrainedDetector(lazy, threshold=0.0)
     expected = drawn.predict(drawn.read(file)[1])
     given = DefaultPredictor(cfg)(pixels)["instances"]
     assert given.image_size == (90, 130) and len(given) > 10

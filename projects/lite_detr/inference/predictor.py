@@ -1,30 +1,135 @@
-"""Predictions for many image files: decoded ahead by processes, in batches of one size."""
+"""Trained detectors that run on image files, one at a time or many in batches."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
-from detectron2.data.transforms import Augmentation
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.data.transforms import AugInput, Augmentation
 from detectron2.structures import Instances
+from omegaconf import DictConfig
 from torch import nn
 
+from .. import overrides
+from ..checkpoint import DetrCheckpointer
+from ..data.coco import apply_data_config, class_metadata
+from ..data.image_files import read_image
 from ..data.mapper import DetectionMapper
+from ..errors import WeightsError
+from .optimize import optimize_for_program
 
-# So many batches' images are decoded before the next batch is chosen: the more, the fuller it is.
+# The number of batches whose images are decoded before the next batch is chosen. With more to
+# choose from, fewer batches stay incomplete.
 BATCHES_AHEAD = 4
+
+
+def load_trained_config(
+    config_file: str, weights: str | None = None, opts: Sequence[str] = ()
+) -> DictConfig:
+    """Load the lazy config of a trained detector, with the dataset of ``data`` registered.
+
+    Args:
+        config_file: see :func:`lite_detr.model_zoo.get_config`.
+        weights: becomes ``train.init_checkpoint``; None keeps the config's.
+        opts: overrides, ``key=value``.
+
+    Raises:
+        MissingFileError: there is no such config.
+        ConfigError: it is a YAML file, or an override does not fit it.
+        DatasetError: ``data`` is given and broken.
+        WeightsError: neither ``weights`` nor the config names weights.
+    """
+    cfg = overrides.load_config(config_file, opts)
+    apply_data_config(cfg, splits=("test",))
+    if weights:
+        cfg.train.init_checkpoint = weights
+    if not cfg.train.init_checkpoint:
+        raise WeightsError(
+            f"config {config_file} names no weights: give those of a trained detector with "
+            "--weights FILE"
+        )
+    return cfg
+
+
+def build_trained_model(cfg: DictConfig) -> nn.Module:
+    """Build the config's detector for inference, with the weights of ``train.init_checkpoint``."""
+    model = instantiate(cfg.model).to(cfg.train.device).eval()
+    DetrCheckpointer(model).load(cfg.train.init_checkpoint)
+    return model
+
+
+class TrainedDetector:
+    """A trained detector that reads images as its test set's mapper does, and predicts them.
+
+    Args:
+        cfg: lazy config; ``train.init_checkpoint`` gives the weights.
+        threshold: detections with a lower score are dropped.
+        optimize: name of a dtype for :func:`lite_detr.optimize_for_inference`; None disables it.
+
+    Attributes:
+        metadata: Detectron2's, with the names of the classes; None if they are unknown.
+    """
+
+    def __init__(self, cfg: DictConfig, threshold: float = 0.0, optimize: str | None = None):
+        mapper = instantiate(cfg.dataloader.test.mapper)
+        self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
+        self.metadata = class_metadata(cfg)
+        self.threshold = threshold
+        self.model = build_trained_model(cfg)
+        if optimize:
+            self.model = optimize_for_program(self.model, optimize)
+
+    def read_rgb(self, path: str | Path) -> np.ndarray:
+        """Return the upright RGB image ``[H, W, 3]`` of a file."""
+        return convert_image_to_rgb(read_image(str(path), self.image_format), self.image_format)
+
+    def read(self, path: str | Path) -> tuple[np.ndarray, dict]:
+        """Return the RGB image ``[H, W, 3]`` of a file, and the model's input made of it."""
+        image = read_image(str(path), self.image_format)
+        augmented = AugInput(image)
+        self.augmentations(augmented)
+        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        height, width = image.shape[:2]
+        inputs = {"image": torch.as_tensor(chw), "height": height, "width": width}
+        return convert_image_to_rgb(image, self.image_format), inputs
+
+    @torch.no_grad()
+    def predict(self, inputs: dict) -> Instances:
+        """Return the detections of one of the model's inputs, on the CPU, best first."""
+        return self.drop_unsure(self.model([inputs])[0]["instances"].to("cpu"))
+
+    def predict_files(
+        self, paths: Iterable[str | Path], batch_size: int = 1, num_workers: int = 0
+    ) -> Iterator["FilePrediction"]:
+        """Yield the prediction of each file, in order; see :class:`BatchPredictor`."""
+        predictor = BatchPredictor(
+            self.model, [self.augmentations], self.image_format, batch_size, num_workers
+        )
+        for prediction in predictor(paths):
+            if prediction.instances is not None:
+                instances = self.drop_unsure(prediction.instances)
+                prediction = dataclasses.replace(prediction, instances=instances)
+            yield prediction
+
+    def drop_unsure(self, instances: Instances) -> Instances:
+        """Return the detections whose score reaches the threshold."""
+        return instances[instances.scores >= self.threshold]
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """What became of an image file.
+    """The detections in an image file, or the reason why there are none.
 
     Attributes:
         path: as it was given.
-        instances: on the CPU, with boxes in the pixels of the file's image, upright; None for a
-            file that cannot be used.
-        problem: why it cannot; None for all others.
+        instances: on the CPU, with boxes in pixels of the upright image; None if the file cannot
+            be used.
+        problem: why the file cannot be used; None if it can.
     """
 
     path: Path
@@ -33,22 +138,22 @@ class FilePrediction:
 
 
 class BatchPredictor:
-    """Runs a detector over image files, as Detectron2's ``DefaultPredictor`` does over one image.
+    """Run a detector over many image files, as Detectron2's ``DefaultPredictor`` does over one.
 
-    Images share a batch if they have one size once they are resized, so that each gets what it
-    gets alone. With padding it would not: attention does not see it, but convolutions and norms
-    do, and the cells of coarse maps do not end where the image ends.
+    Only images of the same size after resizing share a batch, so that each gets the result that it
+    gets alone. Padding would change it: attention ignores it, but convolutions and norms do not,
+    and the cells of coarse maps do not end where the image ends.
 
     Args:
         model: any of Detectron2's models; it is put into evaluation mode.
-        augmentations: what resizes the images, such as those of the config's test set.
-        image_format: the order of channels that the model takes, "RGB" or "BGR".
-        batch_size: at most so many images are predicted at once.
-        num_workers: processes that decode and resize while the model runs; with 0, the caller's
-            process does so itself, before each batch.
+        augmentations: resize the images, as those of the config's test set do.
+        image_format: the order of channels that the model expects, "RGB" or "BGR".
+        batch_size: the largest number of images to predict at once.
+        num_workers: processes that decode and resize while the model runs; with 0, the calling
+            process does so before each batch.
 
     Raises:
-        ValueError: ``batch_size`` or ``num_workers`` is too small a number.
+        ValueError: ``batch_size`` or ``num_workers`` is too small.
     """
 
     def __init__(
@@ -59,9 +164,12 @@ class BatchPredictor:
         batch_size: int = 1,
         num_workers: int = 0,
     ):
-        for name, given, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if given < least:
-                raise ValueError(f"{name} is {given}, accepted are numbers from {least} on")
+        for name, given, minimum in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if given < minimum:
+                raise ValueError(f"{name} is {given}, accepted are numbers from {minimum} on")
         self.model = model.eval()
         self.mapper = DetectionMapper(
             is_train=False, augmentations=list(augmentations), image_format=image_format
@@ -70,7 +178,7 @@ class BatchPredictor:
         self.num_workers = num_workers
 
     def __call__(self, paths: Iterable[str | Path]) -> Iterator[FilePrediction]:
-        """Yields what becomes of each file, in the given order, while the next ones are read.
+        """Yield the prediction of each file, in the given order, while the next ones are read.
 
         Raises:
             TypeError: a single path is given.
@@ -82,14 +190,14 @@ class BatchPredictor:
     def _in_order(self, paths: list[str | Path]) -> Iterator[FilePrediction]:
         finished: dict[int, FilePrediction] = {}
         position = 0
-        for index, prediction in self._as_they_come(paths):
+        for index, prediction in self._as_ready(paths):
             finished[index] = prediction
             while position in finished:
                 yield finished.pop(position)
                 position += 1
 
-    def _as_they_come(self, paths: list[str | Path]) -> Iterator[tuple[int, FilePrediction]]:
-        """Predictions with the positions of their paths."""
+    def _as_ready(self, paths: list[str | Path]) -> Iterator[tuple[int, FilePrediction]]:
+        """Yield predictions as they are ready, each with the position of its path."""
         if not paths:
             return
         loader = build_detection_test_loader(
@@ -97,7 +205,7 @@ class BatchPredictor:
             mapper=self.mapper,
             num_workers=min(self.num_workers, len(paths)),
         )
-        enough = BATCHES_AHEAD * (self.batch_size - 1) + 1
+        max_waiting = BATCHES_AHEAD * (self.batch_size - 1) + 1
         waiting: list[dict] = []
         for (sample,) in loader:
             if "unusable" in sample:
@@ -105,7 +213,7 @@ class BatchPredictor:
                 yield index, FilePrediction(Path(paths[index]), problem=sample["unusable"])
                 continue
             waiting.append(sample)
-            if len(waiting) == enough:
+            if len(waiting) == max_waiting:
                 batch, waiting = split_batch(waiting, self.batch_size)
                 yield from self._predict(batch)
         while waiting:
@@ -124,9 +232,9 @@ class BatchPredictor:
 
 
 def split_batch(waiting: Sequence[dict], batch_size: int) -> tuple[list[dict], list[dict]]:
-    """The first of some samples with others of its size, and those that are left."""
+    """Split off the first sample with others of its size; return the batch and the rest."""
     batch, rest = [], []
     for sample in waiting:
-        alike = sample["image"].shape == waiting[0]["image"].shape
-        (batch if alike and len(batch) < batch_size else rest).append(sample)
+        fits = sample["image"].shape == waiting[0]["image"].shape
+        (batch if fits and len(batch) < batch_size else rest).append(sample)
     return batch, rest
