@@ -85,8 +85,6 @@ def write_averaged_checkpoint() -> dict[str, Any]:
 
 # What a page takes for granted, at the block that holds a text.
 GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
-    ("README.md", ".forward_queries(", lambda: {"image": torch.zeros(3, 64, 96)}),
-    ("README.md", "DefaultPredictor(", lambda: {"image": np.zeros((64, 96, 3), np.uint8)}),
     (
         "attention_maps.md",
         "record_attention",
