@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import ROOT
 
-ROOT = Path(__file__).parents[1]
 MAJOR = (torch.version.cuda or "13.0").split(".")[0]
 KNOWN = "compute_75 compute_80 compute_86 compute_87 compute_89 compute_90 compute_100 compute_120"
 NOTHING_ASKS = dict.fromkeys(

@@ -14,13 +14,12 @@ from pathlib import Path
 import detectron2.data.build
 import pytest
 import torch
-from programs import data_options
+from programs import ROOT, data_options
 
 from lite_detr.data.digits import write_digits_dataset
 
-ROOT = Path(__file__).parents[1]
 DETECTRON2 = Path(detectron2.__file__).parents[1]
-YAML, LAZY = "tests/configs/tiny.yaml", "tests/configs/tiny.py"
+YAML, LAZY = "tests/helpers/configs/tiny.yaml", "tests/helpers/configs/tiny.py"
 
 
 class Programs:

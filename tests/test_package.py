@@ -5,13 +5,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from programs import ROOT
 
 from lite_detr import model_zoo
-
-ROOT = Path(__file__).parents[1]
 
 
 def build_wheel(source, **environment):

@@ -1,23 +1,19 @@
 """A reference's checkpoint in the tool, in training, in evaluation and in the demo."""
 
 import argparse
-import sys
 
+import convert_checkpoint as tool
 import pytest
 import torch
 from detectron2.config import instantiate
-from programs import ROOT, TRAIN_NET, data_options, run_python
+from programs import CONFIGS, ROOT, TRAIN_NET, data_options, run_python
 from reference_checkpoints import reference_file, small_two_stage
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError, convert
 from lite_detr.data.digits import write_digits_dataset
 
-sys.path.insert(0, str(ROOT / "tools"))
-
-import convert_checkpoint as tool  # noqa: E402
-
-CONFIG = ROOT / "tests" / "configs" / "small_two_stage.py"
+CONFIG = CONFIGS / "small_two_stage.py"
 BODY = "encoder.layers.0.self_attn.value_proj.weight"
 THEIR_BODY = "transformer.encoder.layers.0.self_attn.value_proj.weight"
 HEAD = "decoder.heads.class_embed.1.weight"

@@ -2,15 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import ROOT
 
 from lite_detr.data.coco import register_coco
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

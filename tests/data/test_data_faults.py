@@ -14,13 +14,12 @@ from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils.env import seed_all_rng
+from programs import TINY
 from small_detectors import CONFIGS, small_config
 
 from lite_detr import model_zoo
 from lite_detr.data.coco import apply_data_config
 from lite_detr.data.inspection import inspect_dataset
-
-TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
 
 @pytest.fixture(scope="module")

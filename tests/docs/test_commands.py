@@ -198,7 +198,7 @@ RIGHT = [
     "python tools/kernel_report.py --help",
     "make demo DEMO_OUTPUT=output/other && make test",
     "pip install --no-build-isolation '.[demo,dev]'",
-    "python -m pytest tests/test_demo.py::test_a -m 'not gpu' -k forward --collect-only",
+    "python -m pytest tests/demo/test_demo.py::test_a -m 'not gpu' -k forward --collect-only",
     "for i in 1 2; do OMP_NUM_THREADS=$i .venv/bin/python -c 'import torch'; done",
     f"srun --ntasks-per-node=8 torchrun --nproc_per_node 8 train_net.py --config-file {ZOO}",
 ]

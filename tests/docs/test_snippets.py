@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import ROOT, TRAIN_NET, data_options, environment
+from programs import TRAIN_NET, data_options, environment
+from soak import differences
 from training_runs import CONFIG
 
 from lite_detr.data.digits import write_digits_dataset
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-from soak import differences  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,

@@ -3,21 +3,16 @@
 import functools
 import shutil
 import signal
-import sys
-from pathlib import Path
 
 import pytest
+import soak
 import torch
 from programs import data_options
+from soak import differences, records
 from training_runs import CONFIG, signal_at, train
 
 from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.preemption import EXIT_CODE
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import soak  # noqa: E402
-from soak import differences, records  # noqa: E402
 
 KILLED = -signal.SIGKILL
 

@@ -14,6 +14,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
+from programs import ROOT
 from small_detectors import small_config
 
 from lite_detr import model_zoo
@@ -30,8 +31,6 @@ from lite_detr.export.check_onnx import OnnxFile, check_onnx
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "demo"))
 
 import onnx_demo  # noqa: E402
 

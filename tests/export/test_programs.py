@@ -1,9 +1,9 @@
 """tools/export.py and tools/benchmark_export.py, and every detector in every format."""
 
 import importlib.util
-import sys
-from pathlib import Path
 
+import benchmark_export
+import export
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -25,12 +25,7 @@ from lite_detr.export import (
 from lite_detr.export.check_onnx import OnnxFile, check_onnx
 from lite_detr.modeling import DeformableEncoder
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import benchmark_export  # noqa: E402
-import export  # noqa: E402
-
-TINY = "tests/configs/tiny.py"
+TINY = "tests/helpers/configs/tiny.py"
 ENCODERS, ATTENTIONS = ("full", "lite"), ("MultiScale", "KeyAware")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_NET = ROOT / "train_net.py"
+CONFIGS = ROOT / "tests" / "helpers" / "configs"
 # A detector that trains in seconds.
-TINY = ROOT / "tests" / "configs" / "tiny.py"
+TINY = CONFIGS / "tiny.py"
 
 
 def data_options(root: str | os.PathLike, *splits: str) -> list[str]:

@@ -25,7 +25,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from programs import ROOT
+from programs import CONFIGS, ROOT
 from small_detectors import gradients, small_detector, small_inputs
 from torch import distributed, nn
 
@@ -36,7 +36,7 @@ from lite_detr.errors import DivergenceError, SaveError, raised_in_all
 from lite_detr.modeling.criterion import count_objects
 from lite_detr.optimizer import ClippedAdamW
 
-CONFIG = ROOT / "tests" / "configs" / "resumable.py"
+CONFIG = CONFIGS / "resumable.py"
 
 sys.path.append(str(ROOT))
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -1,7 +1,11 @@
-"""Optimized detectors: the same contract and results."""
+"""Optimized detectors: the same contract and results, and the memory that the process keeps."""
 
 import copy
+import ctypes
 import logging
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +15,13 @@ from small_detectors import CONFIGS, small_config, small_detector, small_inputs
 from torch import nn
 
 import lite_detr
-from lite_detr.inference import OptimizationError, kept_geometry, optimize_for_inference
+from lite_detr.inference import (
+    OptimizationError,
+    keep_freed_memory,
+    kept_geometry,
+    memory,
+    optimize_for_inference,
+)
 from lite_detr.modeling import MultiScaleDeformableAttention
 
 
@@ -145,3 +155,38 @@ def test_compiled_parts_give_the_same_results(model):
     for inputs in (same_sizes(), mixed_sizes()):
         expected, found = (detector.forward_queries(inputs) for detector in (model, optimized))
         assert (found["pred_boxes"] - expected["pred_boxes"]).abs().max() < 1e-5
+
+
+# How many pages the kernel hands out for ten blocks of 40 MiB, before and after. The file alone is
+# imported, which is sooner done.
+FAULTS = f"""
+import importlib.util, resource, torch
+
+spec = importlib.util.spec_from_file_location("memory", {memory.__file__!r})
+memory = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(memory)
+
+def faults(blocks):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(blocks):
+        torch.empty(10 * 2**20).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(10))
+assert memory.keep_freed_memory()
+faults(20)  # The heap grows until it has a free block of this size.
+print(faults(10))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+def test_blocks_are_used_again():
+    command = [sys.executable, "-c", FAULTS]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    before, after = map(int, output.split())
+    assert before > 10 * 1000 and after < 100
+
+
+def test_other_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert not keep_freed_memory()

@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from programs import CONFIGS
 
 from lite_detr import model_zoo
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture

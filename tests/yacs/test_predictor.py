@@ -1,7 +1,5 @@
 """DefaultPredictor and DetectionCheckpointer with our detectors."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
+from programs import CONFIGS
 from torch import nn
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.inference.predictor import TrainedDetector
 
-ROOT = Path(__file__).parents[2]
 LITE_DINO = "dino/lite_dino_r50_h3l1_2p1x3_36ep"
 LITE_H_DETR = "h_detr/lite_h_detr_r50_h3l1_2p1x3_36ep"
 
@@ -49,7 +47,7 @@ def assert_same(given, expected):
 def test_a_prediction_is_that_of_the_demo(detector, tiny, photo, tmp_path):
     """A YAML config on one side, a lazy one of the same weights on the other."""
     if detector == "deformable_detr":
-        cfg, lazy = tiny, model_zoo.get_config(str(ROOT / "tests" / "configs" / "tiny.py"))
+        cfg, lazy = tiny, model_zoo.get_config(str(CONFIGS / "tiny.py"))
         lazy.model.num_classes = 10
     else:
         name = LITE_DINO if detector == "dino" else LITE_H_DETR

@@ -1,21 +1,8 @@
 """Every backbone of docs/backbones.md trains a step and predicts in a small detector."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
-from detectron2.structures import Boxes, Instances
-from small_detectors import assert_every_gradient
-
-from lite_detr import model_zoo
-from lite_detr.analysis import flops
-
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tools"))
-
-from backbone_table import (  # noqa: E402
+from backbone_table import (
     LITE,
     Row,
     backbone_names,
@@ -25,6 +12,13 @@ from backbone_table import (  # noqa: E402
     swap_lines,
     swapped,
 )
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes, Instances
+from programs import ROOT
+from small_detectors import assert_every_gradient
+
+from lite_detr import model_zoo
+from lite_detr.analysis import flops
 
 NAMES = [path.stem for path in sorted((ROOT / "configs" / model_zoo.BACKBONES).glob("*.py"))]
 EACH = pytest.mark.parametrize("name", NAMES)

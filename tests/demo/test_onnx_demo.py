@@ -1,17 +1,11 @@
 """What demo/onnx_demo.py does before and around the detector."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
-
 import onnx_demo  # noqa: E402
 
 

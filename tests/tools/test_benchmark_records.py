@@ -2,13 +2,8 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-
 from benchmark_records import Case, Memory, Record, comparison, digits, table
 
 CASE = Case(

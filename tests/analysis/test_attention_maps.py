@@ -1,10 +1,9 @@
 """What the hook records is what the attentions did, and costs nothing when it is off."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.config import instantiate
+from programs import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lite_detr import model_zoo, ops
@@ -13,7 +12,6 @@ from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformable
 from lite_detr.modeling.attention import DeformableAttention
 from lite_detr.ops import native
 
-TINY = Path(__file__).parent / "configs" / "tiny.py"
 NAMES = [
     "encoder.layers.0.self_attn",
     "encoder.layers.1.self_attn",

@@ -1,12 +1,9 @@
 """Pages of the documentation whose tables a program writes."""
 
-from pathlib import Path
-
 import pytest
+from programs import ROOT
 
 from lite_detr.analysis.markdown_page import BEGIN, END, replace_tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_tables_are_replaced_and_the_text_around_them_stays():

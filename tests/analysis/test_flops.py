@@ -2,14 +2,16 @@
 
 import json
 import sys
-from pathlib import Path
 
+import analyze_model
 import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, instantiate
+from programs import CONFIGS, ROOT
 
 from lite_detr import model_zoo
 from lite_detr.analysis import flops
+from lite_detr.analysis.markdown_page import BEGIN, END
 from lite_detr.modeling import (
     DeformableEncoder,
     KeyAwareDeformableAttention,
@@ -17,17 +19,10 @@ from lite_detr.modeling import (
     attention,
 )
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tools"))
-
-import analyze_model  # noqa: E402
-
-from lite_detr.analysis.markdown_page import BEGIN, END  # noqa: E402
-
 HEIGHT, WIDTH = 64, 96
 TOKENS = (8 * 12, 4 * 6, 2 * 3, 1 * 2)
 ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAttention}
-# Of tests/configs/tiny.py, but for the hidden width, which there is that of the light network.
+# Of tests/helpers/configs/tiny.py, but for the hidden width.
 C, HIDDEN, HEADS, LEVELS, POINTS, QUERIES, CLASSES = 32, 48, 4, 4, 4, 10, 80
 BOTH = pytest.mark.parametrize(
     "encoder, kind", [(e, kind) for e in ("full", "interleaved") for kind in ATTENTIONS]
@@ -39,7 +34,7 @@ def make_tiny():
     """``make_tiny(encoder, kind)``: the tiny model, with two encoder layers."""
 
     def make(encoder="interleaved", kind="kda"):
-        config = LazyConfig.load(str(ROOT / "tests" / "configs" / "tiny.py")).model
+        config = LazyConfig.load(str(CONFIGS / "tiny.py")).model
         config.encoder.layer.attention._target_ = ATTENTIONS[kind]
         config.encoder.layer.ffn.hidden_dim = HIDDEN
         if encoder == "full":

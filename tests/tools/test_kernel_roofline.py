@@ -3,13 +3,9 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import kernel_roofline as roofline
+import pytest
 
 # 6 tokens, 5 queries, 2 heads: 10 of a query and head with 3 points each, 30 points of 4 channels;
 # 48 channels of tokens, 40 of queries.

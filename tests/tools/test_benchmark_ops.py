@@ -5,16 +5,16 @@ import json
 import subprocess
 import sys
 import types
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from programs import ROOT
 from sampling_problems import needs_native
 
 from lite_detr import ops
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = ROOT / "tools"
 TINY = "--levels 6x8 3x4 --queries 5 --rounds 3 --seconds 0.01".split()
 OPERATORS = ["ms_deform_attn", "key_aware_ms_deform_attn"]
 

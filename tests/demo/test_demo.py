@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 import torch
@@ -16,17 +17,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
+from programs import ROOT
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.data.coco import class_metadata
 from lite_detr.inference import predictor
 from lite_detr.inference.predictor import FilePrediction, TrainedDetector
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "demo"))
-
-import demo  # noqa: E402
 
 CONFIG = """
 from detectron2.config import LazyCall as L

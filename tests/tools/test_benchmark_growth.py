@@ -2,17 +2,13 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import plot_growth
+import pytest
+import torch
+from programs import TINY
 
-CONFIG = str(Path(__file__).with_name("configs") / "tiny.py")
+CONFIG = str(TINY)
 
 
 def points(sides=(256, 512, 1600), batches=(1, 3)):

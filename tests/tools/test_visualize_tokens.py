@@ -2,18 +2,15 @@
 
 import importlib
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from programs import ROOT, TINY
 
 from lite_detr import model_zoo
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "configs" / "tiny.py"
 
 
 @pytest.fixture(scope="module")

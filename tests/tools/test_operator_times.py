@@ -1,19 +1,13 @@
 """The tool that tells what an inference's time is made of."""
 
-import sys
-from pathlib import Path
-
+import operator_times
 import pytest
 import torch
+from operator_times import OperatorClock
+from programs import TINY
 from sampling_problems import needs_native
 from torch import nn
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-
-import operator_times
-from operator_times import OperatorClock
-
-TINY = str(Path(__file__).with_name("configs") / "tiny.py")
 aten = torch.ops.aten
 
 
@@ -84,7 +78,7 @@ def test_a_stand_in_computes_products_alone():
 
 
 def test_a_table_of_medians(no_kept_memory):
-    subject = operator_times.Subject(TINY, (), "float32")
+    subject = operator_times.Subject(str(TINY), (), "float32")
     for share in (100, 1, 2, 30):  # The first warms up.
         clock = OperatorClock()
         clock.seconds |= {"products": share * 0.005, "sampling": share * 0.001}
@@ -98,7 +92,7 @@ def test_a_table_of_medians(no_kept_memory):
 
 def test_the_program_tells_both_dtypes_apart(no_kept_memory, capsys):
     options = ["--size", "64x96", "--dtype", "float32", "bfloat16", "--threads", "1"]
-    operator_times.main(["--config-file", TINY, *options, "--rounds", "1", "--calls", "3"])
+    operator_times.main(["--config-file", str(TINY), *options, "--rounds", "1", "--calls", "3"])
     said = capsys.readouterr().out
     assert "| operators | float32, ms | bfloat16, ms |" in said
     assert said.count(" convolution 1x") >= 2
@@ -110,5 +104,5 @@ def test_errors_are_one_line(capsys):
     with pytest.raises(SystemExit, match="^error: .*nothing.py"):
         operator_times.main(["--config-file", "nothing.py"])
     with pytest.raises(SystemExit):
-        operator_times.main(["--config-file", TINY, "--rounds", "0"])
+        operator_times.main(["--config-file", str(TINY), "--rounds", "0"])
     assert "take numbers from 1 on" in capsys.readouterr().err

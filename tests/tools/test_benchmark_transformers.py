@@ -1,20 +1,15 @@
 """The competitor of the benchmark, as small as it gets."""
 
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-from detectron2.config import instantiate
-
-from lite_detr import model_zoo
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-
 import benchmark_runner
 import benchmark_transformers
+import pytest
+import torch
 from benchmark_data import RandomBatches
 from benchmark_records import Case
+from detectron2.config import instantiate
+from programs import TINY
+
+from lite_detr import model_zoo
 
 transformers = pytest.importorskip("transformers", reason="needs the transformers library")
 
@@ -66,7 +61,7 @@ def test_it_takes_turns_like_ours(small, task):
 
 
 def test_it_sees_the_same_images_and_objects_as_ours():
-    tiny = Path(__file__).with_name("configs") / "tiny.py"
+    tiny = TINY
     ours = instantiate(model_zoo.get_config(str(tiny)).model)
     batch = RandomBatches((64, 96), batch=2, num_classes=5, training=True).next()
     pixels = benchmark_transformers._pixel_values(batch, "cpu")

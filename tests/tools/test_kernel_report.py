@@ -5,18 +5,14 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import cuda_harness
-import pytest
-import torch
-from sampling_problems import cast, make_problem, run_kernels
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-
 import kernel_code
 import kernel_compile
 import kernel_report
+import pytest
+import torch
+from sampling_problems import cast, make_problem, run_kernels
 
 from lite_detr.analysis.markdown_page import BEGIN, END
 

@@ -3,19 +3,7 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-
-import numpy as np
-import pytest
-import torch
-from torch import nn
-
-from lite_detr import ops
-from lite_detr.analysis.flops import count_cost
-from lite_detr.modeling import attention
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import benchmark
 import benchmark_data
@@ -25,10 +13,19 @@ import benchmark_runner
 import benchmark_stopwatch
 import benchmark_subjects
 import benchmark_transformers
+import numpy as np
+import pytest
+import torch
 from benchmark_records import Case
+from programs import CONFIGS, TINY
+from torch import nn
 
-CONFIG = str(Path(__file__).with_name("configs") / "tiny.py")
-OTHER_CONFIG = str(Path(__file__).with_name("configs") / "small_two_stage.py")
+from lite_detr import ops
+from lite_detr.analysis.flops import count_cost
+from lite_detr.modeling import attention
+
+CONFIG = str(TINY)
+OTHER_CONFIG = str(CONFIGS / "small_two_stage.py")
 CASE = Case(
     subject=CONFIG,
     overrides=(),

@@ -1,7 +1,6 @@
 """The pictures of attention show what the model did, on a tiny detector with random weights."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +8,11 @@ import torch
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from programs import ROOT, TINY
 
 from lite_detr import model_zoo
 from lite_detr.analysis.attention_maps import Samples, record_attention
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "configs" / "tiny.py"
 PLAIN = """
 from lite_detr import model_zoo
 from lite_detr.modeling import MultiScaleDeformableAttention
