@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lite_detr import cli, model_zoo
 from lite_detr.analysis.flops import PARTS, ModelCost, count_cost
-from lite_detr.analysis.markdown_page import replace_tables
+from lite_detr.analysis.markdown_page import page, write_tables
 
 REPORTED = Path(__file__).with_name("reported.json")
 FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
@@ -85,17 +85,13 @@ def main() -> None:
         help=f"all of configs/{model_zoo.BACKBONES}, with the full and with the lite encoder",
     )
     parser.add_argument("--size", type=cli.size, default=(800, 1066), help="HEIGHTxWIDTH")
-    parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")
+    parser.add_argument("--markdown", type=page, help="rewrite the tables of this page")
     args = parser.parse_args()
     zoo = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
     names = zoo if args.all else args.configs
     if not (names or args.backbones):
         parser.error("name configs, or give --all or --backbones")
     try:
-        # A file without the markers is better refused before minutes of counting.
-        page = args.markdown.read_text() if args.markdown else ""
-        if args.markdown:
-            replace_tables(page, "")
         if args.backbones:
             tables = printed = backbone_table(backbone_rows(*args.size))
         else:
@@ -107,7 +103,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(printed)
     if args.markdown:
-        args.markdown.write_text(replace_tables(page, tables))
+        write_tables(args.markdown, tables)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 // How a kernel is laid out over a GPU's threads, by the width of a head and the type of numbers.
 //
 // No GPU was at hand: the choices follow from sizes and latencies as given beside them, and from
-// what the compiler makes of them (tools/kernel_report.py), not from measured times.
+// what the compiler makes of them (tools/kernels/report.py), not from measured times.
 #pragma once
 
 #include "kernels.h"

@@ -145,6 +145,7 @@ def test_every_exemption_is_of_a_command_of_the_docs(tmp_path):
 
 
 ZOO = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
+BENCHMARK = "tools/benchmarks/detectors.py"
 TRAIN = f"python train_net.py --config-file {ZOO}"
 
 WRONG = {
@@ -162,10 +163,10 @@ WRONG = {
     f"{TRAIN} model.encoder.layer.attention._target_=lite_detr.Plain": "is no lite_detr.Plain",
     f"{TRAIN} dataloader.train.mapper.augmentations.7.prob=1": "has no key dataloader.train",
     "python demo/demo.py --input photos --output out": "arguments are required: --config-file",
-    f"python tools/benchmark.py --config-file {ZOO} --tasks sleep": "invalid choice: 'sleep'",
-    f"python tools/benchmark.py --compare {ZOO} a.py": "config 'a.py' is neither a file nor",
+    f"python {BENCHMARK} --config-file {ZOO} --tasks sleep": "invalid choice: 'sleep'",
+    f"python {BENCHMARK} --compare {ZOO} a.py": "config 'a.py' is neither a file nor",
     "python tools/analyze_model.py dino/dino.py": "config 'dino/dino.py' is neither a file",
-    "python tools/kernel_roofline.py --gpu h100": "unrecognized arguments: --gpu",
+    "python tools/kernels/roofline.py --gpu h100": "unrecognized arguments: --gpu",
     "make demos": "No rule to make target 'demos'",
     "make demo EPOCHS=2": "the Makefile has no variable EPOCHS",
     "pip install --no-isolation .": "pip install has no option --no-isolation",
@@ -194,8 +195,8 @@ RIGHT = [
     f"{TRAIN} --eval-only train.init_checkpoint=a.pth model.detections_per_image=5 optimizer.lr=1",
     f"{TRAIN} dataloader.train.mapper.augmentations=[] train.amp.enabled=True",
     "python demo/demo.py --config-file digits/dino_efficientnet_lite0.py --input a --output b",
-    "tools/benchmark_ops.py --levels 8x8 4x4 --dtype float32",
-    "python tools/kernel_report.py --help",
+    "tools/benchmarks/operators.py --levels 8x8 4x4 --dtype float32",
+    "python tools/kernels/report.py --help",
     "make demo DEMO_OUTPUT=output/other && make test",
     "pip install --no-build-isolation '.[demo,dev]'",
     "python -m pytest tests/demo/test_demo.py::test_a -m 'not gpu' -k forward --collect-only",

@@ -1,8 +1,7 @@
-"""tools/export.py and tools/benchmark_export.py, and every detector in every format."""
+"""tools/export.py, and every detector in every format."""
 
 import importlib.util
 
-import benchmark_export
 import export
 import pytest
 import torch
@@ -223,19 +222,3 @@ def test_an_efficientnet_in_onnx(tmp_path):
     cfg.model.decoder.heads.num_layers = 1
     torch.manual_seed(0)
     assert largest_onnx_difference(instantiate(cfg.model), tmp_path / "a.onnx") < check.LIMIT
-
-
-@pytest.mark.slow
-def test_the_benchmark_writes_its_table_into_a_page(tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text("# Page\n<!-- tables: begin -->\n<!-- tables: end -->\n")
-    options = ["--size", "96x128", "--rounds", "1", "--threads", "1", "--markdown", str(page)]
-    benchmark_export.main(["--config-file", TINY, *options])
-    text = page.read_text()
-    assert f"| `{TINY}` | " in text and "An image of 96x128, 1 threads" in text
-
-
-def test_the_benchmark_says_where_there_are_no_images(tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(FileNotFoundError, match="holds no image that can be read"):
-        benchmark_export.read_images(tmp_path, model_zoo.get_config(TINY))

@@ -102,7 +102,7 @@ def check_module(name: str, rest: Arguments) -> None:
 def check_program(path: Path, rest: Arguments) -> None:
     """Lets a program parse its arguments, and looks up the configs and overrides among them."""
     text = path.read_text()
-    if not re.search(r"argument_?parser", text, re.IGNORECASE):
+    if not re.search(r"argument_?parser|make_parser", text, re.IGNORECASE):
         # setup.py and other people's modules have parsers of other kinds.
         if rest and ROOT / "projects" in path.parents:
             raise CommandError(f"{path.name} takes no arguments, given {' '.join(rest)}")

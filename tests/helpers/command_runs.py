@@ -74,15 +74,17 @@ SHRUNK = {
     "tools/visualize_tokens.py": Shrunk(first=(WHOLE_IMAGES,)),
     "tools/make_digits.py": Shrunk(last=("--train", "4", "--val", "2")),
     "tools/analyze_model.py": Shrunk(last=("--size", "64x64")),
-    "tools/benchmark.py": Shrunk(
+    "tools/benchmarks/detectors.py": Shrunk(
         # The competitor chooses 300 of the tokens, and ends where there are fewer.
         last=("--sizes", "128x128", "--rounds", "1", "--threads", "1", "--no-memory")
     ),
-    "tools/benchmark_ops.py": Shrunk(
+    "tools/benchmarks/operators.py": Shrunk(
         last=("--levels", "8x8", "4x4", "--seconds", "0.1", "--threads", "1")
     ),
-    "tools/operator_times.py": Shrunk(last=("--size", "64x64", "--rounds", "1", "--threads", "1")),
-    "tools/plot_growth.py": Shrunk(
+    "tools/benchmarks/operator_times.py": Shrunk(
+        last=("--size", "64x64", "--rounds", "1", "--threads", "1")
+    ),
+    "tools/benchmarks/growth.py": Shrunk(
         last=("--long-sides", "64", "128", "--batch", "1", "--rounds", "1", "--threads", "1")
     ),
     "pytest": Shrunk(last=("--collect-only", "-p", "no:cacheprovider")),
@@ -97,7 +99,7 @@ EXEMPT = {
     "make sanitize": "it compiles for minutes, and runs the operators' tests once more",
     "make lint": "CI runs it, on all files",
     "make docs": "tests/docs/test_site.py is about it",
-    "python tools/benchmark_export.py": "tests/export/test_programs.py runs it, on small detectors",
+    "python tools/benchmarks/onnx_files.py": "its test runs it, on a small detector",
     "python tools/soak.py": "tests/engine/test_resume.py runs it, on a detector of its own",
 }
 

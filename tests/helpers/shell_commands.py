@@ -92,7 +92,8 @@ def commands(blocks: Sequence[Block], folder: Path) -> list[Command]:
 
 def _names_with_slashes() -> list[str]:
     """Programs that bash does not look for in ``PATH``, by all names that pages may use."""
-    scripts = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.*"), *ROOT.glob("demo/*.py")]
+    patterns = ("*.py", "tools/**/*.py", "tools/*.sh", "demo/*.py")
+    scripts = [script for pattern in patterns for script in ROOT.glob(pattern)]
     names = [script.relative_to(ROOT).as_posix() for script in scripts]
     paths = [name for name in names if "/" in name] + [f"./{name}" for name in names]
     return [*FOUND, *BUILTINS, *(f".venv/bin/{name}" for name in FOUND), *paths]

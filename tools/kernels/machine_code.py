@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
+from lite_detr.errors import LiteDetrError
+
 WARP = 32
 
 
@@ -314,10 +316,14 @@ def read_kernels(cubin: Path, log: str, architecture: str, tools: dict[str, Path
 
 
 def run(*command: str | Path) -> str:
-    """What a program prints, or `RuntimeError` with what it complains of."""
+    """Run a program and return what it prints.
+
+    Raises:
+        LiteDetrError: it failed; the message has its first complaint.
+    """
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         lines = (result.stderr or result.stdout).strip().splitlines() or ["nothing printed"]
         errors = [line for line in lines if "error" in line] or lines
-        raise RuntimeError(f"{command[0]} failed: {errors[0]}")
+        raise LiteDetrError(f"{command[0]} failed: {errors[0]}")
     return result.stdout + result.stderr

@@ -4,7 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from benchmark_records import Case, Memory, Record, comparison, digits, table
+import records
+
+Case, Memory, Record = records.Case, records.Memory, records.Record
 
 CASE = Case(
     subject="dino/full.py",
@@ -40,7 +42,7 @@ def test_latency_is_all_but_the_data():
 
 def test_the_spread_of_a_ratio_is_that_of_each_rounds_ratio():
     """The machine was four times slower in one round than in another; the ratio does not care."""
-    rows = comparison(FULL, LITE).splitlines()
+    rows = records.comparison(FULL, LITE).splitlines()
     assert rows[0] == "|  | full | lite | ratio | p10 | p90 |"
     assert rows[2] == "| latency, ms | 4000 | 2000 | 0.50 | 0.50 | 0.50 |"
     assert rows[-2] == "| memory, MiB | 160 | 120 | 0.75 | – | – |"
@@ -49,11 +51,11 @@ def test_the_spread_of_a_ratio_is_that_of_each_rounds_ratio():
 
 def test_parts_that_only_one_has_are_not_compared():
     extra = dataclasses.replace(LITE, seconds=LITE.seconds | {"matcher": [1.0, 1.0, 1.0]})
-    assert "matcher" not in comparison(FULL, extra)
+    assert "matcher" not in records.comparison(FULL, extra)
 
 
 def test_a_table_has_columns_for_what_varies_and_parts_in_the_order_of_a_step():
-    header, rule, full, lite = table([FULL, LITE]).splitlines()
+    header, rule, full, lite = records.table([FULL, LITE]).splitlines()
     assert header == (
         "| subject | compiled | latency | p10 | p90 | images / s | memory | of it held "
         "| encoder's memory | data | encoder | other |"
@@ -67,7 +69,7 @@ def test_a_table_has_columns_for_what_varies_and_parts_in_the_order_of_a_step():
 
 def test_what_a_record_lacks_is_a_dash():
     bare = dataclasses.replace(LITE, seconds={"other": [0.5, 0.5, 0.5]}, memory=None)
-    assert table([FULL, bare]).splitlines()[3].endswith("| – | – | – | – | – | 500 |")
+    assert records.table([FULL, bare]).splitlines()[3].endswith("| – | – | – | – | – | 500 |")
 
 
 def test_json_holds_the_case_the_summary_and_the_rounds():
@@ -81,4 +83,4 @@ def test_json_holds_the_case_the_summary_and_the_rounds():
 
 @pytest.mark.parametrize("value, text", [(0.5, "0.50"), (12.34, "12.3"), (1234.4, "1234")])
 def test_numbers_have_about_three_digits(value, text):
-    assert digits(value) == text
+    assert records.digits(value) == text

@@ -3,11 +3,12 @@
 import operator_times
 import pytest
 import torch
-from operator_times import OperatorClock
 from programs import TINY
 from sampling_problems import needs_native
 from torch import nn
 
+OperatorClock = operator_times.OperatorClock
+CONFIG = str(TINY)
 aten = torch.ops.aten
 
 
@@ -78,7 +79,7 @@ def test_a_stand_in_computes_products_alone():
 
 
 def test_a_table_of_medians(no_kept_memory):
-    subject = operator_times.Subject(str(TINY), (), "float32")
+    subject = operator_times.Subject(CONFIG, (), "float32")
     for share in (100, 1, 2, 30):  # The first warms up.
         clock = OperatorClock()
         clock.seconds |= {"products": share * 0.005, "sampling": share * 0.001}
@@ -92,7 +93,7 @@ def test_a_table_of_medians(no_kept_memory):
 
 def test_the_program_tells_both_dtypes_apart(no_kept_memory, capsys):
     options = ["--size", "64x96", "--dtype", "float32", "bfloat16", "--threads", "1"]
-    operator_times.main(["--config-file", str(TINY), *options, "--rounds", "1", "--calls", "3"])
+    operator_times.main(["--config-file", CONFIG, *options, "--rounds", "1", "--calls", "3"])
     said = capsys.readouterr().out
     assert "| operators | float32, ms | bfloat16, ms |" in said
     assert said.count(" convolution 1x") >= 2
@@ -101,8 +102,9 @@ def test_the_program_tells_both_dtypes_apart(no_kept_memory, capsys):
 
 
 def test_errors_are_one_line(capsys):
-    with pytest.raises(SystemExit, match="^error: .*nothing.py"):
-        operator_times.main(["--config-file", "nothing.py"])
     with pytest.raises(SystemExit):
-        operator_times.main(["--config-file", str(TINY), "--rounds", "0"])
-    assert "take numbers from 1 on" in capsys.readouterr().err
+        operator_times.main(["--config-file", "nothing.py"])
+    assert capsys.readouterr().err.startswith("error: config 'nothing.py' is neither")
+    with pytest.raises(SystemExit):
+        operator_times.main(["--config-file", CONFIG, "--rounds", "0"])
+    assert "given 0, accepted are whole numbers from 1 on" in capsys.readouterr().err

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Time detectors part by part, in inference and in training, and count their memory.
 
-benchmark.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
-benchmark.py --compare A.py B.py --tasks training --sizes 800x1066 --batch 2 --rounds 15
-benchmark.py --config-file A.py --operators native pytorch --compile off on --competitors
-benchmark.py --config-file A.py --optimize off on --rates --competitors
-benchmark.py --config-file A.py B.py --device cuda --dtype float32 bfloat16 --json benchmark.json
+detectors.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
+detectors.py --compare A.py B.py --tasks training --sizes 800x1066 --batch 2 --rounds 15
+detectors.py --config-file A.py --operators native pytorch --compile off on --competitors
+detectors.py --config-file A.py --optimize off on --rates --competitors
+detectors.py --config-file A.py B.py --device cuda --dtype float32 bfloat16 --json benchmark.json
 
 Whatever is asked for is combined: each config with each task, size, batch, dtype and so on. All
 that have a task, a size and a batch in common take turns, one pass each a round, every other round
@@ -18,40 +18,33 @@ counted.
 """
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import itertools
 import json
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import benchmark_transformers
+import competitor
 import detectron2
 import torch
-from benchmark_memory import memory_in_own_process
-from benchmark_optimized import CHOICES, OFF
-from benchmark_rates import MatrixProduct, multiply_adds
-from benchmark_records import (
-    CASE_COLUMNS,
-    TASKS,
-    Case,
-    Memory,
-    Record,
-    common_text,
-    comparison,
-    table,
-)
-from benchmark_runner import WARM_UP, Runner
-from measure_calls import environment
+from calls import check_device, environment, naming
+from records import TASKS, Case, Memory, Record, common_text, comparison, draw, table
+from subjects import CHOICES, OFF, build_detector
 from tqdm import tqdm
+from turns import WARM_UP, Runner, memory_in_own_process
 
 import lite_detr
 from lite_detr import cli, model_zoo, ops
+from lite_detr.analysis.flops import count_cost
+from lite_detr.errors import LiteDetrError
 from lite_detr.inference import DTYPES
 
 COMPILE = {"off": False, "on": True}
+# Rows and columns: enough for all cores, and soon done where the processor lacks the dtype.
+SIDE = 1024
 
 
 def groups(args: argparse.Namespace) -> list[list[Case]]:
@@ -60,7 +53,7 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
     for task, size, batch in itertools.product(args.tasks, args.sizes, args.batch):
         subjects = list(itertools.product(args.config_file, args.operators))
         if args.competitors:
-            subjects.append((benchmark_transformers.NAME, benchmark_transformers.OPERATORS))
+            subjects.append((competitor.NAME, competitor.OPERATORS))
         cases = (
             Case(
                 subject=subject,
@@ -70,7 +63,7 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
                 batch=batch,
                 dtype=dtype,
                 # A competitor is what it is, and so there once.
-                optimized=OFF if subject == benchmark_transformers.NAME else optimized,
+                optimized=OFF if subject == competitor.NAME else optimized,
                 compiled=COMPILE[compiled],
                 operators=operators,
                 device=args.device,
@@ -92,7 +85,7 @@ def measure(
     memories: list[Memory | None] = [None] * len(cases)
     if with_memory:
         for index, case in enumerate(tqdm(cases, unit="memory")):
-            with saying_where(case):
+            with naming(case.name):
                 memories[index] = memory_in_own_process(case)
     if any(case.compiled for case in cases):
         # Cases share code, which is compiled for each of them; without room for all of them some
@@ -102,7 +95,7 @@ def measure(
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     runners = []
     for case in cases:
-        with saying_where(case):
+        with naming(case.name):
             runners.append(Runner(case))
     times = [[] for _ in cases]
     products = {case.dtype: MatrixProduct(case) for case in cases} if with_rates else {}
@@ -110,7 +103,7 @@ def measure(
     for index in tqdm(range(WARM_UP + rounds), unit="round"):
         turns = list(zip(runners, times))
         for runner, samples in turns if index % 2 else reversed(turns):
-            with saying_where(runner.case):
+            with naming(runner.case.name):
                 seconds = runner.turn()
             if index >= WARM_UP:
                 samples.append(seconds)
@@ -130,14 +123,35 @@ def measure(
     ]
 
 
-@contextlib.contextmanager
-def saying_where(case: Case) -> Iterator[None]:
-    """Puts the case before what PyTorch says of an error."""
-    try:
-        yield
-    except RuntimeError as error:
-        where = ", ".join(case.text(column) for column in CASE_COLUMNS)
-        raise RuntimeError(f"{where}: {error}") from error
+@functools.cache
+def multiply_adds(subject: str, overrides: tuple[str, ...], size: tuple[int, int]) -> float | None:
+    """Count those of one image; None for what :mod:`lite_detr.analysis.flops` cannot count."""
+    if subject == competitor.NAME:
+        return None
+    return count_cost(build_detector(subject, overrides), *size).flops["total"]
+
+
+class MatrixProduct:
+    """A product of two square matrices, the best that a machine can do with multiply-adds."""
+
+    def __init__(self, case: Case):
+        self.device = case.device
+        dtype = getattr(torch, case.dtype)
+        self.matrices = torch.randn(2, SIDE, SIDE, device=case.device).to(dtype)
+
+    def turn(self) -> float:
+        """Multiply-adds a second of one product, after one that warms up."""
+        for _ in range(2):
+            self._wait()
+            start = time.perf_counter()
+            torch.mm(*self.matrices)
+            self._wait()
+            seconds = time.perf_counter() - start
+        return SIDE**3 / seconds
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def comparisons(records: Sequence[Record]) -> Iterator[str]:
@@ -174,15 +188,11 @@ def report(records: Sequence[Record], args: argparse.Namespace) -> None:
         figures = {"environment": where, "records": [record.as_json() for record in records]}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     if args.chart:
-        from benchmark_chart import draw
-
         draw(records, args.chart)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
     many = dict(nargs="+")
     add = parser.add_argument
     configs = parser.add_mutually_exclusive_group(required=True)
@@ -195,7 +205,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--competitors", action="store_true", help="beside them, transformers' Deformable DETR")
     add("--tasks", **many, choices=TASKS, default=["inference"])
     add("--sizes", **many, type=cli.size, default=[(800, 1066)], metavar="HxW", help="px")
-    add("--batch", **many, type=int, default=[1], help="images at a time")
+    add("--batch", **many, type=cli.whole_number(1), default=[1], help="images at a time")
     add("--dtype", **many, choices=DTYPES, default=["float32"], help="16 bits by autocast")
     add(
         "--optimize",
@@ -207,16 +217,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--compile", **many, choices=COMPILE, default=["off"], help="the parts by torch.compile")
     add("--operators", **many, choices=("native", "pytorch"), help="default: what would run")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=int, default=7, help="that count, after two that do not")
+    add("--threads", type=cli.whole_number(1), default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=cli.whole_number(1), default=7, help="that count, after two that do not")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="count it, too")
     add("--rates", action="store_true", help="multiply-adds a second, beside a matrix product's")
     add("--json", type=Path, help="write all figures to this file")
     add("--chart", type=Path, help="draw them as bars into this picture")
-    add("--opts", **many, default=[], metavar="key=value", help="change the configs' values")
+    add(
+        "--opts",
+        **many,
+        type=cli.key_value,
+        default=[],
+        metavar="key=value",
+        help="change values of the configs",
+    )
     args = parser.parse_args(argv)
-    if args.rounds < 1 or args.threads < 1 or min(args.batch) < 1:
-        parser.error("--rounds, --threads and --batch take numbers from 1 on")
     if "training" in args.tasks and (args.rates or args.optimize != [OFF]):
         parser.error("--optimize and --rates are for --tasks inference alone")
     args.config_file = args.config_file or args.compare
@@ -225,39 +240,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace) -> str | None:
-    """What is asked for and not at hand."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        return "--device cuda needs a GPU, and PyTorch finds none"
-    if "native" in args.operators and ops.backend(args.device) != "native":
-        return (
-            f"there are no native operators for --device {args.device}; docs/kernels.md says how "
-            "to build them"
-        )
-    if args.competitors and not benchmark_transformers.is_installed():
-        return "--competitors needs the transformers library: pip install transformers"
-    return None
-
-
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    problem = check(args)
-    if problem:
-        sys.exit(f"error: {problem}")
+    args = parse_args(argv)
+    check_device(args.device, native="native" in args.operators)
+    if args.competitors and not competitor.is_installed():
+        raise LiteDetrError(
+            "--competitors needs the transformers library: pip install transformers"
+        )
+    for config in args.config_file:
+        model_zoo.get_lazy_config_file(config)
     torch.set_num_threads(args.threads)
     records: list[Record] = []
     try:
-        for config in args.config_file:
-            model_zoo.get_lazy_config_file(config)
         for cases in groups(args):
             records += measure(cases, args.rounds, args.memory, args.rates)
-    except (FileNotFoundError, model_zoo.ConfigError, TypeError, RuntimeError) as error:
-        problem = str(error).splitlines()[0]
-    # What was measured before the memory ran out, say, is not lost.
-    if records:
-        report(records, args)
-    if problem:
-        sys.exit(f"error: {problem}")
+    finally:
+        # Keeps what was measured before the memory ran out, say.
+        if records:
+            report(records, args)
 
 
 if __name__ == "__main__":

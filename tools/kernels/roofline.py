@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Compute how fast the CUDA kernels could be on an A100 and an H100. Nothing here is measured.
 
-kernel_roofline.py                                    # the encoder of an 800x1066 image
-kernel_roofline.py --batch 1 --dtype float32 --levels 100x134 50x67
-kernel_roofline.py --kernels kernel_report.json       # from kernel_report.py --json
+roofline.py                                    # the encoder of an 800x1066 image
+roofline.py --batch 1 --dtype float32 --levels 100x134 50x67
+roofline.py --kernels report.json       # from report.py --json
 
 A time is what one part of a GPU takes at its peak, if it never waits: a call takes at least the
 longest of them. In what follows there are B images of S tokens, Q queries, M heads of D channels
@@ -38,13 +38,13 @@ compiler made of them, and not of the problem as the others are; both sides of a
 they run where all corners of points exist.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lite_detr import cli
+from lite_detr.errors import LiteDetrError
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 OPERATORS = ("plain", "key-aware, shared", "key-aware, apart")
@@ -134,7 +134,7 @@ def cost(problem: Problem, operator: str, direction: str, size: int) -> dict[str
 
 
 def instructions(records: list[dict], architecture: str, operator: str, direction: str, dtype: str):
-    """Of a point of a query and head, from the records of ``kernel_report.py --json``."""
+    """Of a point of a query and head, from the records of ``report.py --json``."""
     attention, _, keys = operator.partition(", ")
     wanted = {
         "whose": "ours",
@@ -147,7 +147,7 @@ def instructions(records: list[dict], architecture: str, operator: str, directio
     for entry in records:
         if "for a point" in entry and wanted.items() <= entry.items():
             return entry["for a point"]["instructions"]
-    raise ValueError(f"the report lacks {wanted}; make it with all architectures and dtypes")
+    raise LiteDetrError(f"the report lacks {wanted}; make it with all architectures and dtypes")
 
 
 def times(costs: dict[str, float], gpu: Gpu) -> dict[str, float]:
@@ -201,16 +201,15 @@ def time_table(gpu: Gpu, problems: list[Problem], dtypes: list[str], records: li
     return table(header, rows, words=4)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    many = dict(nargs="+")
-    parser.add_argument("--levels", **many, type=cli.size, default=ENCODER, metavar="HEIGHTxWIDTH")
-    parser.add_argument("--batch", **many, type=int, default=[1, 16])
-    parser.add_argument("--dtype", **many, choices=list(SIZES), default=["float32", "bfloat16"])
-    parser.add_argument("--kernels", type=Path, help="what kernel_report.py --json wrote")
-    args = parser.parse_args()
+@cli.user_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.make_parser(__doc__)
+    add, many = parser.add_argument, dict(nargs="+")
+    add("--levels", **many, type=cli.size, default=ENCODER, metavar="HEIGHTxWIDTH")
+    add("--batch", **many, type=cli.whole_number(1), default=[1, 16])
+    add("--dtype", **many, choices=list(SIZES), default=["float32", "bfloat16"])
+    add("--kernels", type=Path, help="what report.py --json wrote")
+    args = parser.parse_args(argv)
     records = json.loads(args.kernels.read_text())["records"] if args.kernels else []
     tokens = sum(height * width for height, width in args.levels)
     if records and len(args.levels) != len(ENCODER):
@@ -224,12 +223,9 @@ def main() -> None:
         f"{len(args.levels)} levels with 4 points each.\n\nFor one query:\n"
     )
     print(query_table(problems[0], args.dtype))
-    try:
-        for name, gpu in GPUS.items():
-            print(f"\nOn an {name}, in microseconds:\n")
-            print(time_table(gpu, problems, args.dtype, records))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    for name, gpu in GPUS.items():
+        print(f"\nOn an {name}, in microseconds:\n")
+        print(time_table(gpu, problems, args.dtype, records))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import importlib.util
 
 import torch
-from benchmark_records import Case
-from benchmark_subjects import Subject
+from records import Case
+from subjects import Subject
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 

@@ -5,28 +5,25 @@ import json
 import sys
 from types import SimpleNamespace
 
-import benchmark
-import benchmark_data
-import benchmark_memory
-import benchmark_optimized
-import benchmark_runner
-import benchmark_stopwatch
-import benchmark_subjects
-import benchmark_transformers
+import competitor
+import detectors
 import numpy as np
 import pytest
+import records
+import subjects
 import torch
-from benchmark_records import Case
-from programs import CONFIGS, TINY
+import turns
+from programs import TINY
 from torch import nn
 
 from lite_detr import ops
 from lite_detr.analysis.flops import count_cost
+from lite_detr.errors import ConfigError
 from lite_detr.modeling import attention
 
 CONFIG = str(TINY)
-OTHER_CONFIG = str(CONFIGS / "small_two_stage.py")
-CASE = Case(
+OTHER_CONFIG = str(TINY.with_name("small_two_stage.py"))
+CASE = records.Case(
     subject=CONFIG,
     overrides=(),
     task="inference",
@@ -76,8 +73,8 @@ class Takes(nn.Module):
 
 def test_a_moment_belongs_to_the_innermost_part(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(benchmark_stopwatch, "time", clock)
-    stopwatch = benchmark_stopwatch.Stopwatch("cpu")
+    monkeypatch.setattr(turns, "time", clock)
+    stopwatch = turns.Stopwatch("cpu")
     matcher = Takes(clock, 2.0)
     losses = Takes(clock, 1.0, matcher)
     stopwatch.watch(matcher, "matcher")
@@ -108,8 +105,8 @@ def test_a_gpu_is_waited_for_at_the_start_and_the_end_alone(monkeypatch):
             return 1e3 * (end.at - self.at)
 
     fake = SimpleNamespace(Event=Event, synchronize=lambda: waits.append(gpu.now))
-    monkeypatch.setattr(benchmark_stopwatch.torch, "cuda", fake)
-    stopwatch = benchmark_stopwatch.Stopwatch("cuda")
+    monkeypatch.setattr(turns.torch, "cuda", fake)
+    stopwatch = turns.Stopwatch("cuda")
     encoder = Takes(gpu, 2.0)
     stopwatch.watch(encoder, "encoder")
     stopwatch.start()
@@ -124,7 +121,7 @@ def test_all_that_is_asked_for_is_measured_and_written(tmp_path, capsys):
     kinds = ["native", "pytorch"] if ops.backend() == "native" else ["pytorch"]
     asked = ["--config-file", CONFIG, "--tasks", "inference", "training", "--operators", *kinds]
     options = "--sizes 64x96 --batch 1 --rounds 2 --threads 1 --no-memory".split()
-    benchmark.main([*asked, *options, *files, "--opts", "model.queries.num_queries=7"])
+    detectors.main([*asked, *options, *files, "--opts", "model.queries.num_queries=7"])
 
     report = json.loads((tmp_path / "figures.json").read_text())
     assert report["environment"]["torch"] == torch.__version__
@@ -151,7 +148,7 @@ def test_all_that_is_asked_for_is_measured_and_written(tmp_path, capsys):
 
 def test_two_configs_are_compared(capsys):
     options = "--sizes 64x96 --rounds 2 --threads 1 --no-memory".split()
-    benchmark.main(["--compare", CONFIG, OTHER_CONFIG, *options])
+    detectors.main(["--compare", CONFIG, OTHER_CONFIG, *options])
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("|  | tiny | small_two_stage | ratio | p10 | p90 |")
     names = [line.split(" | ")[0] for line in lines[start + 2 :]]
@@ -160,32 +157,32 @@ def test_two_configs_are_compared(capsys):
 
 
 def test_a_config_can_be_compared_with_itself():
-    record = benchmark.Record(CASE, {"other": [1.0, 1.0]}, None)
-    again = benchmark.Record(CASE, {"other": [2.0, 3.0]}, None)
-    (text,) = benchmark.comparisons([record, again])
+    record = detectors.Record(CASE, {"other": [1.0, 1.0]}, None)
+    again = detectors.Record(CASE, {"other": [2.0, 3.0]}, None)
+    (text,) = detectors.comparisons([record, again])
     assert "| latency, ms | 1000 | 2500 | 2.50 | 2.10 | 2.90 |" in text
 
 
 def test_every_other_round_is_in_reverse_and_the_first_do_not_count(monkeypatch):
-    turns = []
+    taken = []
 
     class Turns:
         def __init__(self, case):
             self.case = case
 
         def turn(self):
-            turns.append(self.case.subject)
-            return {"other": float(len(turns))}
+            taken.append(self.case.subject)
+            return {"other": float(len(taken))}
 
-    monkeypatch.setattr(benchmark, "Runner", Turns)
+    monkeypatch.setattr(detectors, "Runner", Turns)
     cases = [dataclasses.replace(CASE, subject=name) for name in "ab"]
-    first, second = benchmark.measure(cases, rounds=2, with_memory=False)
-    assert "".join(turns) == "baab" * 2
+    first, second = detectors.measure(cases, rounds=2, with_memory=False)
+    assert "".join(taken) == "baab" * 2
     assert first.seconds == {"other": [6.0, 7.0]} and second.seconds == {"other": [5.0, 8.0]}
 
 
 def test_images_have_the_size_and_objects_of_the_models_classes():
-    batches = benchmark_data.RandomBatches((64, 96), batch=2, num_classes=3, training=True)
+    batches = turns.RandomBatches((64, 96), batch=2, num_classes=3, training=True)
     first, second = batches.next()
     assert first["image"].shape == second["image"].shape == (3, 64, 96)
     assert first["image"].float().std() > 20
@@ -200,14 +197,14 @@ def test_images_have_the_size_and_objects_of_the_models_classes():
     again = batches.next()
     assert torch.equal(again[0]["image"], first["image"])
     assert torch.equal(again[1]["instances"].gt_boxes.tensor, boxes)
-    inference = benchmark_data.RandomBatches((64, 96), batch=1, num_classes=3, training=False)
+    inference = turns.RandomBatches((64, 96), batch=1, num_classes=3, training=False)
     assert "instances" not in inference.next()[0]
 
 
 def test_a_step_trains_and_a_pass_does_not():
     torch.set_num_threads(1)
     for case in (TRAINING, CASE):
-        runner = benchmark_runner.Runner(case)
+        runner = turns.Runner(case)
         before = [parameter.clone() for parameter in runner.subject.model.parameters()]
         runner.turn()
         after = runner.subject.model.parameters()
@@ -217,7 +214,7 @@ def test_a_step_trains_and_a_pass_does_not():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dtype_is_computed_in(dtype):
-    runner = benchmark_runner.Runner(dataclasses.replace(CASE, dtype=dtype))
+    runner = turns.Runner(dataclasses.replace(CASE, dtype=dtype))
     found = []
     runner.subject.model.backbone.register_forward_hook(
         lambda _, args, maps: found.append(maps["res5"].dtype)
@@ -227,7 +224,7 @@ def test_the_dtype_is_computed_in(dtype):
 
 
 def test_with_float16_a_step_is_under_a_gradient_scaler():
-    runner = benchmark_runner.Runner(dataclasses.replace(TRAINING, dtype="float16"))
+    runner = turns.Runner(dataclasses.replace(TRAINING, dtype="float16"))
     steps = []
     runner.subject.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     # A scale so large that gradients overflow: the scaler skips the step and lowers it.
@@ -244,34 +241,34 @@ def test_parts_are_compiled_each_alone_and_still_timed(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", compile)
-    runner = benchmark_runner.Runner(dataclasses.replace(CASE, compiled=True))
+    runner = turns.Runner(dataclasses.replace(CASE, compiled=True))
     assert compiled == ["ResNet", "MultiScaleNeck", "InterleavedEncoder", "DeformableDecoder"]
     assert runner.turn().keys() == INFERENCE_PARTS
 
 
 def test_operators_are_put_back():
     before = attention.ms_deform_attn
-    with benchmark_subjects.operators("pytorch"):
+    with subjects.operators("pytorch"):
         assert attention.ms_deform_attn is ops.ms_deform_attn_pytorch
     assert attention.ms_deform_attn is before
-    with benchmark_subjects.operators("native"):
+    with subjects.operators("native"):
         assert attention.ms_deform_attn is before
 
 
 def test_inference_is_optimized_wholly_or_by_a_step(monkeypatch, capsys, tmp_path):
     # Not of the process that runs all tests.
-    monkeypatch.setattr(benchmark_runner, "set_memory", lambda case: None)
+    monkeypatch.setattr(turns, "set_memory", lambda case: None)
     figures = tmp_path / "figures.json"
-    choices = benchmark_optimized.CHOICES
+    choices = subjects.CHOICES
     options = "--sizes 64x96 --batch 2 --rounds 2 --threads 1 --no-memory --rates".split()
     files = ["--json", str(figures), "--config-file", CONFIG]
-    benchmark.main([*files, *options, "--optimize", *choices])
+    detectors.main([*files, *options, "--optimize", *choices])
     *_, header, _, first = capsys.readouterr().out.splitlines()[: 1 - len(choices)]
     assert header.startswith("| subject | optimized | latency |") and "of a product's" in header
     assert first.startswith("| tiny | off |")
     records = json.loads(figures.read_text())["records"]
     assert [record["case"]["optimized"] for record in records] == list(choices)
-    cost = count_cost(benchmark_subjects.build_detector(CONFIG, ()), 64, 96).flops["total"]
+    cost = count_cost(subjects.build_detector(CONFIG, ()), 64, 96).flops["total"]
     for record in records:
         assert record["multiply_adds"] == cost
         rate = cost * record["images_per_second"]
@@ -282,42 +279,42 @@ def test_inference_is_optimized_wholly_or_by_a_step(monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize("option", [["--rates"], ["--optimize", "on"]])
 def test_training_is_not_optimized(option, capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["--config-file", CONFIG, "--tasks", "training", *option])
+        detectors.main(["--config-file", CONFIG, "--tasks", "training", *option])
     assert "are for --tasks inference alone" in capsys.readouterr().err
 
 
 def test_a_competitor_is_there_once():
     arguments = ["--config-file", CONFIG, "--competitors", "--optimize", "off", "on"]
-    (cases,) = benchmark.groups(benchmark.parse_arguments(arguments))
+    (cases,) = detectors.groups(detectors.parse_args(arguments))
     assert [case.optimized for case in cases] == ["off", "off", "on"]
-    assert cases[1].subject == benchmark_transformers.NAME
+    assert cases[1].subject == competitor.NAME
 
 
 def test_an_optimized_case_has_its_dtype_in_its_weights():
     case = dataclasses.replace(CASE, dtype="bfloat16", optimized="on")
-    runner = benchmark_runner.Runner(case)
+    runner = turns.Runner(case)
     assert runner.subject.model.encoder.layers[0].norm.weight.dtype == torch.bfloat16
     assert not runner.autocast()._enabled
     norms = dataclasses.replace(CASE, optimized="norms")
-    backbone = benchmark_runner.Runner(norms).subject.model.backbone
+    backbone = turns.Runner(norms).subject.model.backbone
     assert not any("Norm" in type(module).__name__ for module in backbone.modules())
 
 
 def test_memory_is_kept_where_a_case_says_so(monkeypatch):
     kept = []
-    monkeypatch.setattr(benchmark_optimized, "keep_freed_memory", lambda: kept.append(1))
-    for optimized in benchmark_optimized.CHOICES:
+    monkeypatch.setattr(subjects, "keep_freed_memory", lambda: kept.append(1))
+    for optimized in subjects.CHOICES:
         before = len(kept)
-        benchmark_optimized.set_memory(dataclasses.replace(CASE, optimized=optimized))
+        subjects.set_memory(dataclasses.replace(CASE, optimized=optimized))
         assert (len(kept) > before) == (optimized in ("on", "freed-memory"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 def test_memory_is_that_of_the_case_alone():
     ballast = torch.ones(2**26)  # 256 MiB, which are another case's.
-    memory = benchmark_memory.memory_in_own_process(TRAINING)
+    memory = turns.memory_in_own_process(TRAINING)
     del ballast
-    model = benchmark_runner.Runner(TRAINING).subject.model
+    model = turns.Runner(TRAINING).subject.model
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     everything = [*model.parameters(), *model.buffers()]
     # Of each trained parameter AdamW keeps two moments, and a counter of 4 bytes.
@@ -330,14 +327,14 @@ def test_memory_is_that_of_the_case_alone():
 
 @pytest.mark.parametrize("case", [CASE, TRAINING], ids=lambda case: case.task)
 def test_the_encoder_alone_is_run_forward_and_in_training_backward(case):
-    runner = benchmark_runner.Runner(case)
+    runner = turns.Runner(case)
     encoder = runner.subject.model.encoder
     calls, gradients = [], []
     encoder.register_forward_pre_hook(lambda _, args: calls.append(args))
     runner.turn()
     encoder.layers[0].norm.weight.register_hook(gradients.append)
-    args, options = benchmark_memory._as_leaves(calls[0], {})
-    benchmark_memory._run_encoder(runner, encoder, args, options)
+    args, options = turns._as_leaves(calls[0], {})
+    turns._run_encoder(runner, encoder, args, options)
     assert len(gradients) == (case is TRAINING)
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
@@ -351,20 +348,22 @@ def test_the_encoder_alone_is_run_forward_and_in_training_backward(case):
         (["--config-file", CONFIG, "--competitors"], "pip install transformers"),
     ],
 )
-def test_what_is_not_at_hand_is_said_in_a_line(monkeypatch, arguments, message):
+def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ops, "backend", lambda device="cpu": "pytorch")
-    monkeypatch.setattr(benchmark_transformers, "is_installed", lambda: False)
-    with pytest.raises(SystemExit) as exit:
-        benchmark.main(arguments)
-    assert str(exit.value).startswith("error: ") and message in str(exit.value)
-    assert "\n" not in str(exit.value)
+    monkeypatch.setattr(competitor, "is_installed", lambda: False)
+    with pytest.raises(SystemExit):
+        detectors.main(arguments)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
 def test_a_model_of_another_kind_is_refused():
     case = dataclasses.replace(CASE, overrides=("model._target_=builtins.dict",))
-    with pytest.raises(TypeError, match=r"tiny.py has a dict, accepted are lite_detr's detectors"):
-        benchmark_subjects.detector_subject(case)
+    with pytest.raises(
+        ConfigError, match=r"tiny.py has a dict, accepted are lite_detr's detectors"
+    ):
+        subjects.detector_subject(case)
 
 
 def test_what_was_measured_before_an_error_is_not_lost(monkeypatch, capsys):
@@ -377,19 +376,18 @@ def test_what_was_measured_before_an_error_is_not_lost(monkeypatch, capsys):
                 raise torch.OutOfMemoryError("CUDA out of memory.\nMuch else.")
             return {"other": 0.25}
 
-    monkeypatch.setattr(benchmark, "Runner", Fails)
+    monkeypatch.setattr(detectors, "Runner", Fails)
     options = "--sizes 64x96 --batch 1 2 --rounds 1 --threads 1 --no-memory".split()
-    with pytest.raises(SystemExit) as exit:
-        benchmark.main(["--config-file", CONFIG, *options])
-    message = (
-        f"error: tiny, inference, 64x96, 2, float32, off, no, {ops.backend()}: CUDA out of memory."
-    )
-    assert str(exit.value) == message
-    assert "| tiny | 250 | 250 | 250 | 4.00 | 250 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        detectors.main(["--config-file", CONFIG, *options])
+    said = capsys.readouterr()
+    name = f"tiny, inference, 64x96, 2, float32, off, no, {ops.backend()}"
+    assert said.err.splitlines()[-1] == f"error: {name}: CUDA out of memory."
+    assert "| tiny | 250 | 250 | 250 | 4.00 | 250 |" in said.out
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--batch", "--threads"])
 def test_numbers_are_from_1_on(option, capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["--config-file", CONFIG, option, "0"])
-    assert "take numbers from 1 on" in capsys.readouterr().err
+        detectors.main(["--config-file", CONFIG, option, "0"])
+    assert "given 0, accepted are whole numbers from 1 on" in capsys.readouterr().err

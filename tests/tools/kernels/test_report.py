@@ -4,17 +4,17 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 
 import cuda_harness
-import kernel_code
-import kernel_compile
-import kernel_report
+import machine_code
+import nvcc
 import pytest
+import report
 import torch
 from sampling_problems import cast, make_problem, run_kernels
 
 from lite_detr.analysis.markdown_page import BEGIN, END
+from lite_detr.errors import LiteDetrError
 
 # Those that the project promises for, and whose atomic additions differ.
 ARCHITECTURES = ("8.0", "9.0")
@@ -24,21 +24,21 @@ ARCHITECTURES = ("8.0", "9.0")
 ORIGINAL_LOADS = {"forward": 2 + 1 + 4 + 3 / 4, "backward": 2 + 1 + 4 + 3 / 4 + 1 / 16}
 
 
-def why_not():
+def reason():
     try:
-        kernel_compile.disassemblers()
-    except RuntimeError as error:
+        nvcc.disassemblers()
+    except LiteDetrError as error:
         return str(error)
     return None
 
 
-needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_compiler = pytest.mark.skipif(reason() is not None, reason=str(reason()))
 
 
 @pytest.fixture(scope="module")
 def records():
     """Of all our kernels, for `ARCHITECTURES`: about a minute on two cores."""
-    return kernel_report.make_records(ARCHITECTURES, kernel_report.DTYPES, original=None)
+    return report.make_records(ARCHITECTURES, report.DTYPES, original=None)
 
 
 @needs_compiler
@@ -52,10 +52,10 @@ def test_our_kernels_keep_their_bounds(records):
         for direction, loads in ORIGINAL_LOADS.items()
         for dtype in ("float32", "float64")
     ]
-    kernel_report.compare(records + originals)
+    report.compare(records + originals)
     compared = [entry for entry in records if "loads of the original's" in entry]
     assert len(compared) == len(ARCHITECTURES) * 4 * 6
-    assert kernel_report.violations(records) == []
+    assert report.violations(records) == []
 
 
 @needs_compiler
@@ -133,7 +133,7 @@ _Z3fooPf:
 
 
 def test_instructions_count_as_often_as_their_loops_run():
-    (code,) = kernel_code.parse_code(LISTING).values()
+    (code,) = machine_code.parse_code(LISTING).values()
     counts = code.executed((2, 5), alone=2)
     # What is for lanes that have parted is not reached, nor the trap behind the end.
     assert counts == {"loads": 1 + 10, "shuffles": 2 + 10, "atomics": 2, "stores": 1} | {
@@ -171,7 +171,7 @@ UNROLLED = """
 
 
 def test_points_left_over_do_not_count():
-    (code,) = kernel_code.parse_code(UNROLLED).values()
+    (code,) = machine_code.parse_code(UNROLLED).values()
     innermost = code.innermost()
     assert innermost == {2, 3, 4, 5}
     rounds = {index for index in code.reachable() if code.rounds_down(index)}
@@ -186,7 +186,7 @@ def test_points_left_over_do_not_count():
 
 def test_a_computed_branch_is_refused():
     with pytest.raises(ValueError, match="cannot follow the computed branch BRX R4 -0x60"):
-        kernel_code.parse_code(LISTING.replace("BRA.U UP0, `(.L_x_2)", "BRX R4 -0x60"))
+        machine_code.parse_code(LISTING.replace("BRA.U UP0, `(.L_x_2)", "BRX R4 -0x60"))
 
 
 def test_resources():
@@ -201,7 +201,7 @@ ptxas info    : Function properties for _Z3barPf
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 40 registers, used 0 barriers
 """
-    assert kernel_code.parse_resources(log) == {
+    assert machine_code.parse_resources(log) == {
         "_Z3fooPf": {"registers": 64, "spills": 28, "local": 8, "shared": 384},
         "_Z3barPf": {"registers": 40, "spills": 0, "local": 0, "shared": 0},
     }
@@ -211,7 +211,7 @@ def test_a_broken_bound_gets_a_line():
     good = {"whose": "ours", "kernel": "k<float>", "architecture": "9.0", "dtype": "float32"}
     good |= {"spills": 0, "local": 0, "shared": 0, "occupancy": 0.5, "loads of the original's": 0.5}
     good["code"] = {"local": 0, "shared": 0}
-    assert kernel_report.violations([good, good | {"architecture": "8.9", "occupancy": 0.4}]) == []
+    assert report.violations([good, good | {"architecture": "8.9", "occupancy": 0.4}]) == []
     for change, words in [
         ({"spills": 4}, "spills 4 bytes"),
         ({"local": 8}, "has 8 bytes of local memory"),
@@ -223,10 +223,10 @@ def test_a_broken_bound_gets_a_line():
         ({"loads of the original's": 0.51}, "loads 0.51 times as often"),
         ({"dtype": "bfloat16", "loads of the original's": 0.26}, "accepted is 0.25"),
     ]:
-        (line,) = kernel_report.violations([good | change])
+        (line,) = report.violations([good | change])
         assert line.startswith("k<float> on 9.0 ")
         assert words in line
-    assert kernel_report.violations([good | {"whose": "original", "spills": 4}]) == []
+    assert report.violations([good | {"whose": "original", "spills": 4}]) == []
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_broken_bound_gets_a_line():
     ],
 )
 def test_occupancy(architecture, registers, threads, shared, expected):
-    assert kernel_code.occupancy(architecture, registers, threads, shared) == expected
+    assert machine_code.occupancy(architecture, registers, threads, shared) == expected
 
 
 CALCULATOR = """
@@ -285,19 +285,19 @@ int main() {
 def test_occupancy_is_that_of_nvidias_calculator(tmp_path):
     (tmp_path / "calculator.cpp").write_text(CALCULATOR)
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    include = f"-I{kernel_compile.toolkit().home}/include"
+    include = f"-I{nvcc.toolkit().home}/include"
     program = tmp_path / "calculator"
-    kernel_code.run(*compiler, include, tmp_path / "calculator.cpp", "-o", program)
+    machine_code.run(*compiler, include, tmp_path / "calculator.cpp", "-o", program)
     cases = [
         (architecture, registers, threads, shared)
-        for architecture in kernel_code.MULTIPROCESSORS
+        for architecture in machine_code.MULTIPROCESSORS
         for registers in (16, 40, 41, 56, 63, 64, 65, 80, 128)
         for threads in (16, 32, 64, 96, 128, 256, 480, 512)
         for shared in (0, 384, 1000, 12288, 40000)
     ]
     lines = []
     for architecture, *sizes in cases:
-        limits = kernel_code.MULTIPROCESSORS[architecture]
+        limits = machine_code.MULTIPROCESSORS[architecture]
         held = (limits.threads, limits.shared, limits.shared_reserved)
         lines.append(" ".join(map(str, (architecture, *held, *sizes))))
     result = subprocess.run(
@@ -307,19 +307,17 @@ def test_occupancy_is_that_of_nvidias_calculator(tmp_path):
     assert len(blocks) == len(cases)
     for (architecture, registers, threads, shared), count in zip(cases, blocks):
         warps = count * -(-threads // 32)
-        expected = warps * 32 / kernel_code.MULTIPROCESSORS[architecture].threads
-        ours = kernel_code.occupancy(architecture, registers, threads, shared)
+        expected = warps * 32 / machine_code.MULTIPROCESSORS[architecture].threads
+        ours = machine_code.occupancy(architecture, registers, threads, shared)
         assert ours == expected, (architecture, registers, threads, shared)
 
 
 @needs_compiler
-def test_the_tool_writes_tables(monkeypatch, tmp_path, capsys):
+def test_the_tool_writes_tables(tmp_path, capsys):
     page, figures = tmp_path / "page.md", tmp_path / "figures.json"
     page.write_text(f"Before.\n{BEGIN}\nold\n{END}\nAfter.\n")
     options = "--arch 9.0 --dtype float32 --markdown".split()
-    command = ["kernel_report.py", *options, str(page), "--json", str(figures)]
-    monkeypatch.setattr(sys, "argv", command)
-    kernel_report.main()
+    report.main([*options, str(page), "--json", str(figures)])
     text = page.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("\nAfter.\n")
@@ -332,13 +330,15 @@ def test_the_tool_writes_tables(monkeypatch, tmp_path, capsys):
 
 
 def test_a_folder_without_the_original_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="without csrc/cuda/ms_deform_im2col_cuda.cuh; accepted"):
-        kernel_compile.unpack(tmp_path, tmp_path)
+    with pytest.raises(
+        LiteDetrError, match="without csrc/cuda/ms_deform_im2col_cuda.cuh; accepted"
+    ):
+        nvcc.unpack(tmp_path, tmp_path)
 
 
 @needs_compiler
 def test_a_source_that_does_not_compile_is_an_error(tmp_path):
     source = tmp_path / "broken.cu"
     source.write_text("__global__ void kernel() { no_such_function(); }\n")
-    with pytest.raises(RuntimeError, match='error: identifier "no_such_function" is undefined'):
-        kernel_compile.compile_kernels(source, "8.0", tmp_path)
+    with pytest.raises(LiteDetrError, match='error: identifier "no_such_function" is undefined'):
+        nvcc.compile_kernels(source, "8.0", tmp_path)

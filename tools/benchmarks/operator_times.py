@@ -11,14 +11,13 @@ computed in float32, so that the rest of the time can be told all the same; cast
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
-from measure_calls import environment
+from calls import environment
+from subjects import build_detector
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -29,8 +28,6 @@ from lite_detr import cli
 from lite_detr.inference import DTYPES
 from lite_detr.inference.optimize import optimize_for_program
 from lite_detr.inference.sixteen_bits import cpu_computes_in
-from lite_detr.model_zoo import ConfigError
-from lite_detr.overrides import load_config
 
 PRODUCTS, SAMPLING, NORMS, POINTWISE, COPIES, OTHER = KINDS = (
     "products", "sampling", "norms", "pointwise", "copies", "other",
@@ -103,13 +100,13 @@ class Subject:
     """A detector in one dtype, and what each round told of it.
 
     Raises:
-        TypeError: the config's model is no detector of this package.
+        ConfigError: the config's model is not a detector of this package.
     """
 
     def __init__(self, config: str, overrides: Sequence[str], dtype: str):
         torch.manual_seed(0)
         self.dtype = dtype
-        self.model = optimize_for_program(instantiate(load_config(config, overrides).model), dtype)
+        self.model = optimize_for_program(build_detector(config, overrides), dtype)
         self.stand_in = None if cpu_computes_in(DTYPES[dtype]) else torch.float32
         self.rounds: list[OperatorClock] = []
 
@@ -143,31 +140,24 @@ def table(subjects: Sequence[Subject]) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
+    cli.add_config_file(parser)
     add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px")
     add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=int, default=5, help="that count, after one that does not")
-    add("--calls", type=int, default=0, metavar="N", help="besides, the N slowest of each dtype")
-    add("--opts", nargs="+", default=[], metavar="key=value", help="change the config's values")
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or args.threads < 1:
-        parser.error("--rounds and --threads take numbers from 1 on")
-    return args
+    add("--threads", type=cli.whole_number(1), default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=cli.whole_number(1), default=5, help="that count, after one that does not")
+    add("--calls", type=int, default=0, metavar="N", help="also list the N slowest of each dtype")
+    cli.add_overrides(parser)
+    return parser.parse_intermixed_args(argv)
 
 
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    try:
-        subjects = [Subject(args.config_file, args.opts, dtype) for dtype in args.dtype]
-    except (FileNotFoundError, ConfigError, TypeError) as error:
-        sys.exit(f"error: {error}")
+    subjects = [Subject(args.config_file, args.opts, dtype) for dtype in args.dtype]
     image = torch.randint(0, 256, (3, *args.size)).float()
     for _ in tqdm(range(WARM_UP + args.rounds), unit="round"):
         for subject in subjects:

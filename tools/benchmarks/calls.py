@@ -7,16 +7,53 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from lite_detr import ops
+from lite_detr.errors import LiteDetrError
 
 # A turn on a GPU is of as many calls as take so long, but not of more. A GPU's queue has room for
 # about a thousand launches, of which some calls take nearly a hundred.
 TURN_SECONDS, MOST_CALLS = 0.01, 10
 # More than the clock of any GPU.
 CYCLES_PER_SECOND = 2.5e9
+
+
+def check_device(device: str, native: bool = False) -> None:
+    """Check that the machine has what ``--device`` names.
+
+    Args:
+        native: check that there are native operators for it as well.
+
+    Raises:
+        LiteDetrError: it has not.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LiteDetrError("--device cuda needs a GPU, and PyTorch finds none")
+    if native and ops.backend(device) != "native":
+        raise LiteDetrError(
+            f"there are no native operators for --device {device}; docs/kernels.md says how to "
+            "build them"
+        )
+
+
+@contextmanager
+def naming(case: str) -> Iterator[None]:
+    """Turn an error of PyTorch, such as memory that runs out, into one line that names the case.
+
+    Raises:
+        LiteDetrError: the line.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, LiteDetrError):
+            raise
+        raise LiteDetrError(f"{case}: {str(error).splitlines()[0]}") from error
 
 
 def time_turn(function: Callable[[], object], device: str) -> list[float]:

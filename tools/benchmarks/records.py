@@ -1,13 +1,16 @@
-"""What a benchmark measures, as one kind of record, and the tables made of it."""
+"""What a benchmark measures, as one kind of record, and the tables and the chart made of it."""
 
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TASKS = ("inference", "training")
 # In the order of a step. `data` is left out of the latency: loaders run beside the model. Whatever
@@ -50,6 +53,10 @@ class Case:
     operators: str
     device: str
     threads: int
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.text(column) for column in CASE_COLUMNS)
 
     def text(self, column: str) -> str:
         """A field as tables show it."""
@@ -233,3 +240,52 @@ def _markdown(header: list[str], rows: list[list[str]], texts: int) -> str:
     """A table whose first ``texts`` columns are text, the others numbers."""
     rule = "|---" * texts + "|---:" * (len(header) - texts) + "|"
     return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(r)} |" for r in rows)])
+
+
+def draw(records: Sequence[Record], output: Path) -> None:
+    """Draw a bar for each record: the parts of its latency, and beside it its memory if known."""
+    from matplotlib.figure import Figure
+
+    varying = varying_columns(records)
+    labels = ["\n".join(record.case.text(column) for column in varying) for record in records]
+    has_memory = any(record.memory for record in records)
+    extent = (8 + 4 * has_memory, 2 + 0.3 * len(records) * len(varying))
+    figure = Figure(figsize=extent, layout="constrained")
+    axes = figure.subplots(
+        1, 1 + has_memory, sharey=True, squeeze=False, width_ratios=(7, 4)[: 1 + has_memory]
+    )
+    _draw_times(axes[0, 0], records)
+    if has_memory:
+        _draw_memory(axes[0, 1], records)
+    axes[0, 0].set_yticks(range(len(records)), labels)
+    axes[0, 0].invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    figure.suptitle(common_text(records), fontsize="small")
+    figure.savefig(output, dpi=120)
+
+
+def _draw_times(axis: "Axes", records: Sequence[Record]) -> None:
+    rows = np.arange(len(records))
+    left = np.zeros(len(records))
+    for index, part in enumerate(part for part in PARTS if part != DATA):
+        times = [float(np.median(r.rounds(part))) if part in r.seconds else 0.0 for r in records]
+        if any(times):
+            axis.barh(rows, times, left=left, color=f"C{index}", label=part)
+            left += times
+    spreads = [summary(record.rounds(LATENCY)) for record in records]
+    # The parts' medians need not add up to the median of the whole, which the whiskers are around.
+    ends = np.array([[s["median"] - s["p10"], s["p90"] - s["median"]] for s in spreads]).T
+    medians = [spread["median"] for spread in spreads]
+    axis.errorbar(medians, rows, xerr=ends, fmt="|", color="black", capsize=3, label="p10 to p90")
+    axis.set(xlabel="latency, ms", xlim=(0, None))
+
+
+def _draw_memory(axis: "Axes", records: Sequence[Record]) -> None:
+    rows = np.arange(len(records))
+    held, step = (
+        np.array([getattr(r.memory, field) / 2**20 if r.memory else 0.0 for r in records])
+        for field in ("held", "step")
+    )
+    axis.barh(rows, held, color="0.75", label="held between steps")
+    axis.barh(rows, step, left=held, color="0.4", label="a step's peak above it")
+    axis.set(xlabel="memory, MiB", xlim=(0, None))

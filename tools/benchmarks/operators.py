@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Time the sampling operators: native, in PyTorch and, where installed, torch-ms-deform-attn's.
 
-benchmark_ops.py --batch 1 4 --threads 1 2 --json kernels.json   # the whole of it, on the CPU
-benchmark_ops.py --shapes decoder --dtype float32 bfloat16       # a part
-benchmark_ops.py --device cuda --batch 1 16 --dtype float32 float16 bfloat16
+operators.py --batch 1 4 --threads 1 2 --json kernels.json   # the whole of it, on the CPU
+operators.py --shapes decoder --dtype float32 bfloat16       # a part
+operators.py --device cuda --batch 1 16 --dtype float32 float16 bfloat16
 
 The encoder's shape has a query for each token, the decoder's as many as --queries says; queries
 look a few cells around their references, in 8 heads of 32 channels, at 4 points on each level. The
@@ -38,18 +38,18 @@ import importlib.util
 import itertools
 import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure_calls import environment, peak_memory, time_turn
+from calls import check_device, environment, naming, peak_memory, time_turn
 from torch import Tensor
 from tqdm import tqdm
 
 from lite_detr import cli, ops
+from lite_detr.errors import LiteDetrError
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 # The maps of an 800x1066 image at strides 8 to 64.
@@ -202,7 +202,7 @@ def check(name: str, contestant: Contestant) -> float:
     """The largest difference from the PyTorch form, of the largest magnitude of each result.
 
     Raises:
-        RuntimeError: it is more than the dtype's rounding explains.
+        LiteDetrError: it is more than the dtype's rounding explains.
     """
     problem = contestant.problem
     form = Contestant(getattr(ops, f"{problem.operator}_pytorch"), problem)
@@ -217,7 +217,7 @@ def check(name: str, contestant: Contestant) -> float:
     ):
         errors[result_name] = float((result - expected).abs().max() / expected.abs().max())
         if not errors[result_name] <= accepted:
-            raise RuntimeError(
+            raise LiteDetrError(
                 f"{problem.operator}: the {result_name} of {name} is {errors[result_name]:.1e} off "
                 f"the PyTorch form's, accepted is {accepted:.1e} of its largest number"
             )
@@ -256,16 +256,23 @@ def run(args: argparse.Namespace) -> Iterator[dict]:
     """A record for each operator, shape, dtype, batch, number of threads and measure."""
     cases = itertools.product(args.operators, args.shapes, args.dtype, args.batch)
     for operator, shape, dtype, batch in cases:
-        queries = args.queries if shape == "decoder" else None
-        problem = make_problem(operator, args.levels, queries, batch, DTYPES[dtype], args.device)
-        field = contestants(problem)
-        errors = {name: check(name, field[name]) for name in field if name != "pytorch"}
-        case = dict(operator=operator, shape=shape, dtype=dtype, batch=batch, errors=errors)
-        for threads in args.threads:
-            if threads is not None:
-                torch.set_num_threads(threads)
-            for figures in time_records(field, args) + memory_records(field, args.device):
-                yield case | dict(threads=threads) | figures
+        with naming(f"{operator}, {shape}, {dtype}, batch {batch}"):
+            yield from run_case(operator, shape, dtype, batch, args)
+
+
+def run_case(
+    operator: str, shape: str, dtype: str, batch: int, args: argparse.Namespace
+) -> Iterator[dict]:
+    queries = args.queries if shape == "decoder" else None
+    problem = make_problem(operator, args.levels, queries, batch, DTYPES[dtype], args.device)
+    field = contestants(problem)
+    errors = {name: check(name, field[name]) for name in field if name != "pytorch"}
+    case = dict(operator=operator, shape=shape, dtype=dtype, batch=batch, errors=errors)
+    for threads in args.threads:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        for figures in time_records(field, args) + memory_records(field, args.device):
+            yield case | dict(threads=threads) | figures
 
 
 def time_records(field: dict[str, Contestant], args: argparse.Namespace) -> list[dict]:
@@ -336,38 +343,34 @@ def print_table(records: list[dict]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    many = dict(nargs="+")
-    parser.add_argument("--operators", **many, choices=list(LEAVES), default=list(LEAVES))
-    parser.add_argument("--shapes", **many, choices=SHAPES, default=SHAPES)
-    parser.add_argument("--levels", **many, type=cli.size, default=LEVELS, metavar="HEIGHTxWIDTH")
-    parser.add_argument("--queries", type=int, default=900, help="of the decoder")
-    parser.add_argument("--batch", **many, type=int, default=[1])
-    parser.add_argument("--threads", **many, type=int, help="of the CPU; PyTorch's number if none")
-    parser.add_argument("--dtype", **many, choices=list(DTYPES), default=["float32"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=15, help="at most; three at least")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for each line, about")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
-    args = parser.parse_args()
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    add, many = parser.add_argument, dict(nargs="+")
+    positive = cli.whole_number(1)
+    add("--operators", **many, choices=list(LEAVES), default=list(LEAVES))
+    add("--shapes", **many, choices=SHAPES, default=SHAPES)
+    add("--levels", **many, type=cli.size, default=LEVELS, metavar="HEIGHTxWIDTH")
+    add("--queries", type=positive, default=900, help="of the decoder")
+    add("--batch", **many, type=positive, default=[1])
+    add("--threads", **many, type=positive, help="of the CPU (default: PyTorch's number)")
+    add("--dtype", **many, choices=list(DTYPES), default=["float32"])
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--rounds", type=positive, default=15, help="at most, and never less than three")
+    add("--seconds", type=float, default=30.0, help="for each line, about")
+    add("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args(argv)
     if args.device == "cuda" and args.threads:
-        parser.error("--threads is of --device cpu")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda needs a GPU, and PyTorch finds none")
-    if ops.backend(args.device) != "native":
-        sys.exit(
-            f"error: there are no native operators for --device {args.device}; docs/kernels.md "
-            "says how to build them"
-        )
+        parser.error("--threads is for --device cpu")
     if args.threads is None:
         args.threads = [None if args.device == "cuda" else torch.get_num_threads()]
-    try:
-        records = list(tqdm(run(args), unit=" figures", disable=None))
-    except RuntimeError as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}")
+    return args
+
+
+@cli.user_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_device(args.device, native=True)
+    records = list(tqdm(run(args), unit=" figures", disable=None))
     where = environment(args.device)
     has_other = importlib.util.find_spec("torch_ms_deform_attn")
     where[OTHER] = importlib.metadata.version(OTHER) if has_other else None

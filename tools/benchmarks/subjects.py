@@ -1,19 +1,22 @@
 """What a benchmark runs: detectors of configs, and how they compute."""
 
 import contextlib
+import copy
+import ctypes
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from benchmark_optimized import optimized
-from benchmark_records import Case
 from detectron2.config import instantiate
+from records import Case
 from torch import Tensor, nn
 
 from lite_detr import ops
-from lite_detr.inference.optimize import COMPILED_PARTS
+from lite_detr.errors import ConfigError
+from lite_detr.inference import keep_freed_memory, optimize
+from lite_detr.inference.memory import M_MMAP_MAX, M_TRIM_THRESHOLD
 from lite_detr.modeling import attention
 from lite_detr.modeling.detector import Detector
 from lite_detr.overrides import load_config
@@ -22,6 +25,19 @@ PYTORCH = {
     "ms_deform_attn": ops.ms_deform_attn_pytorch,
     "key_aware_ms_deform_attn": ops.key_aware_ms_deform_attn_pytorch,
 }
+
+OFF, ON, MEMORY = "off", "on", "freed-memory"
+STEPS = {
+    "norms": optimize.fold_backbone_norms,
+    "activations": optimize.overwrite_activations,
+    "channels-last": optimize.use_channels_last,
+    "geometry": optimize.keep_geometry,
+}
+CHOICES = (OFF, ON, *STEPS, MEMORY)
+
+# What glibc's limits have grown to after some large blocks: mapped blocks, their size, the end.
+M_MMAP_THRESHOLD = -3
+USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
 
 
 @dataclass
@@ -45,7 +61,7 @@ class Subject:
 
     def compile(self) -> None:
         """Lets ``torch.compile`` compile the parts, each alone, so that they can be told apart."""
-        for name in COMPILED_PARTS:
+        for name in optimize.COMPILED_PARTS:
             for module in self.parts[name]:
                 # Not the module itself: hooks are not to be compiled along with it.
                 module.forward = torch.compile(module.forward, dynamic=False)
@@ -64,7 +80,7 @@ def detector_subject(case: Case) -> Subject:
     """A detector of the model zoo's kind, with random weights and its config's optimizer.
 
     Raises:
-        TypeError: the config's model is of another kind.
+        ConfigError: the config's model is of another kind.
     """
     cfg = load_config(case.subject, case.overrides)
     model = optimized(build_detector(case.subject, case.overrides).to(case.device), case)
@@ -87,13 +103,14 @@ def detector_subject(case: Case) -> Subject:
 
 
 def build_detector(config: str, overrides: Sequence[str]) -> Detector:
-    """
+    """Build a config's detector, with random weights.
+
     Raises:
-        TypeError: the config's model is of another kind.
+        ConfigError: the config's model is of another kind.
     """
     model = instantiate(load_config(config, overrides).model)
     if not isinstance(model, Detector):
-        raise TypeError(
+        raise ConfigError(
             f"{config} has a {type(model).__name__}, accepted are lite_detr's detectors: "
             "the parts of others are not known"
         )
@@ -108,3 +125,35 @@ def operators(kind: str) -> Iterator[None]:
             for name, function in PYTORCH.items():
                 stack.enter_context(mock.patch.object(attention, name, function))
         yield
+
+
+def optimized(model: Detector, case: Case) -> Detector:
+    """The model of a case; on CPUs, what `set_memory` does comes to it."""
+    if case.optimized == ON:
+        return optimize.optimize_for_inference(model, getattr(torch, case.dtype))
+    if case.optimized in STEPS:
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        STEPS[case.optimized](model)
+    return model
+
+
+def has_own_dtype(case: Case) -> bool:
+    """Whether the weights are in the case's dtype, so that no autocast is needed."""
+    return case.optimized == ON
+
+
+def set_memory(case: Case) -> None:
+    """Lets the process keep freed memory, or hand it back as it is used to.
+
+    Cases of both kinds take turns in one process.
+    """
+    if case.device != "cpu":
+        return
+    if case.optimized in (ON, MEMORY):
+        keep_freed_memory()
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for parameter, value in USUAL.items():
+            library.mallopt(parameter, value)
+        library.malloc_trim(0)

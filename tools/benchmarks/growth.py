@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Draw how an encoder's time and memory grow with the image and the batch, full against lite.
 
-plot_growth.py --output docs/images/growth.png --json docs/images/growth.json --threads 2
-plot_growth.py --long-sides 256 512 1024 --batch 1 4 --task training
+growth.py --output docs/images/growth.png --json docs/images/growth.json --threads 2
+growth.py --long-sides 256 512 1024 --batch 1 4 --task training
 
 The encoders are those of configs of the model zoo, with random weights, alone on random tokens: as
 many as images of 4:3 have at strides 8, 16, 32 and 64. They take turns at each size and batch.
 Times are medians. Memory is the peak of one call above what was in use before it, as
-tools/benchmark_ops.py counts it; in training with the backward pass.
+tools/benchmarks/operators.py counts it; in training with the backward pass.
 
 The exponents a and b are those of ``c * side^a * batch^b``, fitted by least squares to the
 logarithms of all points of an encoder, small images among them, where the cost of each call counts.
@@ -19,23 +19,19 @@ import dataclasses
 import itertools
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from calls import check_device, environment, peak_memory, time_turn
 from detectron2.config import instantiate
-from measure_calls import environment, peak_memory, time_turn
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lite_detr import model_zoo
+from lite_detr import cli, model_zoo
 from lite_detr.modeling.scales import Scales
 
 CONFIGS = (
@@ -162,7 +158,8 @@ def draw(points: Sequence[Point], output: Path) -> None:
         "long_side": ("batch", min(point.batch for point in points)),
         "batch": ("long_side", max(point.long_side for point in points)),
     }
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
     for (row, measure), (column, variable) in itertools.product(
         enumerate(MEASURES), enumerate(axes_of)
     ):
@@ -189,7 +186,6 @@ def draw(points: Sequence[Point], output: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     figure.savefig(output, dpi=120)
-    plt.close(figure)
 
 
 def table(points: Sequence[Point]) -> str:
@@ -208,35 +204,30 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    many = dict(nargs="+")
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    many, positive = dict(nargs="+"), cli.whole_number(1)
+    sides = cli.whole_number(STRIDES[-1])
     add = parser.add_argument
     add("--config-file", **many, default=CONFIGS, metavar="C", help="whose encoders; of 4 scales")
-    add("--long-sides", **many, type=int, default=LONG_SIDES, metavar="PX", help="of the images")
-    add("--batch", **many, type=int, default=[1, 2, 4], help="images at a time")
+    add("--long-sides", **many, type=sides, default=LONG_SIDES, metavar="PX", help="of the images")
+    add("--batch", **many, type=positive, default=[1, 2, 4], help="images at a time")
     add("--task", choices=("inference", "training"), default="inference")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=int, default=5)
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=positive, default=5)
     add("--output", type=Path, default=Path("growth.png"), help="picture to write")
-    add("--json", type=Path, help="write the figures to this file, too")
-    args = parser.parse_args(argv)
-    if min(args.long_sides) < STRIDES[-1] or min(*args.batch, args.rounds, args.threads) < 1:
-        parser.error(
-            f"--long-sides takes pixels from {STRIDES[-1]} on, "
-            "--batch, --rounds and --threads numbers from 1 on"
-        )
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda needs a GPU, and PyTorch finds none")
+    add("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args(argv)
+
+
+@cli.user_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_device(args.device)
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    try:
-        points = list(measure(args))
-    except (FileNotFoundError, model_zoo.ConfigError) as error:
-        sys.exit(f"error: {error}")
+    points = list(measure(args))
     where = environment(args.device) | {"threads": args.threads}
     print(", ".join(f"{name} {value}" for name, value in where.items() if value is not None))
     print(table(points))

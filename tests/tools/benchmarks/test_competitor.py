@@ -1,11 +1,10 @@
 """The competitor of the benchmark, as small as it gets."""
 
-import benchmark_runner
-import benchmark_transformers
+import competitor
 import pytest
+import records
 import torch
-from benchmark_data import RandomBatches
-from benchmark_records import Case
+import turns
 from detectron2.config import instantiate
 from programs import TINY
 
@@ -21,8 +20,8 @@ SMALL = dict(
 
 
 def small_case(task):
-    return Case(
-        subject=benchmark_transformers.NAME,
+    return records.Case(
+        subject=competitor.NAME,
         overrides=(),
         task=task,
         size=(64, 96),
@@ -30,7 +29,7 @@ def small_case(task):
         dtype="float32",
         optimized="off",
         compiled=False,
-        operators=benchmark_transformers.OPERATORS,
+        operators=competitor.OPERATORS,
         device="cpu",
         threads=1,
     )
@@ -42,9 +41,9 @@ def small(monkeypatch):
         hidden_sizes=[32, 32, 32, 32], embedding_size=32, depths=[1, 1, 1, 1],
         out_features=["stage2", "stage3", "stage4"],
     )  # fmt: skip
-    build = benchmark_transformers.transformers_subject
+    build = competitor.transformers_subject
     monkeypatch.setattr(
-        benchmark_runner,
+        turns,
         "transformers_subject",
         lambda case: build(case, backbone_config=backbone, **SMALL),
     )
@@ -52,7 +51,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("task", ["inference", "training"])
 def test_it_takes_turns_like_ours(small, task):
-    seconds = benchmark_runner.Runner(small_case(task)).turn()
+    seconds = turns.Runner(small_case(task)).turn()
     parts = {"data", "backbone", "neck", "encoder", "queries", "decoder", "other"}
     if task == "training":
         parts |= {"losses", "backward", "optimizer"}
@@ -61,12 +60,11 @@ def test_it_takes_turns_like_ours(small, task):
 
 
 def test_it_sees_the_same_images_and_objects_as_ours():
-    tiny = TINY
-    ours = instantiate(model_zoo.get_config(str(tiny)).model)
-    batch = RandomBatches((64, 96), batch=2, num_classes=5, training=True).next()
-    pixels = benchmark_transformers._pixel_values(batch, "cpu")
+    ours = instantiate(model_zoo.get_config(str(TINY)).model)
+    batch = turns.RandomBatches((64, 96), batch=2, num_classes=5, training=True).next()
+    pixels = competitor._pixel_values(batch, "cpu")
     torch.testing.assert_close(pixels, ours.preprocess_images(batch).tensor)
-    labels = benchmark_transformers._labels(batch, "cpu")
+    labels = competitor._labels(batch, "cpu")
     for label, inputs in zip(labels, batch):
         assert torch.equal(label["class_labels"], inputs["instances"].gt_classes)
         x0, y0, x1, y1 = inputs["instances"].gt_boxes.tensor[0].tolist()
@@ -75,7 +73,7 @@ def test_it_sees_the_same_images_and_objects_as_ours():
 
 
 def test_it_has_and_trains_as_many_parameters_as_our_config_of_that_name():
-    theirs = benchmark_transformers.transformers_subject(small_case("training")).model
+    theirs = competitor.transformers_subject(small_case("training")).model
     name = "deformable_detr/deformable_detr_r50_two_stage_50ep.py"
     ours = instantiate(model_zoo.get_config(name).model)
     counts = [

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """What the compiler makes of the CUDA kernels, beside those of Deformable DETR.
 
-kernel_report.py --arch 8.0 9.0                        # needs nvcc, but no GPU
-kernel_report.py --check --original torch_ms_deform_attn-0.1.1.tar.gz
-kernel_report.py --original ... --markdown kernels/report.md   # rewrites the tables there
+report.py --arch 8.0 9.0                        # needs nvcc, but no GPU
+report.py --check --original torch_ms_deform_attn-0.1.1.tar.gz
+report.py --original ... --markdown kernels/report.md   # rewrites the tables there
 
 The original kernels are those of the source package torch-ms-deform-attn, which pip downloads:
 
@@ -42,11 +42,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from kernel_code import KINDS, MULTIPROCESSORS, WARP, Kernel
-from kernel_compile import compile_original, compile_ours, read_layouts, toolkit, unpack
+from machine_code import KINDS, MULTIPROCESSORS, WARP, Kernel
+from nvcc import compile_original, compile_ours, read_layouts, toolkit, unpack
 from tqdm import tqdm
 
-from lite_detr.analysis.markdown_page import replace_tables
+from lite_detr import cli
+from lite_detr.analysis.markdown_page import page, write_tables
 
 PROCESSES = 2
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -263,36 +264,33 @@ def tables(records: list[dict], where: dict[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
     known = list(MULTIPROCESSORS)
-    parser.add_argument("--arch", nargs="+", choices=known, default=known, help="default: all")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--original", type=Path, help="the source package, or its folder")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is not kept")
-    parser.add_argument("--markdown", type=Path, help="rewrite the tables of this file")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
-    args = parser.parse_args()
-    try:
-        # A file without the markers is better refused before minutes of compiling.
-        page = args.markdown.read_text() if args.markdown else ""
-        if args.markdown:
-            replace_tables(page, "")
-        records = make_records(args.arch, args.dtype, args.original)
-        where = {
-            "nvcc": toolkit().version,
-            "PyTorch": torch.__version__,
-            "Python": platform.python_version(),
-            "on": platform.machine(),
-        }
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    add("--arch", nargs="+", choices=known, default=known, help="default: all")
+    add("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
+    add("--original", type=Path, help="the source package, or its folder")
+    add("--check", action="store_true", help="exit with 1 if a bound is not kept")
+    add("--markdown", type=page, help="rewrite the tables of this page")
+    add("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args(argv)
+
+
+@cli.user_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    records = make_records(args.arch, args.dtype, args.original)
+    where = {
+        "nvcc": toolkit().version,
+        "PyTorch": torch.__version__,
+        "Python": platform.python_version(),
+        "on": platform.machine(),
+    }
     text = tables(records, where)
     print(text)
     if args.markdown:
-        args.markdown.write_text(replace_tables(page, text))
+        write_tables(args.markdown, text)
     if args.json:
         args.json.write_text(
             json.dumps({"environment": where, "records": records}, indent=1) + "\n"

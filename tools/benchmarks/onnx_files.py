@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Export detectors to ONNX, and compare size, time and detections with the models' own.
 
-benchmark_export.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
-benchmark_export.py --config-file A.py --size 256x320 --markdown docs/deploy.md
-benchmark_export.py --config-file A.py --weights output/a/model_final.pth --images folder
+onnx_files.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
+onnx_files.py --config-file A.py --size 256x320 --markdown docs/deploy.md
+onnx_files.py --config-file A.py --weights output/a/model_final.pth --images folder
 
 Weights and image are random unless they are given. The model, with its native operators, and ONNX
 Runtime take turns on the first image, on the same number of threads of the CPU; the ratio is that
@@ -13,7 +13,6 @@ proposals in the file's order: those that score alike are ranked by rounding.
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,17 +20,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from calls import environment, time_turn
 from detectron2.config import instantiate
-from measure_calls import environment, time_turn
 from omegaconf import DictConfig
 from torch import Tensor
 
 from lite_detr import cli
-from lite_detr.analysis.markdown_page import replace_tables
-from lite_detr.checkpoint import DetrCheckpointer, WeightsError
-from lite_detr.export import ExportError, check, export_program, save_onnx
+from lite_detr.analysis.markdown_page import page, write_tables
+from lite_detr.checkpoint import DetrCheckpointer
+from lite_detr.errors import MissingFileError
+from lite_detr.export import check, export_program, save_onnx
 from lite_detr.export.check_onnx import OnnxFile, Reordering, check_onnx
-from lite_detr.model_zoo import ConfigError
 from lite_detr.overrides import load_config
 
 HEADER = (
@@ -73,7 +72,7 @@ def measure(config: str, args: argparse.Namespace) -> Row:
     """Exports a config's detector and compares it with its file.
 
     Raises:
-        FileNotFoundError, ConfigError: see :func:`lite_detr.overrides.load_config`; or there are no
+        MissingFileError, ConfigError: see :func:`lite_detr.overrides.load_config`; or there are no
             images.
         WeightsError: see :class:`lite_detr.checkpoint.DetrCheckpointer`.
         ExportError: it cannot be exported, or ranks proposals otherwise.
@@ -114,36 +113,36 @@ def read_images(folder: Path, cfg: DictConfig) -> list[Tensor]:
     samples = [read({"file_name": str(path)}) for path in sorted(folder.iterdir())]
     images = [sample["image"].float() for sample in samples if "unusable" not in sample]
     if not images:
-        raise FileNotFoundError(f"{folder} holds no image that can be read")
+        raise MissingFileError(f"{folder} holds no image that can be read")
     return images
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    add, positive = parser.add_argument, cli.whole_number(1)
     add("--config-file", required=True, nargs="+", metavar="C", help="files or names of the zoo")
     add("--weights", default="", metavar="FILE", help="of a trained detector, for all configs")
     add("--images", type=Path, metavar="FOLDER", help="instead of an image of noise")
     add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px, of the noise")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=int, default=5, help="turns of each")
-    add("--markdown", type=Path, metavar="FILE.md", help="put the table between the page's markers")
-    add("--opts", nargs="+", default=[], metavar="key=value", help="change the configs' values")
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or args.threads < 1:
-        parser.error("--rounds and --threads take numbers from 1 on")
-    return args
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=positive, default=5, help="turns of each")
+    add("--markdown", type=page, metavar="FILE.md", help="rewrite the table of this page")
+    add(
+        "--opts",
+        nargs="+",
+        type=cli.key_value,
+        default=[],
+        metavar="key=value",
+        help="change values of the configs",
+    )
+    return parser.parse_args(argv)
 
 
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    try:
-        rows = [measure(config, args) for config in args.config_file]
-    except (FileNotFoundError, ConfigError, WeightsError, ExportError) as error:
-        sys.exit(f"error: {error}")
+    rows = [measure(config, args) for config in args.config_file]
     table = "\n".join([HEADER, *(row.text() for row in rows)])
     where = environment("cpu")
     height, width = args.size
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"\n{text}")
     if args.markdown:
-        args.markdown.write_text(replace_tables(args.markdown.read_text(), text))
+        write_tables(args.markdown, text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """The tool that computes how fast the CUDA kernels could be, on problems to count by hand."""
 
 import json
-import sys
 from dataclasses import replace
 
-import kernel_roofline as roofline
 import pytest
+import roofline
 
 # 6 tokens, 5 queries, 2 heads: 10 of a query and head with 3 points each, 30 points of 4 channels;
 # 48 channels of tokens, 40 of queries.
@@ -89,14 +88,13 @@ def test_peaks_of_the_data_sheets():
         )
 
 
-def run_main(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["kernel_roofline.py", *map(str, arguments)])
-    roofline.main()
+def run_main(capsys, *arguments):
+    roofline.main(list(map(str, arguments)))
     return capsys.readouterr().out
 
 
-def test_tables_of_the_encoder(monkeypatch, capsys):
-    text = run_main(monkeypatch, capsys)
+def test_tables_of_the_encoder(capsys):
+    text = run_main(capsys)
     assert text.startswith("Computed, not measured. 17,821 queries and tokens")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| plain | forward")]
     # A query's, of two dtypes; then two GPUs, two dtypes and two batches.
@@ -107,7 +105,7 @@ def test_tables_of_the_encoder(monkeypatch, capsys):
     )
 
 
-def test_instructions_of_a_report(monkeypatch, capsys, tmp_path):
+def test_instructions_of_a_report(capsys, tmp_path):
     entry = {"whose": "ours", "dtype": "float32", "for a point": {"instructions": 1000}}
     records = [
         entry | {"architecture": architecture, "attention": attention, "keys": keys, "pass": passed}
@@ -118,17 +116,18 @@ def test_instructions_of_a_report(monkeypatch, capsys, tmp_path):
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"records": records}))
     options = ["--kernels", report, "--batch", 1, "--dtype"]
-    text = run_main(monkeypatch, capsys, *options, "float32")
+    text = run_main(capsys, *options, "float32")
     # 17,821 queries, 8 heads, 16 points: 2.281e9 instructions at 609.12e9 and 1045.44e9 a second.
     assert text.count("| issue | 1 |") == 12
     assert text.count("| **3745** |") == text.count("| **2182** |") == 6
-    with pytest.raises(SystemExit, match="error: the report lacks .*'dtype': 'float16'"):
-        run_main(monkeypatch, capsys, *options, "float16")
+    with pytest.raises(SystemExit):
+        run_main(capsys, *options, "float16")
+    assert "'dtype': 'float16'" in capsys.readouterr().err
 
 
-def test_a_report_of_other_levels_is_refused(monkeypatch, capsys, tmp_path):
+def test_a_report_of_other_levels_is_refused(capsys, tmp_path):
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"records": [{}]}))
     with pytest.raises(SystemExit):
-        run_main(monkeypatch, capsys, "--kernels", report, "--levels", "4x4")
+        run_main(capsys, "--kernels", report, "--levels", "4x4")
     assert "--kernels is for 4 levels, given 1" in capsys.readouterr().err

@@ -1,21 +1,21 @@
 """Compiles CUDA kernels for a look at their machine code: ours, and those of Deformable DETR."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
-import sys
 import tarfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+from machine_code import Kernel, read_kernels, run
 
-import cuda_build
-from kernel_code import Kernel, read_kernels, run
+from lite_detr.errors import LiteDetrError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Prints a line for each layout: the kernel with its arguments, and the fields.
 LAYOUTS = """
@@ -66,16 +66,29 @@ template void use<double>(void (*)(const void*));
 """
 
 
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# What setup.py builds with; it is not part of the package.
+cuda_build = load_module(ROOT / "cuda_build.py")
+
+
 @cache
-def toolkit() -> cuda_build.Toolkit:
+def toolkit() -> "cuda_build.Toolkit":
     home = cuda_build.find_home()
     if home is None:
-        raise RuntimeError("nvcc is not on PATH and CUDA_HOME is not set; install a CUDA toolkit")
+        raise LiteDetrError("nvcc is not on PATH and CUDA_HOME is not set; install a CUDA toolkit")
     version = re.search(
         r"release (\d+\.\d+)", cuda_build.output(home / "bin" / "nvcc", "--version")
     )
     if version is None:
-        raise RuntimeError(f"{home}/bin/nvcc is missing or does not run; CUDA_HOME names a toolkit")
+        raise LiteDetrError(
+            f"{home}/bin/nvcc is missing or does not run; CUDA_HOME names a toolkit"
+        )
     return cuda_build.Toolkit(home, version[1])
 
 
@@ -91,7 +104,7 @@ def disassemblers() -> dict[str, Path]:
     for name in ("cuobjdump", "nvdisasm"):
         found = [folder / name for folder in folders if (folder / name).exists()]
         if not found:
-            raise RuntimeError(f"{name} is in none of {', '.join(map(str, folders))}")
+            raise LiteDetrError(f"{name} is in none of {', '.join(map(str, folders))}")
         tools[name] = found[0]
     return tools
 
@@ -135,7 +148,7 @@ def unpack(original: Path, folder: Path) -> Path:
         original = folder
     found = sorted(original.glob("**/csrc/cuda/ms_deform_im2col_cuda.cuh"))
     if not found:
-        raise ValueError(
+        raise LiteDetrError(
             f"given {original}, without csrc/cuda/ms_deform_im2col_cuda.cuh; accepted is the "
             "source package torch-ms-deform-attn, or the folder that it unpacks to"
         )

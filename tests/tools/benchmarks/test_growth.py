@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-import plot_growth
+import growth
 import pytest
 import torch
 from programs import TINY
@@ -14,7 +14,7 @@ CONFIG = str(TINY)
 def points(sides=(256, 512, 1600), batches=(1, 3)):
     """Time grows with side^1.7 * batch^0.9, memory with side^2 * batch."""
     return [
-        plot_growth.Point(
+        growth.Point(
             encoder="a.py",
             long_side=side,
             batch=batch,
@@ -28,18 +28,18 @@ def points(sides=(256, 512, 1600), batches=(1, 3)):
 
 
 def test_exponents_are_found():
-    found = plot_growth.fits(points())["a.py"]
+    found = growth.fits(points())["a.py"]
     assert found["seconds"] == pytest.approx({"long_side": 1.7, "batch": 0.9})
     assert found["memory"] == pytest.approx({"long_side": 2.0, "batch": 1.0})
 
 
 def test_what_does_not_vary_has_no_exponent():
-    found = plot_growth.fit(points(batches=(2,)), "seconds")
+    found = growth.fit(points(batches=(2,)), "seconds")
     assert found == {"long_side": pytest.approx(1.7), "batch": None}
-    assert plot_growth.fit(points((512,), (2,)), "seconds") == {"long_side": None, "batch": None}
+    assert growth.fit(points((512,), (2,)), "seconds") == {"long_side": None, "batch": None}
     unknown = [dataclasses.replace(point, memory=None) for point in points()]
-    assert plot_growth.fit(unknown, "memory") == {"long_side": None, "batch": None}
-    assert plot_growth.table(unknown).splitlines()[-1] == "| a | 1.70 | 0.90 | – | – |"
+    assert growth.fit(unknown, "memory") == {"long_side": None, "batch": None}
+    assert growth.table(unknown).splitlines()[-1] == "| a | 1.70 | 0.90 | – | – |"
 
 
 def test_tokens_are_those_of_an_image_of_4_to_3():
@@ -50,7 +50,7 @@ def test_tokens_are_those_of_an_image_of_4_to_3():
             seen.append((tokens.shape, scales.shapes))
             return tokens * 2
 
-    call, tokens = plot_growth.make_call(Encoder(), 8, 1066, 2, True, "cpu")
+    call, tokens = growth.make_call(Encoder(), 8, 1066, 2, True, "cpu")
     call()
     assert tokens == 17821 and seen[0][0] == (2, 17821, 8)
     assert seen[0][1] == ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -60,7 +60,7 @@ def test_a_picture_and_figures_are_written(tmp_path, capsys):
     picture, figures = tmp_path / "growth.png", tmp_path / "growth.json"
     options = "--long-sides 64 128 --batch 1 2 --rounds 1 --threads 1 --task training".split()
     threads = torch.get_num_threads()
-    plot_growth.main(
+    growth.main(
         ["--config-file", CONFIG, *options, "--output", str(picture), "--json", str(figures)]
     )
     torch.set_num_threads(threads)
@@ -76,5 +76,5 @@ def test_a_picture_and_figures_are_written(tmp_path, capsys):
 
 def test_a_side_without_a_cell_at_the_coarsest_stride_is_refused(capsys):
     with pytest.raises(SystemExit):
-        plot_growth.main(["--long-sides", "32"])
-    assert "--long-sides takes pixels from 64 on" in capsys.readouterr().err
+        growth.main(["--long-sides", "32"])
+    assert "given 32, accepted are whole numbers from 64 on" in capsys.readouterr().err
