@@ -16,7 +16,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.config import defaults as d2_defaults
-from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from markdown_blocks import ROOT, Block, blocks, pages
 from omegaconf import DictConfig
@@ -94,11 +93,6 @@ GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
         "design.md",
         "InterleavedEncoder",
         lambda: dino() | {"L": LazyCall, "InterleavedEncoder": InterleavedEncoder},
-    ),
-    (
-        "detectron2.md",
-        "class Trainer(",
-        lambda: {"DefaultTrainer": DefaultTrainer, "model_zoo": model_zoo},
     ),
     ("training.md", 'checkpoint["ema"]', write_averaged_checkpoint),
 )
