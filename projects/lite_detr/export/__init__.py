@@ -2,9 +2,8 @@
 
 from ..errors import ExportError
 from .model import ExportableDetector
-from .onnx_file import save_onnx
-from .program import compile_program, export_program, save_program
-from .torchscript import export_torchscript
+from .onnx_file import onnx_metadata, save_onnx
+from .program import compile_program, export_program, export_torchscript, save_program
 
 __all__ = [
     "ExportError",
@@ -12,6 +11,7 @@ __all__ = [
     "compile_program",
     "export_program",
     "export_torchscript",
+    "onnx_metadata",
     "save_onnx",
     "save_program",
 ]

@@ -1,4 +1,4 @@
-"""A detector as a function of tensors alone, which is what every export is made of."""
+"""A detector as a function of tensors alone, from which every export is made."""
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,15 @@ from ..modeling.scales import sizes_to_tensor
 class ExportableDetector(nn.Module):
     """A detector in evaluation mode, from a batch of images to its detections.
 
-    Nothing in it depends on the values of tensors, and sizes only as shapes do, so that batch,
-    height and width can be left open in an export. What a backbone asks for beyond the padding of
-    the batch is padded within.
+    Nothing here depends on the values of tensors, and sizes enter only as shapes, so an export can
+    leave batch, height and width open. Padding that the backbone needs beyond that of the batch is
+    added inside.
 
     Args:
-        detector: in float32; evaluation mode is switched on.
+        detector: in float32; it is switched to evaluation mode.
 
     Raises:
-        TypeError: the weights are of another type.
+        TypeError: the weights are not in float32.
     """
 
     def __init__(self, detector: Detector):
@@ -29,20 +29,20 @@ class ExportableDetector(nn.Module):
         dtypes = {parameter.dtype for parameter in detector.parameters()} - {torch.float32}
         if dtypes:
             found = ", ".join(sorted(str(dtype) for dtype in dtypes))
-            raise TypeError(f"a detector is exported in torch.float32, got weights in {found}")
+            raise TypeError(f"detectors are exported in torch.float32, got weights in {found}")
         self.detector = detector.eval()
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
-            images: ``[B, 3, H, W]`` float32 in 0 to 255, padded at the bottom and right with
-                whatever values.
+            images: ``[B, 3, H, W]`` float32 in 0 to 255, padded at the bottom and right with any
+                values.
             image_sizes: ``[B, 2]`` int64, height and width of each image without padding.
 
         Returns:
             boxes ``[B, K, 4]`` as (x1, y1, x2, y2) in pixels of the images, clipped to them, scores
             ``[B, K]`` and classes ``[B, K]`` int64, best first. ``K`` is the detector's
-            ``detections_per_image``: low scores and empty boxes are among them.
+            ``detections_per_image``; low scores and empty boxes are included.
         """
         detector = self.detector
         images = self.pad(detector.normalize(images))
@@ -59,7 +59,7 @@ class ExportableDetector(nn.Module):
         return boxes.clamp(min=0).minimum(limits), scores, classes
 
     def pad(self, images: Tensor) -> Tensor:
-        """Zeros at the bottom and right, up to what the backbone asks for."""
+        """Pad with zeros at the bottom and right, to a size that the backbone accepts."""
         height, width = images.shape[2:]
         square = self.detector.backbone.padding_constraints.get("square_size", 0)
         unit = divisibility(self.detector.backbone)
@@ -71,17 +71,17 @@ class ExportableDetector(nn.Module):
 
 
 def level_mask(image_sizes: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """The padding of a map: what resizing that of the images to the nearest pixel gives.
+    """Return the padding mask of a map: the mask of the images resized to the nearest pixel.
 
     Args:
         image_sizes: ``[B, 2]``, height and width of each image without padding.
-        size: height and width with it.
+        size: height and width of the batch, with padding.
         shape: height and width of the map.
 
     Returns:
         ``[B, *shape]`` bool, True on padding.
     """
-    # As resize_mask computes it, in float32; with tensors, as ONNX knows no products with sizes.
+    # In float32, as resize_mask computes it. Sizes become tensors, as ONNX cannot multiply them.
     pixels, cells = sizes_to_tensor([size, shape]).to(image_sizes.device, torch.float32)
     height, width = shape
     steps = pixels / cells

@@ -1,14 +1,21 @@
-"""ONNX files in standard operators alone."""
+"""ONNX files in standard operators alone, and the metadata in them."""
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from detectron2.config import instantiate
+from detectron2.data.transforms import ResizeShortestEdge
+from omegaconf import DictConfig
+from PIL import Image
 from torch.export import ExportedProgram
 
+from ..data.coco import class_metadata
 from ..errors import ExportError
+from ..version import __version__
 
 OPSET = 18
 # Types and shapes by name; a size with a name is open.
@@ -21,18 +28,19 @@ OUTPUTS = {
     "scores": ("FLOAT", ["batch", "detections"]),
     "classes": ("INT64", ["batch", "detections"]),
 }
+CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
-    """Translates a program, and writes a file that ``onnx.checker`` has passed.
+    """Translate a program, and write a file that passes ``onnx.checker``.
 
     Inputs and outputs are those of :class:`ExportableDetector`: ``images`` and ``image_sizes``,
     ``boxes``, ``scores`` and ``classes``. Batch, height and width are open.
 
     Args:
-        program: of :func:`export_program`, on the CPU.
+        program: from :func:`export_program`, on the CPU.
         path: of the file.
-        metadata: goes into the file's ``metadata_props``.
+        metadata: for the file's ``metadata_props``, see :func:`onnx_metadata`.
 
     Raises:
         ExportError: the packages ``onnx`` and ``onnxscript`` are not installed.
@@ -52,7 +60,7 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str])
             output_names=list(OUTPUTS),
             custom_translation_table=translations(),
             dynamo=True,
-            # It takes minutes; what simplify does, and runtimes do, takes seconds.
+            # This takes minutes; simplify() and the runtimes take seconds.
             optimize=False,
             verbose=False,
         )
@@ -71,7 +79,7 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str])
 
 
 def simplify(model) -> None:
-    """Computes what is constant, and what is there more than once, in a ``onnx_ir.Model``."""
+    """Fold constants and merge equal subexpressions of an ``onnx_ir.Model``, in place."""
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
@@ -82,10 +90,67 @@ def simplify(model) -> None:
 
 
 def check_packages(*names: str) -> None:
-    """Raises an ExportError where packages are missing."""
+    """Check that packages are installed.
+
+    Raises:
+        ExportError: some are not.
+    """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
             f"ONNX needs {' and '.join(missing)}, which {'are' if missing[1:] else 'is'} not "
             "installed: pip install 'lite-detr[export]'"
         )
+
+
+def onnx_metadata(cfg: DictConfig, config_name: str) -> dict[str, str]:
+    """Return what an ONNX file must tell its users besides the graph, as texts by name.
+
+    ``class_names`` is a list in JSON, empty if the test set's metadata does not name as many as
+    the detector has. ``preprocessing`` is an object in JSON: ``channels`` ("RGB" or "BGR"), and
+    ``resize``, which is null or has ``short_side`` and ``max_size`` in pixels. ``config`` and
+    ``lite_detr_version`` say what wrote the file.
+
+    Args:
+        cfg: the detector's lazy config.
+        config_name: the config's name, as it was given.
+
+    Raises:
+        ExportError: the test set's images are changed by anything but one ``ResizeShortestEdge``,
+            or their channels are neither RGB nor BGR.
+    """
+    mapper = cfg.dataloader.test.mapper
+    if mapper.image_format not in CHANNEL_ORDERS:
+        raise ExportError(
+            f"dataloader.test.mapper.image_format is {mapper.image_format}; an ONNX file's images "
+            f"are {' or '.join(CHANNEL_ORDERS)}"
+        )
+    classes = class_metadata(cfg)
+    names = list(classes.thing_classes) if classes else []
+    return {
+        "class_names": json.dumps(names, ensure_ascii=False),
+        "preprocessing": json.dumps(
+            {"channels": mapper.image_format, "resize": resizing(mapper.augmentations)}
+        ),
+        "config": config_name,
+        "lite_detr_version": __version__,
+    }
+
+
+def resizing(augmentations: list[DictConfig]) -> dict[str, int] | None:
+    """Return how a test set's images are resized, for :func:`onnx_metadata`."""
+    found = [instantiate(augmentation) for augmentation in augmentations]
+    if not found:
+        return None
+    [resize] = found if len(found) == 1 else [None]
+    if (
+        not isinstance(resize, ResizeShortestEdge)
+        or resize.interp != Image.BILINEAR
+        or len(set(resize.short_edge_length)) != 1
+    ):
+        raise ExportError(
+            "dataloader.test.mapper.augmentations holds "
+            f"{', '.join(type(augmentation).__name__ for augmentation in found)}; an ONNX file "
+            "can describe one bilinear ResizeShortestEdge of one length, or nothing"
+        )
+    return {"short_side": resize.short_edge_length[0], "max_size": resize.max_size}

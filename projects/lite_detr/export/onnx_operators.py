@@ -1,8 +1,8 @@
-"""The sampling operators in standard ONNX operators, for the translation of an exported program.
+"""The sampling operators in standard ONNX operators, for translating an exported program.
 
-Each function takes what the operator of its name takes and adds nodes of opset 18 to the graph that
-is being made. Batch, queries and the sizes of the levels may be open; the numbers of heads, levels,
-points and channels are known.
+Each function has the arguments of the operator of its name and adds nodes of opset 18 to the graph
+under construction. Batch, queries and the sizes of the levels may be open; the numbers of heads,
+levels, points and channels are known.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,9 @@ def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations,
 def key_aware_ms_deform_attn(
     query, key, value, spatial_shapes, level_start_index, sampling_locations
 ):
-    """See :func:`lite_detr.ops.key_aware_ms_deform_attn`; None for a key that is the value.
+    """See :func:`lite_detr.ops.key_aware_ms_deform_attn`; a key of None is the value.
 
-    A location outside a map samples zeros, and GridSample gives them.
+    A location outside a map samples zeros, as GridSample does.
     """
     heads, channels = value.shape[2:]
     levels, points = sampling_locations.shape[3:5]
@@ -58,7 +58,7 @@ def key_aware_ms_deform_attn(
 
 
 def translations() -> dict[torch._ops.OpOverload, Callable]:
-    """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
+    """Return the ``custom_translation_table`` for ``torch.onnx.export``."""
     operators = torch.ops.lite_detr
     return {
         operators.ms_deform_attn.default: ms_deform_attn,
@@ -67,9 +67,9 @@ def translations() -> dict[torch._ops.OpOverload, Callable]:
 
 
 def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations) -> list:
-    """For each level ``[B * M, D, P, Q]``, sampled bilinearly, with zeros outside the map.
+    """Return for each level ``[B * M, D, P, Q]``, sampled bilinearly, with zeros outside the map.
 
-    Queries come last, as runtimes add up along an inner dimension of four points slowly.
+    Queries come last, as runtimes are slow to sum along an inner dimension of four points.
 
     Args:
         tokens: ``[B, S, M, D]``
@@ -81,7 +81,7 @@ def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations)
     tokens = op.Transpose(tokens, perm=[0, 2, 3, 1])  # [B, M, D, S]
     queries = op.Shape(sampling_locations, start=1, end=2)
     grid_shape = op.Concat(ints(-1, points), queries, ints(2), axis=0)
-    # GridSample counts from -1 to 1.
+    # GridSample's locations run from -1 to 1.
     grids = op.Sub(
         op.Mul(
             op.Transpose(sampling_locations, perm=[3, 0, 2, 4, 1, 5]),  # [L, B, M, P, Q, 2]
@@ -121,5 +121,5 @@ def add(total, term):
 
 
 def ints(*values: int):
-    """A constant ``[N]`` int64."""
+    """Return a constant ``[N]`` int64."""
     return op.Constant(value_ints=list(values))

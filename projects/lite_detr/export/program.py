@@ -1,33 +1,43 @@
-"""``torch.export`` and AOTInductor, which keep our native operators."""
+"""``torch.export``, AOTInductor and TorchScript, which keep our native operators.
 
+All three write files that are programs. **Load them only from sources that you trust**: a compiled
+package is machine code, and ``torch.export.load`` and ``torch.jit.load`` run what the file says.
+"""
+
+import contextlib
+import functools
 import shutil
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from detectron2.export import TracingAdapter
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError
 from ..modeling.detector import Detector
 from ..ops import native
 from .model import ExportableDetector
-from .same_padding import traceable_same_padding
 
-# Height and width of the images that are traced with; any but those that are special will do.
+# Height and width of the example images; any ordinary size serves.
 EXAMPLE_SIZE = (352, 416)
 
 
 def export_program(detector: Detector) -> ExportedProgram:
-    """Traces a detector, with batch, height and width left open.
+    """Trace a detector with ``torch.export``, with batch, height and width left open.
 
-    The program takes and gives what :class:`ExportableDetector` does, on the detector's device,
+    The program has the inputs and outputs of :class:`ExportableDetector`, on the detector's device,
     for images with at least as many tokens as the detector has queries.
 
     Args:
-        detector: in float32; it is put into evaluation mode.
+        detector: in float32; it is switched to evaluation mode.
 
     Raises:
         ExportError: the native operators are not built for the device, or a part of the detector,
-            such as a backbone that pads within itself, does something else for other sizes.
+            such as a backbone that pads internally, does something else for other sizes.
         TypeError: the weights are not in float32.
     """
     check_operators(detector.device)
@@ -37,31 +47,36 @@ def export_program(detector: Detector) -> ExportedProgram:
     sizes = torch.tensor([[height, width], [height - 40, width - 9]], device=detector.device)
     free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     try:
-        with torch.no_grad(), traceable_same_padding():
+        with torch.no_grad(), traceable_same_padding(detector):
             return torch.export.export(model, (images, sizes), dynamic_shapes=free, strict=False)
-    # The exporter passes on whatever the code that it traces raises.
+    # The exporter passes on whatever the traced code raises.
     except Exception as error:
         backbone = type(detector.backbone).__name__
         raise ExportError(
-            f"{type(detector).__name__} with {backbone} cannot be exported for all sizes of "
-            f"images ({first_line(error)}); TorchScript may do, or another backbone"
+            f"{type(detector).__name__} with {backbone} cannot be exported for all image sizes "
+            f"({first_line(error)}): try TorchScript, or another backbone"
         ) from error
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Writes what ``torch.export.load`` reads, once ``lite_detr`` is imported."""
+    """Write a file for ``torch.export.load``, which needs ``import lite_detr`` first.
+
+    Loading the file can run any code that is in it, like unpickling.
+    """
     torch.export.save(program, path)
 
 
 def compile_program(program: ExportedProgram, path: Path) -> None:
-    """Compiles a program by AOTInductor into a package for ``torch._inductor.aoti_load_package``.
+    """Compile a program with AOTInductor, for ``torch._inductor.aoti_load_package``.
 
-    It is for the machine's processor, or for its GPU where the detector was on one, and calls the
-    native operators: ``lite_detr`` is to be imported before it is loaded.
+    The package is for this machine's processor, or for its GPU if the detector was on one. It calls
+    the native operators, so it needs ``import lite_detr`` before it is loaded. It is machine code:
+    whoever loads it runs it.
 
     Raises:
         ExportError: there is no C++ compiler.
     """
+    # PyTorch documents AOTInductor under this private name; it has no other.
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -73,10 +88,38 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
         raise ExportError(f"AOTInductor needs a C++ compiler: {first_line(error)}") from error
 
 
-def check_operators(device: torch.device) -> None:
-    """Raises an ExportError where the native operators are not at hand.
+def export_torchscript(detector: Detector, path: Path) -> None:
+    """Trace a detector for one image ``[3, H, W]`` of any size at a time.
 
-    Those in PyTorch ask for the sizes of maps as numbers, which a trace would keep.
+    Detectron2's ``tools/deploy/export_model.py`` does the same. The file returns a tuple, in the
+    order in which Detectron2's ``TracingAdapter`` flattens ``Instances``: boxes ``[N, 4]``, classes
+    ``[N]`` and scores ``[N]``, best first, and the image's height and width. Loading it needs
+    ``import lite_detr`` first, for the native operators, and runs the program in it.
+
+    Args:
+        detector: it is switched to evaluation mode.
+        path: of the file.
+
+    Raises:
+        ExportError: the native operators are not built for the detector's device.
+    """
+    check_operators(detector.device)
+    image = torch.zeros(3, *EXAMPLE_SIZE, device=detector.device)
+    adapter = TracingAdapter(detector.eval(), [{"image": image}])
+    with warnings.catch_warnings():
+        # About checks of shapes, which come out the same for all images, and TorchScript's age.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(adapter, (image,), check_trace=False)
+        torch.jit.save(traced, path)
+
+
+def check_operators(device: torch.device) -> None:
+    """Check that the native operators are available on a device.
+
+    The operators in PyTorch read the sizes of maps as numbers, which would be constants of a trace.
+
+    Raises:
+        ExportError: they are not.
     """
     if not native.runs_on(device):
         raise ExportError(
@@ -84,6 +127,54 @@ def check_operators(device: torch.device) -> None:
             f"({native.WHY_NOT or 'the extension has no kernels for it'}): docs/kernels.md says "
             "how to build them"
         )
+
+
+@contextlib.contextmanager
+def traceable_same_padding(model: nn.Module) -> Iterator[None]:
+    """Let a model's convolutions from timm that pad to the same size pad by :func:`pad_same`.
+
+    timm rounds up and takes a maximum, layer after layer of the result before, which gives formulas
+    of sizes that a tracer cannot simplify.
+    """
+    try:
+        from timm.layers import Conv2dSame
+    except ModuleNotFoundError:  # timm is an optional dependency.
+        yield
+        return
+    convolutions = [module for module in model.modules() if isinstance(module, Conv2dSame)]
+    for convolution in convolutions:
+        convolution.forward = functools.partial(convolve_same, convolution)
+    try:
+        yield
+    finally:
+        for convolution in convolutions:
+            del convolution.forward
+
+
+def convolve_same(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution ``[B, C, H, W]`` whose output has ``H`` and ``W`` over the stride."""
+    x = pad_same(x, convolution.kernel_size, convolution.stride, convolution.dilation)
+    weight, bias = convolution.weight, convolution.bias
+    return F.conv2d(
+        x, weight, bias, convolution.stride, 0, convolution.dilation, convolution.groups
+    )
+
+
+def pad_same(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Pad ``[B, C, H, W]`` so that a convolution gives ``H`` and ``W`` by stride, rounded up.
+
+    At the top and left the padding is timm's. At the bottom and right it may be larger, which no
+    output sees, so that the sum is the same for every size.
+    """
+    padding = []
+    for axis in (1, 0):  # F.pad starts with the last axis.
+        reach = (kernel_size[axis] - 1) * dilation[axis]
+        needed = reach - (x.shape[2 + axis] - 1) % stride[axis]
+        before = needed // 2 if reach + 1 >= stride[axis] else max(needed, 0) // 2
+        padding += [before, reach - before]
+    return F.pad(x, padding)
 
 
 def first_line(error: Exception) -> str:

@@ -1,8 +1,7 @@
-"""Detectors that are only to be run: the same results, sooner."""
+"""Detectors that are only to be run: the same results, faster."""
 
 from ..errors import OptimizationError
-from .memory import keep_freed_memory
-from .optimize import DTYPES, optimize_for_inference, optimize_for_program
+from .optimize import DTYPES, keep_freed_memory, optimize_for_inference, optimize_for_program
 
 __all__ = [
     "DTYPES",

@@ -1,39 +1,38 @@
-"""Folds frozen batch norms into the convolutions before them."""
+"""Fold frozen batch norms into the convolutions before them."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from ..errors import OptimizationError
 
-Norm = _BatchNorm | FrozenBatchNorm2d | TorchvisionFrozenBatchNorm2d
-# The largest error of a map, relative to its largest value, that rounding explains.
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d | TorchvisionFrozenBatchNorm2d
+# The largest error that rounding explains, relative to the largest value of a map.
 TOLERANCE = 1e-3
 
 
 def fold_norms(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> int:
-    """Makes each batch norm a part of the convolution whose output it takes.
+    """Fold each batch norm into the convolution whose output it normalises.
 
-    Which one that is shows in a run: libraries nest and name them in many ways. A convolution that
-    is called more often than once, or by another norm as well, keeps its norms.
+    Libraries nest and name modules in many ways, so a run shows which belong together. A
+    convolution that runs more than once, or whose output several norms use, keeps its norms.
 
     Args:
         module: in evaluation mode; it is changed.
         run: calls the module on some image, and returns its maps.
 
     Returns:
-        The number of norms that are gone.
+        The number of norms that were folded.
 
     Raises:
-        OptimizationError: the maps have changed, as when a convolution's output has another use
-            that is no module's.
+        OptimizationError: the maps have changed, for example because something other than a module
+            also uses a convolution's output.
     """
     with torch.no_grad():
-        pairs, expected = pair_up(module, run)
+        pairs, expected = match_norms(module, run)
         for convolution, norm in pairs.items():
             fold(convolution, norm)
         parents = {
@@ -43,11 +42,11 @@ def fold_norms(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> in
         }
         for norm in pairs.values():
             parent, name = parents[norm]
-            setattr(parent, name, what_is_left(norm))
+            setattr(parent, name, without_norm(norm))
         found = run()
     for name, feature_map in expected.items():
         error = (found[name] - feature_map).abs().max() / feature_map.abs().max()
-        # Not the other way round, as it may be NaN.
+        # Not "error > TOLERANCE", as the error may be NaN.
         if not error <= TOLERANCE:
             raise OptimizationError(
                 f"with its batch norms folded into convolutions, {type(module).__name__} gives "
@@ -57,42 +56,42 @@ def fold_norms(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> in
     return len(pairs)
 
 
-def pair_up(
+def match_norms(
     module: nn.Module, run: Callable[[], Mapping[str, Tensor]]
 ) -> tuple[dict[nn.Conv2d, Norm], Mapping[str, Tensor]]:
-    """The norm of each convolution that has one of its own, and the maps of the run."""
+    """Return the norm of each convolution that has one to itself, and the maps of the run."""
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     calls: list[nn.Module] = []
-    takers: list[tuple[nn.Conv2d, Norm]] = []
+    uses: list[tuple[nn.Conv2d, Norm]] = []
 
-    def made(convolution: nn.Conv2d, _, output: Tensor) -> None:
+    def after_convolution(convolution: nn.Conv2d, _, output: Tensor) -> None:
         calls.append(convolution)
-        # The tensor is kept, so that no other one gets its id.
+        # The tensor is kept so that no other one gets its id.
         outputs[id(output)] = convolution, output
 
-    def taken(norm: Norm, args: tuple[Tensor]) -> None:
+    def before_norm(norm: Norm, args: tuple[Tensor]) -> None:
         calls.append(norm)
         if id(args[0]) in outputs:
-            takers.append((outputs[id(args[0])][0], norm))
+            uses.append((outputs[id(args[0])][0], norm))
 
     handles, pairs = [], {}
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             own = getattr(part, "norm", None)
             if isinstance(own, Norm):
-                # Detectron2's, which calls its norm itself.
+                # A Detectron2 convolution, which calls its norm itself.
                 pairs[part] = own
             else:
-                handles.append(part.register_forward_hook(made))
+                handles.append(part.register_forward_hook(after_convolution))
         elif isinstance(part, Norm):
-            handles.append(part.register_forward_pre_hook(taken))
+            handles.append(part.register_forward_pre_hook(before_norm))
     try:
         maps = run()
     finally:
         for handle in handles:
             handle.remove()
-    convolutions = [convolution for convolution, _ in takers]
-    for convolution, norm in takers:
+    convolutions = [convolution for convolution, _ in uses]
+    for convolution, norm in uses:
         once = calls.count(convolution) == calls.count(norm) == 1
         if once and convolutions.count(convolution) == 1:
             pairs[convolution] = norm
@@ -100,7 +99,7 @@ def pair_up(
 
 
 def fold(convolution: nn.Conv2d, norm: Norm) -> None:
-    """Scales the filters and moves the bias, in float64 as rounding adds up over many layers."""
+    """Scale the filters and move the bias, in float64 as rounding adds up over many layers."""
     dtype = convolution.weight.dtype
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -117,7 +116,7 @@ def fold(convolution: nn.Conv2d, norm: Norm) -> None:
 
 
 def what_is_left(norm: Norm) -> nn.Module:
-    """What stands in place of a norm that is folded."""
+    """Return what a norm does besides normalising, to take the place of a folded one."""
     if hasattr(norm, "act") and hasattr(norm, "drop"):
         # timm's BatchNormAct2d
         return nn.Sequential(norm.drop, norm.act)
