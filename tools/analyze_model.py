@@ -1,18 +1,19 @@
 #!/usr/bin/env python
 """Count the multiply-adds, parameters and tokens of the model zoo's detectors.
 
-analyze_model.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py   # one or several configs
-analyze_model.py --all --markdown docs/MODEL_ZOO.md      # rewrites the tables there
-analyze_model.py --backbones --markdown docs/backbones.md   # the same two models, other backbones
+analyze_model.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py      # one or several configs
+analyze_model.py --all --markdown docs/MODEL_ZOO.md         # rewrite the tables in a page
+analyze_model.py --backbones --markdown docs/backbones.md   # two models with all backbones
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from backbone_table import backbone_rows, backbone_table
 from detectron2.config import instantiate
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from lite_detr import cli, model_zoo
@@ -21,14 +22,22 @@ from lite_detr.analysis.markdown_page import page, write_tables
 
 REPORTED = Path(__file__).with_name("reported.json")
 FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
+# The models that are counted with each backbone.
+FULL = "dino/dino_r50_4scale_36ep.py"
+LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
+# What a backbone's file may say of the images that its weights were trained with.
+IMAGE_FIELDS = ("pixel_mean", "pixel_std", "input_format")
+# Backbones that fetch their weights themselves, and the option that makes them.
+OWN_WEIGHTS = {"TimmBackbone": "pretrained = True", "TorchvisionBackbone": 'weights = "DEFAULT"'}
+LIBRARIES = {"TimmBackbone": "timm", "TorchvisionBackbone": "torchvision"}
 
 
 def analyze(name: str, height: int, width: int) -> ModelCost:
-    """The cost of one config; the classes are COCO's, unless the config has others."""
+    """Return the cost of one config, with COCO's classes unless the config has others."""
     return count_cost(instantiate(model_zoo.get_config(name).model), height, width)
 
 
-def row(cost: ModelCost) -> list[str]:
+def cost_cells(cost: ModelCost) -> list[str]:
     flops = [cost.flops[part] / 1e9 for part in ("total", *PARTS)]
     return [f"{value:.1f}" for value in flops] + [f"{cost.parameters / 1e6:.2f}"]
 
@@ -38,7 +47,7 @@ def text_table(costs: dict[str, ModelCost]) -> str:
     rows = [header]
     for name, cost in costs.items():
         share = ", ".join(f"{n} ({n / sum(cost.tokens):.1%})" for n in cost.tokens)
-        rows.append([name, *row(cost), share])
+        rows.append([name, *cost_cells(cost), share])
     widths = [max(len(line[column]) for line in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in rows
@@ -46,7 +55,7 @@ def text_table(costs: dict[str, ModelCost]) -> str:
 
 
 def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
-    """A table for each family: our counts beside what the paper reports."""
+    """Return a table for each family: our counts beside what the paper reports."""
     reported = {entry["config"]: entry for entry in json.loads(REPORTED.read_text())["rows"]}
     parts = []
     for folder, title in FAMILIES.items():
@@ -63,7 +72,7 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
             entry = reported.get(name, {})
             figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "params_M", "AP")]
             theirs = ["–" if figure is None else str(figure) for figure in figures]
-            cells = [f"`{name.split('/')[1]}`", *row(cost), *theirs]
+            cells = [f"`{name.split('/')[1]}`", *cost_cells(cost), *theirs]
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     for tokens in sorted({cost.tokens for cost in costs.values()}, reverse=True):
@@ -72,12 +81,95 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+class BackboneCosts(NamedTuple):
+    """The cost of a backbone in the full and in the lite model."""
+
+    name: str
+    full: ModelCost
+    lite: ModelCost
+
+
+def backbone_names() -> list[str]:
+    """Return the backbones sorted by library and name, as the table lists them."""
+    names = model_zoo.list_backbones()
+    return sorted(names, key=lambda name: (backbone_library(name).lower(), name))
+
+
+def read_backbone(name: str, *fields: str) -> dict[str, object]:
+    """Return those of the fields that a backbone's file has."""
+    return model_zoo.get_fields(f"{model_zoo.BACKBONES}/{name}.py", *fields)
+
+
+def backbone_class(name: str) -> str:
+    """Return the name of a backbone's class."""
+    target = read_backbone(name, "backbone")["backbone"]._target_
+    return (locate(target) if isinstance(target, str) else target).__name__
+
+
+def backbone_library(name: str) -> str:
+    """Return the library that a backbone comes from."""
+    return LIBRARIES.get(backbone_class(name), "Detectron2")
+
+
+def swap_lines(name: str) -> list[str]:
+    """Return the lines of a config that put a backbone and its weights into it."""
+    fields = read_backbone(name, "backbone", "init_checkpoint", *IMAGE_FIELDS)
+    imported = ", ".join(sorted(fields))
+    lines = [f"from ..{model_zoo.BACKBONES.replace('/', '.')}.{name} import {imported}"]
+    lines += [
+        f"model.{field} = {field}" for field in ("backbone", *IMAGE_FIELDS) if field in fields
+    ]
+    if "input_format" in fields:
+        lines.append("dataloader.train.mapper.image_format = input_format")
+    fetch = OWN_WEIGHTS.get(backbone_class(name))
+    if fetch and "state_dict" not in fields["backbone"]:
+        lines.append(f"model.backbone.{fetch}")
+    checkpoint = "init_checkpoint" if "init_checkpoint" in fields else '""'
+    return [*lines, f"train.init_checkpoint = {checkpoint}"]
+
+
+def swap_backbone(model_config: str, name: str) -> DictConfig:
+    """Return a config's model with another backbone, without weights that must be downloaded."""
+    model = model_zoo.get_config(model_config).model
+    for field, value in read_backbone(name, "backbone", *IMAGE_FIELDS).items():
+        model[field] = value
+    return model
+
+
+def count_backbones(height: int, width: int) -> Iterator[BackboneCosts]:
+    for name in tqdm(backbone_names()):
+        costs = (
+            count_cost(instantiate(swap_backbone(config, name)), height, width)
+            for config in (FULL, LITE)
+        )
+        yield BackboneCosts(name, *costs)
+
+
+def backbone_table(counted: Iterable[BackboneCosts]) -> str:
+    lines = [
+        "| source | backbone | config lines | backbone, GFLOPs "
+        "| full: GFLOPs | encoder | params (M) | lite: GFLOPs | encoder | params (M) |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, full, lite in counted:
+        cells = [
+            backbone_library(name),
+            f"[`{name}`](../configs/{model_zoo.BACKBONES}/{name}.py)",
+            "<br>".join(f"`{line}`" for line in swap_lines(name)),
+            f"{full.flops['backbone'] / 1e9:.1f}",
+        ]
+        for cost in (full, lite):
+            cells += [f"{cost.flops[part] / 1e9:.1f}" for part in ("total", "encoder")]
+            cells.append(f"{cost.parameters / 1e6:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@cli.user_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.make_parser(__doc__)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("configs", nargs="*", default=[], help="files or names of the model zoo")
+    which.add_argument("configs", nargs="*", default=[], help="files or model zoo names")
     which.add_argument("--all", action="store_true", help="every R50 and Swin-T config of the zoo")
     which.add_argument(
         "--backbones",
@@ -86,21 +178,18 @@ def main() -> None:
     )
     parser.add_argument("--size", type=cli.size, default=(800, 1066), help="HEIGHTxWIDTH")
     parser.add_argument("--markdown", type=page, help="rewrite the tables of this page")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     zoo = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
     names = zoo if args.all else args.configs
     if not (names or args.backbones):
         parser.error("name configs, or give --all or --backbones")
-    try:
-        if args.backbones:
-            tables = printed = backbone_table(backbone_rows(*args.size))
-        else:
-            rows = tqdm(names, disable=len(names) < 2)
-            costs = {name: analyze(name, *args.size) for name in rows}
-            tables = markdown_tables(costs, "{}x{}".format(*args.size))
-            printed = text_table(costs)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    if args.backbones:
+        tables = printed = backbone_table(count_backbones(*args.size))
+    else:
+        rows = tqdm(names, disable=len(names) < 2)
+        costs = {name: analyze(name, *args.size) for name in rows}
+        tables = markdown_tables(costs, "{}x{}".format(*args.size))
+        printed = text_table(costs)
     print(printed)
     if args.markdown:
         write_tables(args.markdown, tables)

@@ -4,68 +4,63 @@
     export.py --config-file digits/lite_dino_efficientnet_lite0.py \\
         --weights output/demo/model_final.pth --format onnx --output output/demo/detector.onnx
 
-Options follow as key=value. Batch, height and width stay open. docs/deploy.md says what each format
-needs, takes and gives. Once it is written, the file runs on a few small images of noise beside the
-detector; the exit status is 1 if their detections differ by more than rounding.
+Config overrides follow as key=value. Batch, height and width stay open. docs/deploy.md lists the
+needs, inputs and outputs of each format. After it is written, the file runs on a few small images
+of noise beside the detector; the exit status is 1 if their detections differ by more than rounding.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from lite_detr.checkpoint import DetrCheckpointer, WeightsError
-from lite_detr.data.coco import DatasetError, apply_data_config
+from lite_detr import cli
+from lite_detr.errors import ExportError
 from lite_detr.export import (
-    ExportError,
     check,
     compile_program,
     export_program,
     export_torchscript,
-    metadata,
+    onnx_metadata,
     save_onnx,
     save_program,
 )
-from lite_detr.export.check_onnx import OnnxFile, check_onnx
 from lite_detr.export.onnx_file import check_packages
-from lite_detr.model_zoo import ConfigError
+from lite_detr.inference.predictor import build_trained_model, load_trained_config
 from lite_detr.modeling.detector import Detector
-from lite_detr.overrides import load_config
 
 
 class Format(NamedTuple):
-    """How to write a file, how to compare it with the detector, and why it may differ."""
+    """How to write a file and compare it with the detector, and the reason why it may differ."""
 
     suffix: str
     write: Callable[[Detector, Path, dict[str, str]], None]
     compare: Callable[[Path, Detector], check.Differences]
     reason: str = (
-        "weights that rate many proposals alike, as random ones do, can do more, as rounding then "
-        "changes their order; with others the file is wrong"
+        "weights that rate many proposals alike, as random ones do, can cause more, as rounding "
+        "then changes their order; with other weights, the file is wrong"
     )
 
 
 def compare_with(
     run: Callable[[Path], check.Run], expected: Callable[[Detector], check.Run]
 ) -> Callable[[Path, Detector], check.Differences]:
-    """On images of noise, each by what its function makes of it."""
+    """Return a comparison of two functions, one of the file and one of the detector, on noise."""
     return lambda path, model: check.check_batches(
         run(path), expected(model), check.sample_batches(model)
     )
 
 
 def compare_onnx(path: Path, model: Detector) -> check.Differences:
-    """On the same images, in the file's order of proposals."""
-    found, reordering = check_onnx(OnnxFile(path), model, check.sample_batches(model))
+    """Compare on the same noise, with the detector's proposals in the file's order."""
+    found, reordering = check.check_onnx(check.OnnxFile(path), model, check.sample_batches(model))
     if reordering.moved:
         print(
-            f"proposals whose logits differ by {reordering.gap:.0e} at most are ranked otherwise, "
-            "which the detector is given"
+            "the file ranks some proposals differently, whose logits differ by at most "
+            f"{reordering.gap:.0e}; the detector is compared in the file's order"
         )
     return found
 
@@ -73,7 +68,7 @@ def compare_onnx(path: Path, model: Detector) -> check.Differences:
 FORMATS = {
     "onnx": Format(
         ".onnx",
-        lambda model, path, facts: save_onnx(export_program(model), path, facts),
+        lambda model, path, metadata: save_onnx(export_program(model), path, metadata),
         compare_onnx,
         "the file is wrong",
     ),
@@ -95,40 +90,38 @@ FORMATS = {
 }
 
 
-def load_detector(cfg: DictConfig, weights: str, device: str) -> Detector:
-    """The config's detector with weights.
+def build_detector(cfg: DictConfig) -> Detector:
+    """Build the config's detector with its weights.
 
     Raises:
-        WeightsError: they cannot be read, do not fit, or are nowhere given.
+        WeightsError: they cannot be read or do not fit.
         ExportError: the model is not one of ours.
     """
-    weights = weights or cfg.train.init_checkpoint
-    if not weights:
-        raise WeightsError("give the weights of a trained detector with --weights FILE")
-    model = instantiate(cfg.model).to(device).eval()
+    model = build_trained_model(cfg)
     if not isinstance(model, Detector):
-        raise ExportError(f"only lite_detr's detectors are exported, the config's model is {model}")
-    DetrCheckpointer(model).load(weights)
+        raise ExportError(
+            f"only lite_detr's detectors are exported, and the config's is {type(model).__name__}"
+        )
     return model
 
 
 def export(args: argparse.Namespace) -> None:
-    """Does what the command line asks for.
+    """Write and check the file of the command line.
 
     Raises:
-        ExportError: the format cannot hold the detector, or its file gives other detections.
+        ExportError: the format cannot hold the detector, or its file has other detections.
     """
     kind = FORMATS[args.format]
-    facts = {}
-    cfg = load_config(args.config_file, args.opts)
-    apply_data_config(cfg, splits=("test",))
+    metadata = {}
+    cfg = load_trained_config(args.config_file, args.weights, args.opts)
+    cfg.train.device = args.device
     if args.format == "onnx":
-        # Before minutes go into tracing.
+        # Before minutes of tracing.
         check_packages("onnx", "onnxscript", "onnxruntime")
-        facts = metadata.describe(cfg, args.config_file)
-    model = load_detector(cfg, args.weights, args.device)
+        metadata = onnx_metadata(cfg, args.config_file)
+    model = build_detector(cfg)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    kind.write(model, args.output, facts)
+    kind.write(model, args.output, metadata)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")
     found = kind.compare(args.output, model)
     text = (
@@ -140,22 +133,20 @@ def export(args: argparse.Namespace) -> None:
     print(text)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    cli.add_config_file(parser)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
-    add("--weights", default="", metavar="FILE", help="of the trained detector")
+    add("--weights", default="", metavar="FILE", help="weights of the trained detector")
     add("--format", required=True, choices=FORMATS)
-    add("--output", required=True, type=Path, metavar="FILE", help="its folder is made if need be")
+    add("--output", required=True, type=Path, metavar="FILE", help="its folder is created")
     add(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="that the file is for; an ONNX file is for any (default: %(default)s)",
+        help="the device to export for; an ONNX file runs on any (default: %(default)s)",
     )
-    add("opts", nargs="*", metavar="key=value", help="change the config's values")
+    cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
     suffix = FORMATS[args.format].suffix
     if args.output.suffix != suffix:
@@ -167,11 +158,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        export(parse_arguments(argv))
-    except (FileNotFoundError, ConfigError, DatasetError, WeightsError, ExportError) as error:
-        sys.exit(f"error: {error}")
+    export(parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
         --weights output/model_final.pth --input photo.jpg --output output/attention
 
 From left to right: (a) one query with its 100 heaviest sampling locations on all scales, (b) and
-(c) the 200 heaviest of all queries on the scales of strides 8 and 16. A second --config-file and
---weights make a second row, such as plain attention beside key-aware. An image NAME.jpg becomes
-DIR/NAME.png and DIR/NAME.pdf. Options follow as key=value, though not right after --input; they
-change all configs. The exit status is 0 if all images were drawn, 1 if one was not or none was
+(c) the 200 heaviest of all queries on the scales of strides 8 and 16. A second --config-file or a
+second --weights adds a row, such as plain attention below key-aware. An image NAME.jpg becomes
+DIR/NAME.png and DIR/NAME.pdf. Config overrides follow as key=value, but not directly after --input;
+they change all configs. The exit status is 0 if all images were drawn, 1 if one was not or none was
 found.
 """
 
@@ -17,25 +17,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from attention_figure import Panel, Row, draw_attention
 from detectron2.structures import Instances
-from feature_scales import UnknownScale, find_scale, scale_name, scale_strides
 from matplotlib.figure import Figure
+from torch import nn
 from tqdm import tqdm
 
-from lite_detr import cli, model_zoo
-from lite_detr.analysis.attention_maps import (
-    AttentionMap,
-    UnknownAttention,
-    attention_names,
-    record_attention,
+from lite_detr import cli
+from lite_detr.analysis.attention_maps import AttentionMap, attention_names, record_attention
+from lite_detr.analysis.figures import (
+    ModelRow,
+    Panel,
+    draw_attention,
+    find_scale,
+    scale_name,
+    scale_strides,
 )
-from lite_detr.checkpoint import WeightsError
-from lite_detr.data.coco import DatasetError
-from lite_detr.data.image_files import ImageError
+from lite_detr.errors import LiteDetrError, QueryError, UnknownPartError
 from lite_detr.inference.predictor import TrainedDetector, load_trained_config
 from lite_detr.modeling import KeyAwareDeformableAttention
 
@@ -43,24 +41,19 @@ SAMPLES_OF_ONE_QUERY = 100
 SAMPLES_OF_ALL_QUERIES = 200
 
 
-class UndrawableImage(ValueError):
-    """There is nothing to draw on an image; the message says why."""
-
-
 class Watcher:
-    """A detector, one of whose attentions is watched.
+    """Watch one attention of a detector.
 
     Args:
-        name: what the figure calls it.
-        detector: the model with its reader of images.
+        name: the detector's name in the figure.
+        detector: the model, which also reads the images.
         part: ``encoder`` or ``decoder``.
-        layer: of the part, from 0; None takes the last.
-        strides: of the two scales that are drawn on their own.
-        threshold: detections scored lower are not drawn.
+        layer: of the part, from 0; None is the last.
+        strides: of the two scales with a panel each.
+        threshold: detections with a lower score are not drawn.
 
     Raises:
-        UnknownAttention: the part has no such layer.
-        UnknownScale: the model has no such scale.
+        UnknownPartError: the part has no such layer, or the model no such scale.
     """
 
     def __init__(
@@ -82,17 +75,19 @@ class Watcher:
         self.title = f"{name}: {kind} attention, {self.attention}"
 
     def look(self, inputs: dict) -> tuple[AttentionMap, Instances]:
-        """The attention's map of one image, and all detections, best first."""
+        """Return the attention's map of one image, and all detections, best first."""
         with record_attention(self.detector.model, [self.attention]) as maps:
             instances = self.detector.predict(inputs)
         return maps[0], instances
 
-    def row(self, attention: AttentionMap, instances: Instances, point: tuple[float, float]) -> Row:
-        """The figure's row.
+    def row(
+        self, attention: AttentionMap, instances: Instances, point: tuple[float, float]
+    ) -> ModelRow:
+        """Return the figure's row.
 
         Args:
             attention, instances: see :meth:`look`.
-            point: whose nearest query is drawn, in the image's ``[0, 1]`` frame.
+            point: in the image's ``[0, 1]`` frame; the query nearest to it is drawn.
         """
         query = attention.nearest_query(point)
         level = attention.level_of(query)
@@ -105,18 +100,20 @@ class Watcher:
             title = f"({letter}) all queries: top {len(samples.weights)} on {self.scale(level)}"
             panels.append(Panel(title, samples))
         drawn = instances[instances.scores >= self.threshold]
-        return Row(self.title, drawn, self.strides, panels)
+        return ModelRow(self.title, drawn, self.strides, panels)
 
     def scale(self, level: int) -> str:
         return scale_name(self.strides[level])
 
 
-def choose_attention(model: torch.nn.Module, part: str, layer: int | None) -> str:
-    """The name of the deformable attention of a layer."""
+def choose_attention(model: nn.Module, part: str, layer: int | None) -> str:
+    """Return the name of the deformable attention of a layer."""
     names = attention_names(model, part)
+    if not names:
+        raise UnknownPartError(f"the model has no {part} with deformable attention")
     layer = len(names) - 1 if layer is None else layer
     if not 0 <= layer < len(names):
-        raise UnknownAttention(
+        raise UnknownPartError(
             f"the {part} has no layer {layer}; --layer takes 0 to {len(names) - 1}"
         )
     return names[layer]
@@ -125,61 +122,54 @@ def choose_attention(model: torch.nn.Module, part: str, layer: int | None) -> st
 def draw_image(
     watchers: Sequence[Watcher], path: Path, query: tuple[float, float] | None
 ) -> Figure:
-    """The figure of an image.
+    """Draw the figure of an image.
 
     Args:
-        query: ``(x, y)`` in pixels; None takes the centre of the first model's best detection.
+        watchers: one for each row.
+        path: of the image.
+        query: ``(x, y)`` in pixels; None is the centre of the first model's best detection.
 
     Raises:
-        UndrawableImage: it cannot be read, the query lies outside, or there is no detection to
-            take one from.
+        ImageError: the image cannot be read.
+        QueryError: the query is outside the image, or there is no detection to take it from.
     """
-    try:
-        images, inputs = zip(*(watcher.detector.read(path) for watcher in watchers))
-    except ImageError as error:
-        raise UndrawableImage(str(error)) from error
+    images, inputs = zip(*(watcher.detector.read(path) for watcher in watchers))
     looks = [watcher.look(given) for watcher, given in zip(watchers, inputs)]
     height, width = images[0].shape[:2]
     if query is None:
         _, instances = looks[0]
         if not len(instances):
-            raise UndrawableImage("nothing is detected there: give a query with --query x,y")
+            raise QueryError("nothing is detected there: give a query with --query x,y")
         query = instances.pred_boxes.get_centers()[0].tolist()
     elif not (0 <= query[0] <= width and 0 <= query[1] <= height):
         x, y = query
-        raise UndrawableImage(f"query {x:g},{y:g} is outside its {width} x {height} pixels")
+        raise QueryError(f"query {x:g},{y:g} is outside its {width} x {height} pixels")
     point = tuple(np.divide(query, (width, height)).tolist())
     rows = [watcher.row(*look, point) for watcher, look in zip(watchers, looks)]
     return draw_attention(images[0], rows, watchers[0].detector.metadata)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.make_parser(__doc__)
+    cli.add_config_file(
+        parser, action="append", help="a file or a model zoo name; twice for two rows"
     )
     add = parser.add_argument
-    add(
-        "--config-file",
-        required=True,
-        action="append",
-        metavar="C",
-        help="a file or a name of the model zoo; twice for two rows",
-    )
     add(
         "--weights",
         action="append",
         metavar="FILE",
-        help="of the trained detector, one for each row; sets train.init_checkpoint",
+        help="weights of the trained detector, one for each row; sets train.init_checkpoint",
     )
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", required=True, type=cli.folder, metavar="DIR", help="made if need be")
+    add("--output", required=True, type=cli.folder, metavar="DIR", help="created if needed")
     add("--part", choices=("encoder", "decoder"), default="encoder", help="default: %(default)s")
-    add("--layer", type=int, metavar="N", help="of the part, from 0 (default: the last)")
+    add("--layer", type=int, metavar="N", help="layer of the part, from 0 (default: the last)")
     add(
         "--query",
         type=cli.point,
         metavar="X,Y",
-        help="in the image's pixels (default: the centre of the first model's best detection)",
+        help="in pixels of the image (default: the centre of the first model's best detection)",
     )
     add(
         "--strides",
@@ -187,14 +177,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         default=(8, 16),
         metavar="N",
-        help="of the scales of (b) and (c) (default: 8 16)",
+        help="strides of the scales of (b) and (c) (default: 8 16)",
     )
     add(
         "--confidence-threshold",
         type=cli.score,
         default=0.3,
         metavar="SCORE",
-        help="detections scored lower are not drawn (default: %(default)s)",
+        help="detections with a lower score are not drawn (default: %(default)s)",
     )
     cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
@@ -211,11 +201,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_watchers(args: argparse.Namespace) -> list[Watcher]:
-    """The models of the command line; see ``load_trained_config`` for what it raises."""
+    """Load the models of the command line; see :func:`load_trained_config` for the errors."""
     watchers = []
     for config_file, weights in zip(args.config_file, args.weights or [None] * 2):
         cfg = load_trained_config(config_file, weights, args.opts)
-        # The best detection tells the query, drawn or not.
+        # The best detection gives the query, even if it is not drawn.
         detector = TrainedDetector(cfg, threshold=0.0)
         name = f"{Path(config_file).stem}, {Path(cfg.train.init_checkpoint).stem}"
         watchers.append(
@@ -224,39 +214,27 @@ def make_watchers(args: argparse.Namespace) -> list[Watcher]:
     return watchers
 
 
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the figures and returns the exit status."""
+    """Draw the figures and return the exit status."""
     args = parse_args(argv)
     images, missing = cli.find_images(args.input)
     for text in missing:
-        print(f"{text}: skipped, as it gives no image", file=sys.stderr)
+        print(f"{text}: skipped, as it names no image", file=sys.stderr)
     if not images:
         return 1
-    try:
-        watchers = make_watchers(args)
-    except (
-        FileNotFoundError,
-        model_zoo.ConfigError,
-        DatasetError,
-        WeightsError,
-        UnknownAttention,
-        UnknownScale,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
+    watchers = make_watchers(args)
     args.output.mkdir(parents=True, exist_ok=True)
     pictures = []
     bar = tqdm(images, unit="image", disable=None)
     for image, picture in zip(bar, cli.picture_paths(images, args.output)):
         try:
             figure = draw_image(watchers, image, args.query)
-        except UndrawableImage as error:
+        except LiteDetrError as error:
             tqdm.write(f"{image}: skipped: {error}", file=sys.stderr)
             continue
         figure.savefig(picture, dpi=110)
         figure.savefig(picture.with_suffix(".pdf"))
-        plt.close(figure)
         pictures.append(picture)
     num_failures = len(missing) + len(images) - len(pictures)
     print(f"figures: {len(pictures)}, failures: {num_failures}; they are in {args.output}")

@@ -3,12 +3,12 @@
 
     visualize_tokens.py --input photo.jpg --output output/tokens
 
-An image NAME.jpg becomes DIR/NAME.png and DIR/NAME.pdf: its cells on each scale, the share of all
-tokens that they are, and a chart for each encoder, in which areas are updates of tokens. Given
---config-file, once or several times, the encoders are those of the configs, else the full one and
-lite ones of the paper. The first config says how the image is resized and what its scales are. No
-weights are needed. Options follow as key=value, though not right after --input; they change all
-configs. The exit status is 0 if all images were drawn, 1 if one was not or none was found.
+An image NAME.jpg becomes DIR/NAME.png and DIR/NAME.pdf: its cells on each scale, their share of all
+tokens, and a chart for each encoder, in which areas are updates of tokens. The encoders are those
+of --config-file, which may be given several times; without it, the full encoder and the paper's
+lite ones. The first config sets the image's size and scales. No weights are needed. Config
+overrides follow as key=value, but not directly after --input; they change all configs. The exit
+status is 0 if all images were drawn, 1 if one was not or none was found.
 """
 
 import argparse
@@ -16,19 +16,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from detectron2.config import instantiate
-from feature_scales import scale_strides
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from token_figure import EncoderUpdates, TokenGrid, draw_tokens
 from torch import nn
 from tqdm import tqdm
 
-from lite_detr import cli, model_zoo
+from lite_detr import cli
 from lite_detr.analysis.attention_maps import find_attentions, record_attention
-from lite_detr.data.image_files import ImageError, read_image
+from lite_detr.analysis.figures import EncoderUpdates, TokenGrid, draw_tokens, scale_strides
+from lite_detr.data.image_files import read_image
+from lite_detr.errors import ConfigError, LiteDetrError, UnknownPartError
 from lite_detr.modeling import DeformableEncoder, InterleavedEncoder, Scales
 from lite_detr.overrides import load_config
 
@@ -45,10 +44,10 @@ CONFIGS = [
 
 
 class Tokenizer:
-    """A detector up to its neck, which says how large an image's scales are.
+    """A detector up to its neck, which sets the size of an image's scales.
 
     Args:
-        cfg: lazy config; its weights are not read.
+        cfg: lazy config; its weights are not loaded.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -58,7 +57,7 @@ class Tokenizer:
 
     @torch.no_grad()
     def grids(self, path: Path) -> list[TokenGrid]:
-        """The tokens of an image that is resized as in the test set."""
+        """Return the tokens of an image, resized as in the test set."""
         inputs = self.mapper({"file_name": str(path)})
         resized = inputs["image"].shape[1:]
         cell = [inputs[name] / side for name, side in zip(("height", "width"), resized)]
@@ -76,9 +75,15 @@ class Tokenizer:
 
 @torch.no_grad()
 def count_updates(encoder: nn.Module) -> EncoderUpdates:
-    """How often an encoder updates each scale, by what its attentions take as queries."""
-    attention = next(iter(find_attentions(encoder).values()))
-    # A pyramid of few tokens; an encoder treats scales alike whatever their size.
+    """Count how often an encoder updates each scale, by the queries of its attentions.
+
+    Raises:
+        UnknownPartError: the encoder has no deformable attention.
+    """
+    attention = next(iter(find_attentions(encoder).values()), None)
+    if attention is None:
+        raise UnknownPartError(f"{type(encoder).__name__} has no deformable attention to count")
+    # A pyramid of few tokens: encoders treat scales of any size alike.
     sides = [2**level for level in reversed(range(attention.num_levels))]
     masks = [torch.zeros(1, side, side, dtype=torch.bool) for side in sides]
     scales = Scales.from_masks(masks, padded=False, dtype=torch.float32)
@@ -91,7 +96,7 @@ def count_updates(encoder: nn.Module) -> EncoderUpdates:
 
 
 def encoder_name(encoder: nn.Module, num_levels: int) -> str:
-    """As the paper writes it."""
+    """Return an encoder's name in the paper's notation."""
     if isinstance(encoder, InterleavedEncoder):
         low = encoder.num_low_levels
         blocks = len(encoder.low_level_ffns)
@@ -102,79 +107,71 @@ def encoder_name(encoder: nn.Module, num_levels: int) -> str:
 
 
 def load_configs(names: Sequence[str], opts: Sequence[str]) -> list[DictConfig]:
-    """The configs with the options applied.
+    """Load configs and apply the overrides.
 
     Raises:
-        FileNotFoundError: there is no such config.
-        ConfigError: it is a YAML file, an option does not fit it, or it has another number of
-            scales than the first.
+        MissingFileError: there is no such config.
+        ConfigError: a config is a YAML file, an override does not fit it, or the configs differ in
+            their number of scales.
     """
     configs = [load_config(name, opts) for name in names]
     first = configs[0].model.num_levels
     for name, cfg in zip(names, configs):
         if cfg.model.num_levels != first:
-            raise model_zoo.ConfigError(
+            raise ConfigError(
                 f"config {name} has {cfg.model.num_levels} scales and {names[0]} has {first}: "
-                "give configs with one number of scales"
+                "give configs with the same number of scales"
             )
     return configs
 
 
-def draw_image(
-    tokenizer: Tokenizer, encoders: Sequence[EncoderUpdates], path: Path
-) -> Figure | None:
-    """The figure of an image, or None and a line on stderr where it cannot be read."""
-    try:
-        image = read_image(str(path), "RGB")
-    except ImageError as error:
-        tqdm.write(f"{path}: skipped: {error}", file=sys.stderr)
-        return None
-    return draw_tokens(image, tokenizer.grids(path), encoders)
+def draw_image(tokenizer: Tokenizer, encoders: Sequence[EncoderUpdates], path: Path) -> Figure:
+    """Draw the figure of an image.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    return draw_tokens(read_image(str(path), "RGB"), tokenizer.grids(path), encoders)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", required=True, type=cli.folder, metavar="DIR", help="made if need be")
-    add(
-        "--config-file",
+    add("--output", required=True, type=cli.folder, metavar="DIR", help="created if needed")
+    cli.add_config_file(
+        parser,
+        required=False,
         action="append",
-        metavar="C",
-        help="a file or a name of the model zoo; may be given several times",
+        help="a file or a model zoo name; may be given several times",
     )
     cli.add_overrides(parser)
     return parser.parse_intermixed_args(argv)
 
 
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the figures and returns the exit status."""
+    """Draw the figures and return the exit status."""
     args = parse_args(argv)
     images, missing = cli.find_images(args.input)
     for text in missing:
-        print(f"{text}: skipped, as it gives no image", file=sys.stderr)
+        print(f"{text}: skipped, as it names no image", file=sys.stderr)
     if not images:
         return 1
-    try:
-        configs = load_configs(args.config_file or CONFIGS, args.opts)
-    except (FileNotFoundError, model_zoo.ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
+    configs = load_configs(args.config_file or CONFIGS, args.opts)
     encoders = [count_updates(instantiate(cfg.model.encoder)) for cfg in configs]
     tokenizer = Tokenizer(configs[0])
     args.output.mkdir(parents=True, exist_ok=True)
     num_drawn = 0
     bar = tqdm(images, unit="image", disable=None)
     for image, picture in zip(bar, cli.picture_paths(images, args.output)):
-        figure = draw_image(tokenizer, encoders, image)
-        if figure is None:
+        try:
+            figure = draw_image(tokenizer, encoders, image)
+        except LiteDetrError as error:
+            tqdm.write(f"{image}: skipped: {error}", file=sys.stderr)
             continue
         figure.savefig(picture, dpi=120)
         figure.savefig(picture.with_suffix(".pdf"))
-        plt.close(figure)
         num_drawn += 1
     num_failures = len(missing) + len(images) - num_drawn
     print(f"figures: {num_drawn}, failures: {num_failures}; they are in {args.output}")

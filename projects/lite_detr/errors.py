@@ -108,6 +108,14 @@ class ExportError(LiteDetrError, RuntimeError):
     """A format cannot hold the detector, or a package or compiler is missing."""
 
 
+class UnknownPartError(LiteDetrError, LookupError):
+    """A model has no such attention, layer or scale; the message names those that it has."""
+
+
+class QueryError(LiteDetrError, ValueError):
+    """An image has no such query, or no detection to take one from."""
+
+
 def user_message(error: BaseException | None) -> str:
     """Return the line that a program prints for an error; empty if only we can mend it."""
     if isinstance(error, LiteDetrError):

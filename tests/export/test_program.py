@@ -5,7 +5,7 @@ import torch
 from small_detectors import CONFIGS, small_detector
 
 from lite_detr.export import check, export_torchscript
-from lite_detr.export.same_padding import traceable_same_padding
+from lite_detr.export.program import traceable_same_padding
 
 timm_layers = pytest.importorskip("timm.layers")
 
@@ -19,7 +19,7 @@ def test_convolutions_give_the_same(kernel, stride, dilation):
     for height, width in [(12, 17), (13, 16), (14, 15), (7, 5)]:
         image = torch.randn(1, 2, height, width)
         expected = convolution(image)
-        with traceable_same_padding():
+        with traceable_same_padding(convolution):
             assert torch.equal(convolution(image), expected)
         assert expected.shape[2:] == (-(-height // stride), -(-width // stride))
 
@@ -27,7 +27,7 @@ def test_convolutions_give_the_same(kernel, stride, dilation):
 def test_sizes_stay_simple_formulas():
     convolutions = torch.nn.Sequential(*(timm_layers.Conv2dSame(1, 1, 3, stride=2) for _ in "abcd"))
     free = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
-    with traceable_same_padding():
+    with traceable_same_padding(convolutions):
         program = torch.export.export(
             convolutions, (torch.zeros(1, 1, 50, 70),), dynamic_shapes=free
         )

@@ -3,14 +3,13 @@
 import copy
 import ctypes
 import logging
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import ImageList
+from programs import run_python
 from small_detectors import CONFIGS, small_config, small_detector, small_inputs
 from torch import nn
 
@@ -18,8 +17,7 @@ import lite_detr
 from lite_detr.inference import (
     OptimizationError,
     keep_freed_memory,
-    kept_geometry,
-    memory,
+    optimize,
     optimize_for_inference,
 )
 from lite_detr.modeling import MultiScaleDeformableAttention
@@ -94,7 +92,7 @@ def test_geometry_is_computed_once_for_a_shape(model, monkeypatch):
     for inputs in (same_sizes(), same_sizes(), mixed_sizes(), same_sizes(), mixed_sizes()):
         optimized.forward_queries(inputs)
     assert len(calls) == 2
-    monkeypatch.setattr(kept_geometry, "MAX_KEPT", 2)
+    monkeypatch.setattr(optimize, "MAX_KEPT", 2)
     # A third shape takes the place of the one that was met longest ago.
     for inputs in (small_inputs(0), mixed_sizes(), same_sizes()):
         optimized.forward_queries(inputs)
@@ -143,7 +141,7 @@ def test_errors_say_what_is_accepted(model):
         optimize_for_inference(model.float(), torch.int8)
 
 
-def test_it_is_at_hand_in_the_package_and_says_what_it_did(model, caplog):
+def test_the_package_offers_it_and_the_log_says_what_it_did(model, caplog):
     caplog.set_level(logging.INFO, "lite_detr")
     lite_detr.optimize_for_inference(model)
     assert "0 batch norms folded, weights in float32" in caplog.text
@@ -157,14 +155,10 @@ def test_compiled_parts_give_the_same_results(model):
         assert (found["pred_boxes"] - expected["pred_boxes"]).abs().max() < 1e-5
 
 
-# How many pages the kernel hands out for ten blocks of 40 MiB, before and after. The file alone is
-# imported, which is sooner done.
-FAULTS = f"""
+# The number of pages that the kernel hands out for ten blocks of 40 MiB, before and after.
+FAULTS = """
 import importlib.util, resource, torch
-
-spec = importlib.util.spec_from_file_location("memory", {memory.__file__!r})
-memory = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(memory)
+from lite_detr.inference import keep_freed_memory
 
 def faults(blocks):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -173,17 +167,17 @@ def faults(blocks):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults(10))
-assert memory.keep_freed_memory()
+assert keep_freed_memory()
 faults(20)  # The heap grows until it has a free block of this size.
 print(faults(10))
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_blocks_are_used_again():
-    command = [sys.executable, "-c", FAULTS]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    before, after = map(int, output.split())
+    run = run_python("-c", FAULTS)
+    assert run.returncode == 0, run.stderr
+    before, after = map(int, run.stdout.split())
     assert before > 10 * 1000 and after < 100
 
 

@@ -30,7 +30,7 @@ from lite_detr.analysis.markdown_page import page, write_tables
 from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.errors import MissingFileError
 from lite_detr.export import check, export_program, save_onnx
-from lite_detr.export.check_onnx import OnnxFile, Reordering, check_onnx
+from lite_detr.export.check import OnnxFile, Reordering, check_onnx
 from lite_detr.overrides import load_config
 
 HEADER = (

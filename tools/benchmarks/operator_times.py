@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 from lite_detr import cli
 from lite_detr.inference import DTYPES
-from lite_detr.inference.optimize import optimize_for_program
-from lite_detr.inference.sixteen_bits import cpu_computes_in
+from lite_detr.inference.optimize import cpu_computes_in, optimize_for_program
 
 PRODUCTS, SAMPLING, NORMS, POINTWISE, COPIES, OTHER = KINDS = (
     "products", "sampling", "norms", "pointwise", "copies", "other",

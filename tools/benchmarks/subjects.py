@@ -6,7 +6,6 @@ import ctypes
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from detectron2.config import instantiate
@@ -16,14 +15,14 @@ from torch import Tensor, nn
 from lite_detr import ops
 from lite_detr.errors import ConfigError
 from lite_detr.inference import keep_freed_memory, optimize
-from lite_detr.inference.memory import M_MMAP_MAX, M_TRIM_THRESHOLD
-from lite_detr.modeling import attention
+from lite_detr.inference.optimize import M_MMAP_MAX, M_TRIM_THRESHOLD
+from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from lite_detr.modeling.detector import Detector
 from lite_detr.overrides import load_config
 
 PYTORCH = {
-    "ms_deform_attn": ops.ms_deform_attn_pytorch,
-    "key_aware_ms_deform_attn": ops.key_aware_ms_deform_attn_pytorch,
+    MultiScaleDeformableAttention: ops.ms_deform_attn_pytorch,
+    KeyAwareDeformableAttention: ops.key_aware_ms_deform_attn_pytorch,
 }
 
 OFF, ON, MEMORY = "off", "on", "freed-memory"
@@ -119,12 +118,16 @@ def build_detector(config: str, overrides: Sequence[str]) -> Detector:
 
 @contextlib.contextmanager
 def operators(kind: str) -> Iterator[None]:
-    """Lets the attention modules call the operators in PyTorch, where the kind is ``pytorch``."""
-    with contextlib.ExitStack() as stack:
+    """Let the attention modules call the operators in PyTorch if the kind is ``pytorch``."""
+    own = {attention: attention.operator for attention in PYTORCH}
+    try:
         if kind == "pytorch":
-            for name, function in PYTORCH.items():
-                stack.enter_context(mock.patch.object(attention, name, function))
+            for attention, operator in PYTORCH.items():
+                attention.operator = staticmethod(operator)
         yield
+    finally:
+        for attention, operator in own.items():
+            attention.operator = staticmethod(operator)
 
 
 def optimized(model: Detector, case: Case) -> Detector:

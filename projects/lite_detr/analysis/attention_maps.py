@@ -1,4 +1,4 @@
-"""Where the attentions of a detector look in a forward pass, and how much each place counts."""
+"""Record where a detector's attentions look in a forward pass, and the weight of each place."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnknownPartError
 from ..modeling.attention import DeformableAttention
 from ..modeling.scales import Scales
-
-
-class UnknownAttention(LookupError):
-    """A model has no such deformable attention; the message names those that it has."""
 
 
 class Samples(NamedTuple):
@@ -21,8 +18,8 @@ class Samples(NamedTuple):
 
     Attributes:
         points: ``[K, 2]``, ``(x, y)`` in the image's ``[0, 1]`` frame.
-        weights: ``[K]``, each a share of what one query takes in one head.
-        levels: ``[K]`` int64, the scale that is sampled, the finest is 0.
+        weights: ``[K]``, each a share of one query's attention in one head.
+        levels: ``[K]`` int64, the sampled scales; the finest is 0.
     """
 
     points: Tensor
@@ -40,8 +37,9 @@ class AttentionMap:
         weights: ``[B, Q, M, L, P]``, which sum to 1 over ``L * P``.
         reference_points: ``[B, Q, L, 2 or 4]``, where the queries look first, in the same frame.
         scales: the geometry of the batch.
-        first_token: where the queries are tokens, as in an encoder, the number of the first one;
-            they are all tokens from there on. None where they are others, as in a decoder.
+        first_token: the index of the token that is the first query, if the queries are tokens, as
+            in an encoder; the other queries are all tokens after it. None for other queries, as in
+            a decoder.
     """
 
     name: str
@@ -53,14 +51,14 @@ class AttentionMap:
 
     @property
     def query_levels(self) -> tuple[int, ...]:
-        """The scales whose tokens are the queries; none where the queries are no tokens."""
+        """The scales whose tokens are the queries; empty if the queries are not tokens."""
         if self.first_token is None:
             return ()
         levels = range(self.scales.num_levels)
         return tuple(level for level in levels if self.scales.start(level) >= self.first_token)
 
     def level_of(self, query: int) -> int | None:
-        """The scale that a query is a token of; None where the queries are no tokens."""
+        """Return the scale of the token that a query is; None if the queries are not tokens."""
         starts = [self.scales.start(level) for level in self.query_levels]
         if not starts:
             return None
@@ -68,37 +66,37 @@ class AttentionMap:
         return self.query_levels[passed - 1]
 
     def point_of(self, query: int, image: int = 0) -> tuple[float, float]:
-        """Where a query looks first, ``(x, y)`` in its image's ``[0, 1]`` frame."""
+        """Return where a query looks first, ``(x, y)`` in its image's ``[0, 1]`` frame."""
         point = self.reference_points[image, query, 0, :2] / self.scales.valid_ratios[image, 0]
         return tuple(point.tolist())
 
     def nearest_query(self, point: tuple[float, float], image: int = 0) -> int:
-        """The query that looks first at what is nearest to a point of the image's ``[0, 1]`` frame.
+        """Return the query that first looks nearest to a point of the image's ``[0, 1]`` frame.
 
-        Of an encoder's queries, which are tokens of several scales, one of the finest scale.
+        For an encoder, whose queries are tokens of several scales, this is one of the finest scale.
         """
         centers = self.reference_points[image, :, 0, :2]
         if self.query_levels:
             height, width = self.scales.shapes[self.query_levels[0]]
             centers = centers[: height * width]
         wanted = centers.new_tensor(point) * self.scales.valid_ratios[image, 0]
-        # In cells, whose sides are equally long.
+        # In cells, which are square.
         distances = ((centers - wanted) / self.scales.cell_sizes[0]).square().sum(-1)
         return int(distances.argmin())
 
     def strongest(
         self, count: int, image: int = 0, query: int | None = None, level: int | None = None
     ) -> Samples:
-        """The heaviest samples over all heads and points.
+        """Return the samples of the highest weights, over all heads and points.
 
-        What lies outside the image is left out, as attention reads zeros there, and so are queries
-        that are padding.
+        Samples outside the image are omitted, as attention reads zeros there, and so are those of
+        queries on padding.
 
         Args:
-            count: at most so many.
-            image: of the batch.
-            query: of which query; None takes those of all.
-            level: on which scale; None takes those on all.
+            count: the largest number of samples to return.
+            image: index of the image in the batch.
+            query: index of the query; None includes all.
+            level: index of the scale; None includes all.
         """
         queries = slice(None) if query is None else slice(query, query + 1)
         levels = range(self.scales.num_levels) if level is None else [level]
@@ -119,31 +117,31 @@ class AttentionMap:
 def record_attention(
     model: nn.Module, names: Collection[str] | None = None
 ) -> Iterator[list[AttentionMap]]:
-    """Records what deformable attentions do while the context lasts.
+    """Record what deformable attentions do inside the context.
 
         with record_attention(model, ["encoder.layers.5.self_attn"]) as maps:
             model(inputs)
 
-    The forward pass stays as it is, fused kernels included: a hook takes the inputs of each
-    attention and makes locations and weights of them once more, without gradients. So recording
-    takes time and memory, for key-aware attention that of all sampled keys; name the attentions
-    that are wanted. Afterwards the hooks are gone.
+    The forward pass stays as it is, fused kernels included: a hook gets the inputs of each
+    attention and computes its locations and weights again, without gradients. So recording costs
+    time and memory, for key-aware attention that of all sampled keys; name the attentions that you
+    need. The hooks are removed at the end.
 
     Args:
         model: a detector, or any module with deformable attentions.
         names: of the attentions, see :func:`attention_names`; None records all.
 
     Yields:
-        A list that grows by a map with each call, in the order of the calls, on the model's device.
+        A list that gets one map per call of an attention, in order, on the model's device.
 
     Raises:
-        UnknownAttention: the model has no attention of a given name.
+        UnknownPartError: the model has no attention of a given name.
     """
     attentions = find_attentions(model)
     names = list(attentions) if names is None else names
     unknown = [name for name in names if name not in attentions]
     if unknown:
-        raise UnknownAttention(
+        raise UnknownPartError(
             f"no deformable attention is named {', '.join(unknown)}; there are "
             f"{', '.join(attentions) or 'none'}"
         )
@@ -164,11 +162,11 @@ def record_attention(
 
 
 def attention_names(model: nn.Module, part: str = "") -> list[str]:
-    """The deformable attentions of a model, first layer to last.
+    """Return the names of a model's deformable attentions, first layer to last.
 
     Args:
         model: a detector, or any module with deformable attentions.
-        part: names begin with it, ``encoder`` or ``decoder``; empty gives all.
+        part: what the names start with, such as ``encoder`` or ``decoder``; empty returns all.
     """
     return [name for name in find_attentions(model) if name.startswith(part)]
 
@@ -187,7 +185,7 @@ def make_map(
     memory: Tensor,
     scales: Scales,
 ) -> AttentionMap:
-    """What an attention does with the inputs of its forward pass."""
+    """Return the map of an attention, from the inputs of its forward pass."""
     locations = module.sampling_locations(query, reference_points, scales)
     return AttentionMap(
         name=name,
@@ -200,7 +198,7 @@ def make_map(
 
 
 def first_token(reference_points: Tensor, scales: Scales) -> int | None:
-    """From which token on tokens are the queries: those look first at their own centres."""
+    """Return the first token that is a query; such queries look first at their own centres."""
     first = scales.num_tokens - reference_points.shape[1]
     if first < 0 or not torch.equal(reference_points, scales.reference_points[:, first:]):
         return None

@@ -1,32 +1,32 @@
-"""Multiply-adds, parameters and tokens of a detector, counted by fvcore."""
+"""Count the multiply-adds, parameters and tokens of a detector, with fvcore."""
 
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from ..modeling import attention
+from ..modeling.attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from ..modeling.detector import Detector, evaluating
 from ..ops import key_aware_ms_deform_attn, ms_deform_attn
 
-# The parts whose operations are told apart; the total also holds the neck and the proposals.
+# The parts that are counted separately; the total also includes the neck and the proposals.
 PARTS = ("backbone", "encoder", "decoder")
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one image costs a detector.
+    """The cost of one image.
 
     Attributes:
-        flops: multiply-adds of the whole model, and of each of ``PARTS``; a multiply-add is one
-            operation, as papers on detectors count.
-        parameters: all of them, frozen ones too; statistics of normalisations are none.
-        tokens: of each scale, high resolution first.
+        flops: multiply-adds of the whole model (``total``) and of each of ``PARTS``; a multiply-add
+            is one operation, as papers on detectors count.
+        parameters: the number of all parameters, frozen ones included; statistics of normalisations
+            are not parameters.
+        tokens: the number on each scale, high resolution first.
     """
 
     flops: dict[str, float]
@@ -35,20 +35,20 @@ class ModelCost:
 
 
 def count_cost(model: Detector, height: int, width: int) -> ModelCost:
-    """Counts what a detector does for one image, whichever operators run.
+    """Count what a detector does for one image, whichever operators run.
 
-    As in counts of the reference implementations, bilinear sampling is not counted, while the two
+    As in the counts of the reference implementations, bilinear sampling is not counted, and the two
     dot products of key-aware attention are.
     """
     image = torch.zeros(3, height, width, device=model.device)
-    with evaluating(model), _single_operators(), torch.no_grad():
-        inference = _Inference(model)
+    with evaluating(model), single_operators(model), torch.no_grad():
+        inference = SingleImageDetector(model)
         counter = FlopCountAnalysis(inference, (image,))
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         counter.tracer_warnings("none")
-        counter.set_op_handle("lite_detr_flops::ms_deform_attn", _count_nothing)
-        counter.set_op_handle("lite_detr_flops::key_aware_ms_deform_attn", _count_dot_products)
-        counter.set_op_handle("aten::scaled_dot_product_attention", _count_self_attention)
+        counter.set_op_handle("lite_detr_flops::ms_deform_attn", count_nothing)
+        counter.set_op_handle("lite_detr_flops::key_aware_ms_deform_attn", count_dot_products)
+        counter.set_op_handle("aten::scaled_dot_product_attention", count_self_attention)
         by_module = counter.by_module()
     flops = {"total": float(by_module[""])}
     flops |= {part: float(by_module[f"detector.{part}"]) for part in PARTS}
@@ -59,11 +59,11 @@ def count_cost(model: Detector, height: int, width: int) -> ModelCost:
     )
 
 
-class _Inference(nn.Module):
+class SingleImageDetector(nn.Module):
     """A detector as a function of one image, since fvcore traces functions of tensors.
 
     Attributes:
-        tokens: of each scale of the last image.
+        tokens: of each scale of the latest image.
     """
 
     def __init__(self, detector: Detector):
@@ -79,30 +79,43 @@ class _Inference(nn.Module):
 
 
 # The operators under names of their own, which a tracer does not look into.
-_ms_deform_attn = torch.library.custom_op(
-    "lite_detr_flops::ms_deform_attn", ms_deform_attn, mutates_args=()
-)
-_key_aware_ms_deform_attn = torch.library.custom_op(
-    "lite_detr_flops::key_aware_ms_deform_attn", key_aware_ms_deform_attn, mutates_args=()
-)
+SINGLE_OPERATORS = {
+    MultiScaleDeformableAttention: torch.library.custom_op(
+        "lite_detr_flops::ms_deform_attn", ms_deform_attn, mutates_args=()
+    ),
+    KeyAwareDeformableAttention: torch.library.custom_op(
+        "lite_detr_flops::key_aware_ms_deform_attn", key_aware_ms_deform_attn, mutates_args=()
+    ),
+}
 
 
 @contextlib.contextmanager
-def _single_operators() -> Iterator[None]:
-    """Shows each attention to a tracer as one operator, so that its parts are not counted."""
-    with (
-        mock.patch.object(attention, "ms_deform_attn", _ms_deform_attn),
-        mock.patch.object(attention, "key_aware_ms_deform_attn", _key_aware_ms_deform_attn),
-    ):
+def single_operators(model: nn.Module) -> Iterator[None]:
+    """Show each of the model's attentions to a tracer as one operator.
+
+    Otherwise the tracer would count the steps of the operators in PyTorch.
+    """
+    attentions = {
+        module: operator
+        for module in model.modules()
+        for kind, operator in SINGLE_OPERATORS.items()
+        if isinstance(module, kind)
+    }
+    for attention, operator in attentions.items():
+        attention.operator = operator
+    try:
         yield
+    finally:
+        for attention in attentions:
+            del attention.operator
 
 
-def _count_nothing(inputs: list, outputs: list) -> Counter:
+def count_nothing(inputs: list, outputs: list) -> Counter:
     return Counter(ms_deform_attn=0)
 
 
-def _count_dot_products(inputs: list, outputs: list) -> Counter:
-    """Query times key and weight times value, for each of the ``L * P`` points of a query."""
+def count_dot_products(inputs: list, outputs: list) -> Counter:
+    """Count query times key and weight times value, for each of a query's ``L * P`` points."""
     batch, queries, heads, channels = inputs[0].type().sizes()
     levels, points = inputs[5].type().sizes()[3:5]
     return Counter(
@@ -110,8 +123,8 @@ def _count_dot_products(inputs: list, outputs: list) -> Counter:
     )
 
 
-def _count_self_attention(inputs: list, outputs: list) -> Counter:
-    """Query times key and weight times value, for each pair of queries."""
+def count_self_attention(inputs: list, outputs: list) -> Counter:
+    """Count query times key and weight times value, for each pair of queries."""
     batch, heads, queries, channels = inputs[0].type().sizes()
     keys = inputs[1].type().sizes()[2]
     return Counter(attention=2 * batch * heads * queries * keys * channels)

@@ -115,7 +115,7 @@ def fold(convolution: nn.Conv2d, norm: Norm) -> None:
     convolution.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 
-def what_is_left(norm: Norm) -> nn.Module:
+def without_norm(norm: Norm) -> nn.Module:
     """Return what a norm does besides normalising, to take the place of a folded one."""
     if hasattr(norm, "act") and hasattr(norm, "drop"):
         # timm's BatchNormAct2d

@@ -1,6 +1,7 @@
 """Deformable and key-aware deformable attention over multi-scale tokens."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,12 @@ class DeformableAttention(nn.Module):
         num_heads: ``M``
         num_levels: ``L``
         num_points: ``P``, for each head and scale.
+
+    Attributes:
+        operator: samples and sums up; one of :mod:`lite_detr.ops`.
     """
+
+    operator: Callable
 
     def __init__(
         self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
@@ -120,6 +126,8 @@ class DeformableAttention(nn.Module):
 class MultiScaleDeformableAttention(DeformableAttention):
     """Weights regressed from the query (Deformable DETR, arXiv 2010.04159, section 4.1)."""
 
+    operator = staticmethod(ms_deform_attn)
+
     def __init__(
         self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
     ):
@@ -134,7 +142,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
 
     def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
         value = self.project(self.value_proj, memory, scales)
-        return ms_deform_attn(
+        return self.operator(
             value,
             scales.spatial_shapes,
             scales.level_start_index,
@@ -156,6 +164,8 @@ class KeyAwareDeformableAttention(DeformableAttention):
         key_proj: True projects keys on their own; False takes the values as keys, as the released
             models do.
     """
+
+    operator = staticmethod(key_aware_ms_deform_attn)
 
     def __init__(
         self,
@@ -179,7 +189,7 @@ class KeyAwareDeformableAttention(DeformableAttention):
     def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
         value = self.project(self.value_proj, memory, scales)
         key = value if self.key_proj is None else self.project(self.key_proj, memory, scales)
-        return key_aware_ms_deform_attn(
+        return self.operator(
             self.query_proj(query).unflatten(-1, (self.num_heads, -1)),
             key,
             value,
