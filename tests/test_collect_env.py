@@ -53,7 +53,7 @@ def test_the_report_says_what_is_installed_and_where(quick):
         assert line_of(report, f"operators on {device}").startswith(ops.backend(device))
     for name in ("torch", "torchvision", "pycocotools", "omegaconf", "numpy"):
         assert f"{name} {importlib.metadata.version(name)}\n" in report
-    assert "cannot be told" not in report
+    assert "failed" not in report
     assert report.endswith("Detectron2's report")
 
 
@@ -66,7 +66,7 @@ def test_packages_that_are_not_there_are_said_to_be_missing(monkeypatch):
 def test_variables_that_are_set_are_named(monkeypatch):
     for name in collect_env.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert collect_env.variables() == "nothing set that lite_detr reads"
+    assert collect_env.variables() == "no variable set that lite_detr reads"
     monkeypatch.setenv("LITE_DETR_CPU_CAPABILITY", "avx2")
     assert collect_env.variables() == "LITE_DETR_CPU_CAPABILITY=avx2"
 
@@ -92,7 +92,7 @@ from lite_detr import collect_env
 print(collect_env.attempt(collect_env.cpu_operators))
 """
     run = run_python(code, LITE_DETR_CPU_CAPABILITY="sse9")
-    assert "cannot be told: ValueError: LITE_DETR_CPU_CAPABILITY must be" in run.stdout
+    assert "failed: ValueError: LITE_DETR_CPU_CAPABILITY must be" in run.stdout
     assert "unset it" in run.stdout
 
 
@@ -104,7 +104,7 @@ def test_a_part_that_fails_leaves_the_others(quick, monkeypatch, part):
     whole = collect_env.collect_env_info().splitlines()
     monkeypatch.setattr(collect_env, part, broken)
     report = collect_env.collect_env_info()
-    assert report.count("cannot be told: OSError: it is broken") == 1
+    assert report.count("failed: OSError: it is broken") == 1
     kept = [line for line in report.splitlines() if "it is broken" not in line]
     assert kept and set(kept) < set(whole)
 
@@ -121,7 +121,7 @@ def test_where_both_reports_fail_ours_stands(quick):
     report = collect_env.collect_env_info()
     assert line_of(report, "lite_detr")
     assert "OSError: one" in report
-    assert report.endswith("cannot be told: RuntimeError: two")
+    assert report.endswith("failed: RuntimeError: two")
 
 
 def run_command(*arguments, path):
@@ -145,7 +145,7 @@ def test_an_extension_that_does_not_load_is_reported_with_its_error(tmp_path):
     assert line_of(run.stdout, "operators on cpu") == "pytorch"
     # With what the loader says of the file.
     assert line_of(run.stdout, "extension").startswith(f"{extension}, not loaded: {extension}: ")
-    assert line_of(run.stdout, "commit") == "none, as this is no checkout"
+    assert line_of(run.stdout, "commit") == "none, as this is not a checkout"
     assert "python -m lite_detr.collect_env" in run.stderr
 
 

@@ -1,9 +1,9 @@
-"""What a report of a problem needs to say about the machine and the installation.
+"""Describe the machine and the installation, for a report of a problem.
 
     python -m lite_detr.collect_env
 
-Where ``import lite_detr`` itself fails, run this file: ``python -P collect_env.py``. No part of the
-report depends on another: what fails is named in its place.
+If ``import lite_detr`` itself fails, run this file: ``python -P collect_env.py``. The parts of the
+report are independent: one that fails is replaced by its error.
 """
 
 import importlib.metadata
@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-# A checkout has projects/lite_detr/ in it.
+# A checkout contains projects/lite_detr/.
 CHECKOUT = Path(__file__).resolve().parents[2]
 # By the names under which pip installs them.
 PACKAGES = (
@@ -27,7 +27,7 @@ VARIABLES = (
 
 
 def collect_env_info() -> str:
-    """The report: our part as a table, and Detectron2's below it."""
+    """Return the report: our part as a table, and Detectron2's below it."""
     parts = {
         "lite_detr": package,
         "commit": commit,
@@ -39,19 +39,19 @@ def collect_env_info() -> str:
     }
     width = max(map(len, parts)) + 2
     lines = []
-    for name, tell in parts.items():
-        text = attempt(tell).replace("\n", "\n" + " " * width)
+    for name, describe in parts.items():
+        text = attempt(describe).replace("\n", "\n" + " " * width)
         lines.append(f"{name:{width}}{text}")
-    return "\n".join([*lines, "", attempt(surroundings)])
+    return "\n".join([*lines, "", attempt(system)])
 
 
-def attempt(tell: Callable[[], str]) -> str:
-    """What a part of the report says, or why it cannot."""
+def attempt(describe: Callable[[], str]) -> str:
+    """Return a part of the report, or the error that it raises."""
     try:
-        return tell()
-    # A report of what is broken ends at nothing that is.
+        return describe()
+    # Nothing that is broken may end a report of what is broken.
     except Exception as error:
-        return f"cannot be told: {type(error).__name__}: {error}"
+        return f"failed: {type(error).__name__}: {error}"
 
 
 def package() -> str:
@@ -61,9 +61,9 @@ def package() -> str:
 
 
 def commit() -> str:
-    """That of the checkout, with ``-dirty`` where files differ from it."""
+    """Return the checkout's commit, with ``-dirty`` if files differ from it."""
     if not (CHECKOUT / ".git").exists():
-        return "none, as this is no checkout"
+        return "none, as this is not a checkout"
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"]
     run = subprocess.run(command, capture_output=True, text=True)
     return run.stdout.strip() or run.stderr.strip()
@@ -92,7 +92,7 @@ def cuda_operators() -> str:
 
 
 def extension() -> str:
-    """Where it is, and the whole error where it does not load."""
+    """Return where the extension is, and the whole error if it does not load."""
     from lite_detr.ops import native
 
     spec = importlib.util.find_spec("lite_detr._C")
@@ -101,13 +101,13 @@ def extension() -> str:
 
 
 def variables() -> str:
-    """Those that change what is built and what runs."""
+    """Return the environment variables that change what is built and what runs."""
     given = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    return "\n".join(given) or "nothing set that lite_detr reads"
+    return "\n".join(given) or "no variable set that lite_detr reads"
 
 
 def packages() -> str:
-    """Without importing them, as a broken one would not let itself be imported."""
+    """Return the versions of packages without importing them, as one may be broken."""
     return "\n".join(f"{name} {version(name)}" for name in PACKAGES)
 
 
@@ -118,12 +118,13 @@ def version(name: str) -> str:
         return "(not installed)"
 
 
-def surroundings() -> str:
-    """Detectron2's report of Python, PyTorch, compilers and GPUs; PyTorch's own where it fails."""
+def system() -> str:
+    """Return Detectron2's report of Python, PyTorch, compilers and GPUs, or else PyTorch's."""
     try:
         from detectron2.utils.collect_env import collect_env_info
 
         return collect_env_info()
+    # It runs compilers and GPU tools, which fail in many ways.
     except Exception as error:
         return f"Detectron2's report failed: {type(error).__name__}: {error}\n\n" + attempt(pytorch)
 
