@@ -20,7 +20,7 @@ from lite_detr.modeling import (
 HEIGHT, WIDTH = 64, 96
 TOKENS = (8 * 12, 4 * 6, 2 * 3, 1 * 2)
 ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAttention}
-# Of tests/helpers/configs/tiny.py, but for the hidden width.
+# Of tests/helpers/configs/tiny.py.
 C, HIDDEN, HEADS, LEVELS, POINTS, QUERIES, CLASSES = 32, 48, 4, 4, 4, 10, 80
 BOTH = pytest.mark.parametrize(
     "encoder, kind", [(e, kind) for e in ("full", "interleaved") for kind in ATTENTIONS]
@@ -34,7 +34,6 @@ def make_tiny():
     def make(encoder="interleaved", kind="kda"):
         config = LazyConfig.load(str(CONFIGS / "tiny.py")).model
         config.encoder.layer.attention._target_ = ATTENTIONS[kind]
-        config.encoder.layer.ffn.hidden_dim = HIDDEN
         if encoder == "full":
             config.encoder = LazyCall(DeformableEncoder)(layer=config.encoder.layer, num_layers=2)
         return instantiate(config)

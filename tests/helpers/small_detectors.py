@@ -1,6 +1,9 @@
-"""Small detectors, inputs for them, and what the tests of every detector ask of one."""
+"""Small detectors, inputs for them, and what the tests of every detector ask of one.
 
-import pytest
+There is one way to make a detector small: :func:`shrink`, on a config of the model zoo. The configs
+in ``tests/helpers/configs``, which programs load, use it as well.
+"""
+
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.layers import ShapeSpec
@@ -9,16 +12,28 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from lite_detr import model_zoo
+from lite_detr.modeling import (
+    DeformableEncoder,
+    InterleavedEncoder,
+    KeyAwareDeformableAttention,
+    MultiScaleDeformableAttention,
+)
 
+# The lite form of each detector.
 CONFIGS = {
     "deformable_detr": "deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py",
     "dino": "dino/lite_dino_r50_h3l1_2p1x3_36ep.py",
     "h_detr": "h_detr/lite_h_detr_r50_h3l1_2p1x3_36ep.py",
 }
+# The forms of Deformable DETR.
+FORMS = {
+    form: f"deformable_detr/deformable_detr_r50_{form}_50ep.py"
+    for form in ("single_stage", "refine", "two_stage")
+}
+ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAttention}
 CLASSES = 5
-
-ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
-ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])
+WIDTH, QUERIES = 64, 10
+ONE_TO_MANY = 20
 
 
 class TinyBackbone(Backbone):
@@ -44,32 +59,74 @@ class TinyBackbone(Backbone):
         return features
 
 
-def small_config(name, **changes):
-    """The lazy model of a detector; DINO without denoising, which is random."""
-    model = model_zoo.get_config(CONFIGS[name]).model
+def narrow(model, width=32):
+    """Make the lazy config of a detector narrow, in place: its graph and its counts stay."""
+    model.embed_dim = width
+    model.encoder.layer.attention.num_heads = 4
+    model.encoder.layer.ffn.hidden_dim = 48
+    if "stages" in model.backbone:
+        model.backbone.stages.depth = 18
+        model.backbone.stages.pop("stride_in_1x1", None)  # basic blocks have no 1x1 convolution
+    return model
+
+
+def shrink(model, width=32):
+    """Make the lazy config of a detector narrow and shallow, with few queries, in place."""
+    narrow(model, width)
+    if "num_blocks" in model.encoder:
+        model.encoder.num_blocks = 1
+    else:
+        model.encoder.num_layers = 2
+    model.queries.num_queries = QUERIES
+    if "num_one_to_many" in model.queries:
+        model.queries.num_one_to_many = ONE_TO_MANY
+    if "denoising" in model:
+        model.denoising.num_queries = 9
+    model.decoder.heads.num_layers = 2
+    return model
+
+
+def small_config(name, encoder=None, attention=None, denoising=False, **changes):
+    """The lazy model of a small detector with `TinyBackbone` and `CLASSES` classes.
+
+    Args:
+        name: a key of `CONFIGS` or of `FORMS`.
+        encoder: ``"full"`` or ``"interleaved"``, in place of the config's.
+        attention: ``"msda"`` or ``"kda"``, in place of the config's.
+        denoising: of DINO; it is random.
+        changes: keys of the config and their values.
+    """
+    model = model_zoo.get_config((CONFIGS | FORMS)[name]).model
     model.backbone = LazyCall(TinyBackbone)()
     model.num_classes = CLASSES
-    model.embed_dim = 64
-    model.encoder.num_blocks = 1
-    model.encoder.layer.attention.num_heads = 4
     model.encoder.layer.dropout = 0.0
-    model.encoder.layer.ffn.hidden_dim = 48
-    model.queries.num_queries = 10
-    model.decoder.heads.num_layers = 2
-    if name == "dino":
+    layer = model.encoder.layer
+    if encoder == "full":
+        model.encoder = LazyCall(DeformableEncoder)(layer=layer, num_layers=2)
+    elif encoder == "interleaved":
+        model.encoder = LazyCall(InterleavedEncoder)(
+            layer=layer, num_high_levels=3, num_blocks=1, updates_per_block=2
+        )
+    if attention is not None:
+        model.encoder.layer.attention._target_ = ATTENTIONS[attention]
+    shrink(model, WIDTH)
+    if name == "dino" and not denoising:
         model.denoising = None
     if name == "h_detr":
-        model.queries.num_one_to_many = 20
         model.one_to_many = 2
     for key, value in changes.items():
         model[key] = value
     return model
 
 
-def small_detector(name, **changes):
-    """In float64, with the same weights every time, of which none is where it was initialised."""
+def small_detector(name, **options):
+    """In float64, with the same weights every time, of which none is where it was initialised.
+
+    Args:
+        options: of `small_config`.
+    """
     torch.manual_seed(0)
-    model = instantiate(small_config(name, **changes)).double()
+    model = instantiate(small_config(name, **options)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -1,28 +1,10 @@
 import pytest
 import small_detectors
 import torch
-from small_detectors import TinyBackbone
+from detectron2.config import instantiate
+from small_detectors import small_config
 
-from lite_detr.modeling import (
-    DecoderLayer,
-    DeformableDecoder,
-    DeformableDETR,
-    DeformableEncoder,
-    EncoderLayer,
-    FeedForward,
-    HungarianMatcher,
-    InterleavedEncoder,
-    KeyAwareDeformableAttention,
-    LearnedQueries,
-    MultiScaleDeformableAttention,
-    PredictionHeads,
-    Scales,
-    SetCriterion,
-    SinePositionEncoding,
-    TwoStageQueries,
-)
-
-ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAttention}
+from lite_detr.modeling import Scales
 
 
 @pytest.fixture(autouse=True)
@@ -30,57 +12,14 @@ def seed():
     torch.manual_seed(0)
 
 
-def build_detector(
-    form="two_stage",
-    encoder="full",
-    attention="msda",
-    *,
-    embed_dim=64,
-    num_classes=5,
-    num_queries=12,
-    num_layers=2,
-    **options,
-):
-    def sampler():
-        return ATTENTIONS[attention](embed_dim, num_heads=4, num_levels=4, num_points=2)
-
-    def ffn():
-        return FeedForward(embed_dim, hidden_dim=48, dropout=0.0)
-
-    layer = EncoderLayer(sampler(), ffn(), dropout=0.0)
-    if encoder == "full":
-        encoder = DeformableEncoder(layer, num_layers=2)
-    else:
-        encoder = InterleavedEncoder(layer, num_high_levels=3, num_blocks=1, updates_per_block=2)
-    if form == "two_stage":
-        queries = TwoStageQueries(embed_dim, num_classes, num_queries)
-    else:
-        queries = LearnedQueries(embed_dim, num_queries)
-    heads = PredictionHeads(
-        embed_dim,
-        num_classes,
-        num_layers,
-        shared=form == "single_stage",
-        size_bias=0.0 if form == "two_stage" else -2.0,
-    )
-    decoder_layer = DecoderLayer(sampler(), ffn(), dropout=0.0)
-    return DeformableDETR(
-        backbone=options.pop("backbone", None) or TinyBackbone(),
-        embed_dim=embed_dim,
-        num_classes=num_classes,
-        position_encoding=SinePositionEncoding(embed_dim),
-        encoder=encoder,
-        queries=queries,
-        decoder=DeformableDecoder(decoder_layer, heads, refine=form != "single_stage"),
-        criterion=SetCriterion(HungarianMatcher()),
-        **options,
-    )
-
-
 @pytest.fixture
 def make_detector():
-    """``make_detector(form, encoder, attention, **options)``: a model without dropout."""
-    return build_detector
+    """``make_detector(name, encoder, attention, **options)``: a model without dropout."""
+
+    def make(name="two_stage", encoder="full", attention="msda", **options):
+        return instantiate(small_config(name, encoder, attention, **options))
+
+    return make
 
 
 @pytest.fixture

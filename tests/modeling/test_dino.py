@@ -1,9 +1,12 @@
+import functools
+
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from small_detectors import (
-    ATTENTIONS,
-    ENCODERS,
+    CLASSES,
+    QUERIES,
+    WIDTH,
     assert_infers,
     assert_trains,
     count,
@@ -17,18 +20,16 @@ from lite_detr.modeling import (
     ContrastiveDenoising,
     DecoderLayer,
     DeformableDecoder,
-    DinoQueries,
     FeedForward,
-    HungarianMatcher,
     MultiScaleDeformableAttention,
     PredictionHeads,
     ReferencePosition,
-    SetCriterion,
 )
 from lite_detr.modeling.heads import Predictions
 from lite_detr.modeling.queries import Queries
 
-EMBED_DIM, CLASSES, QUERIES = 64, 5, 12
+ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
+ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])
 MATCHING = ("", "_0", "_enc")
 DENOISING = ("_dn", "_dn_0")
 
@@ -36,31 +37,7 @@ DENOISING = ("_dn", "_dn_0")
 @pytest.fixture
 def make_dino(make_detector):
     """``make_dino(encoder, attention, denoising)``: a model without dropout."""
-
-    def make(encoder="full", attention="msda", denoising=True):
-        parts = make_detector("two_stage", encoder, attention)
-        heads = PredictionHeads(EMBED_DIM, CLASSES, num_layers=2, shared=True, border=1e-3)
-        return DINO(
-            backbone=parts.backbone,
-            embed_dim=EMBED_DIM,
-            num_classes=CLASSES,
-            position_encoding=parts.position_encoding,
-            encoder=parts.encoder,
-            queries=DinoQueries(EMBED_DIM, CLASSES, QUERIES),
-            decoder=DeformableDecoder(
-                parts.decoder.layers[0],
-                heads,
-                look_forward_twice=True,
-                query_pos=ReferencePosition(EMBED_DIM),
-                norm=nn.LayerNorm(EMBED_DIM),
-            ),
-            criterion=SetCriterion(HungarianMatcher(), weight_class=1.0),
-            denoising=(
-                ContrastiveDenoising(EMBED_DIM, CLASSES, num_queries=9) if denoising else None
-            ),
-        )
-
-    return make
+    return functools.partial(make_detector, "dino", denoising=True)
 
 
 @pytest.fixture
@@ -207,7 +184,7 @@ def test_tiny_images(make_dino, make_input, sizes):
 def test_mixed_precision(make_dino, batch):
     model = make_dino("interleaved", "kda", denoising=False)
     expected = sum(model(batch).values())
-    model.denoising = ContrastiveDenoising(EMBED_DIM, CLASSES, num_queries=9)
+    model.denoising = ContrastiveDenoising(WIDTH, CLASSES, num_queries=9)
     with torch.autocast("cpu", torch.bfloat16):
         losses = model(batch)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}

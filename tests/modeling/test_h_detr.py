@@ -1,28 +1,27 @@
+import functools
+
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
 from small_detectors import (
-    ATTENTIONS,
-    ENCODERS,
+    CLASSES,
+    ONE_TO_MANY,
+    QUERIES,
     assert_infers,
     assert_trains,
     count,
     loss_names,
     record,
+    small_config,
 )
 
-from lite_detr.modeling import (
-    HDETR,
-    DeformableDecoder,
-    HungarianMatcher,
-    HybridQueries,
-    PredictionHeads,
-    SetCriterion,
-)
+from lite_detr.modeling import HDETR
 from lite_detr.modeling.heads import Predictions
 from lite_detr.modeling.targets import Target
 
-EMBED_DIM, CLASSES, ONE_TO_ONE, ONE_TO_MANY = 64, 5, 8, 16
+ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
+ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])
 MATCHED_ONCE = ("", "_0", "_enc")
 MATCHED_OFTEN = ("_one2many", "_one2many_0")
 
@@ -30,33 +29,7 @@ MATCHED_OFTEN = ("_one2many", "_one2many_0")
 @pytest.fixture
 def make_h_detr(make_detector):
     """``make_h_detr(encoder, attention, **options)``: a model without dropout."""
-
-    def make(
-        encoder="full",
-        attention="msda",
-        num_one_to_many=ONE_TO_MANY,
-        look_forward_twice=True,
-        one_to_many=3,
-        **options,
-    ):
-        parts = make_detector("two_stage", encoder, attention)
-        heads = PredictionHeads(EMBED_DIM, CLASSES, num_layers=2)
-        return HDETR(
-            backbone=parts.backbone,
-            embed_dim=EMBED_DIM,
-            num_classes=CLASSES,
-            position_encoding=parts.position_encoding,
-            encoder=parts.encoder,
-            queries=HybridQueries(EMBED_DIM, CLASSES, ONE_TO_ONE, num_one_to_many),
-            decoder=DeformableDecoder(
-                parts.decoder.layers[0], heads, look_forward_twice=look_forward_twice
-            ),
-            criterion=SetCriterion(HungarianMatcher()),
-            one_to_many=one_to_many,
-            **options,
-        )
-
-    return make
+    return functools.partial(make_detector, "h_detr", one_to_many=3)
 
 
 @pytest.fixture
@@ -75,7 +48,7 @@ def test_training(make_h_detr, batch, perturb, encoder, attention):
 @ATTENTIONS
 def test_inference(make_h_detr, make_input, perturb, encoder, attention):
     """Of the one-to-one queries alone."""
-    assert_infers(perturb(make_h_detr(encoder, attention)), make_input, ONE_TO_ONE, CLASSES)
+    assert_infers(perturb(make_h_detr(encoder, attention)), make_input, QUERIES, CLASSES)
 
 
 def test_inference_does_without_one_to_many_queries(make_h_detr, make_input, perturb):
@@ -83,17 +56,17 @@ def test_inference_does_without_one_to_many_queries(make_h_detr, make_input, per
     inputs = [make_input(64, 96)]
     expected = model.forward_queries(inputs)
     with torch.no_grad():
-        model.queries.content.weight[ONE_TO_ONE:].normal_()
+        model.queries.content.weight[QUERIES:].normal_()
     model.one_to_many, model.weight_one_to_many = 1, 0.0
     for name, tensor in model.forward_queries(inputs).items():
         assert torch.equal(tensor, expected[name])
     with torch.no_grad():
-        model.queries.content.weight[:ONE_TO_ONE].normal_()
+        model.queries.content.weight[:QUERIES].normal_()
     changed = model.forward_queries(inputs)["pred_logits"]
     assert not torch.allclose(changed, expected["pred_logits"])
 
 
-@pytest.mark.parametrize("changed", range(0, ONE_TO_ONE + ONE_TO_MANY, 5))
+@pytest.mark.parametrize("changed", range(0, QUERIES + ONE_TO_MANY, 5))
 def test_the_two_kinds_of_queries_do_not_see_each_other(make_h_detr, batch, perturb, changed):
     """In training a query's content changes all predictions of its kind and none of the other."""
     model = perturb(make_h_detr()).double()
@@ -102,10 +75,10 @@ def test_the_two_kinds_of_queries_do_not_see_each_other(make_h_detr, batch, pert
     with torch.no_grad():
         model.queries.content.weight[changed] += 1.0
     model(batch)
-    kinds = slice(0, ONE_TO_ONE), slice(ONE_TO_ONE, None)
-    own, other = kinds if changed < ONE_TO_ONE else kinds[::-1]
+    kinds = slice(0, QUERIES), slice(QUERIES, None)
+    own, other = kinds if changed < QUERIES else kinds[::-1]
     for before, after in zip(*decoded, strict=True):
-        assert before.logits.shape == (3, ONE_TO_ONE + ONE_TO_MANY, CLASSES)
+        assert before.logits.shape == (3, QUERIES + ONE_TO_MANY, CLASSES)
         torch.testing.assert_close(after.logits[:, other], before.logits[:, other])
         torch.testing.assert_close(after.boxes[:, other], before.boxes[:, other])
         difference = (after.logits - before.logits)[:, own].abs().amax(-1)
@@ -122,7 +95,7 @@ def test_one_to_many_losses_are_those_of_repeated_targets(make_h_detr, batch, pe
         Target(torch.cat([target.labels] * 3), torch.cat([target.boxes] * 3)) for target in targets
     ]
     for suffix, (logits, boxes) in zip(("_one2many_0", "_one2many"), decoded[0], strict=True):
-        predictions = Predictions(logits[:, ONE_TO_ONE:], boxes[:, ONE_TO_ONE:])
+        predictions = Predictions(logits[:, QUERIES:], boxes[:, QUERIES:])
         for name, loss in model.criterion({"": predictions}, repeated, count(repeated)).items():
             torch.testing.assert_close(losses[name + suffix], loss)
         queries, objects = model.criterion.matcher(predictions, repeated)[0]
@@ -138,7 +111,7 @@ def test_one_to_one_losses_are_those_of_the_targets(make_h_detr, batch, perturb)
     targets = model.prepare_targets(batch, model.encode(model.preprocess_images(batch))[1])
     assert any(target.labels.any() for target in targets)
     for suffix, (logits, boxes) in zip(("_0", ""), decoded[0], strict=True):
-        predictions = Predictions(logits[:, :ONE_TO_ONE], boxes[:, :ONE_TO_ONE])
+        predictions = Predictions(logits[:, :QUERIES], boxes[:, :QUERIES])
         for name, loss in model.criterion({"": predictions}, targets, count(targets)).items():
             torch.testing.assert_close(losses[name + suffix], loss)
     objects = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
@@ -212,9 +185,11 @@ def test_mixed_precision(make_h_detr, batch):
 
 
 @pytest.mark.parametrize("look_forward_twice", [True, False])
-def test_look_forward_twice(make_h_detr, batch, perturb, look_forward_twice):
+def test_look_forward_twice(batch, perturb, look_forward_twice):
     """The second layer's boxes train the first layer's box head, through the references only."""
-    model = perturb(make_h_detr(look_forward_twice=look_forward_twice))
+    config = small_config("h_detr", one_to_many=3)
+    config.decoder.look_forward_twice = look_forward_twice
+    model = perturb(instantiate(config))
     losses = model(batch)
     loss = losses["loss_bbox"] + losses["loss_bbox_one2many"]
     first, second = (

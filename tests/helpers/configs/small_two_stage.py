@@ -2,17 +2,16 @@
 
 from lite_detr import model_zoo
 
+from ..small_detectors import shrink
+
 _base = model_zoo.get_config("deformable_detr/deformable_detr_r50_two_stage_50ep.py")
 data, dataloader, lr_multiplier, model, optimizer, train = (
     _base[name] for name in ("data", "dataloader", "lr_multiplier", "model", "optimizer", "train")
 )
 
-model.embed_dim = 32
-model.encoder.num_layers = 2
-model.encoder.layer.attention.num_heads = 4
-model.encoder.layer.ffn.hidden_dim = 32
-model.queries.num_queries = 10
-model.decoder.heads.num_layers = 2
+_backbone = model.backbone.copy()
+shrink(model)
+model.backbone = _backbone
 
 for _split in (dataloader.train, dataloader.test):
     _split.mapper.augmentations = []

@@ -2,19 +2,14 @@
 
 from lite_detr import model_zoo
 
+from ..small_detectors import shrink
+
 _base = model_zoo.get_config("deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py")
 data, dataloader, lr_multiplier, model, optimizer, train = (
     _base[name] for name in ("data", "dataloader", "lr_multiplier", "model", "optimizer", "train")
 )
 
-model.backbone.stages.depth = 18
-del model.backbone.stages.stride_in_1x1  # basic blocks have no 1x1 convolution
-model.embed_dim = 32
-model.encoder.num_blocks = 1
-model.encoder.layer.attention.num_heads = 4
-model.encoder.layer.ffn.hidden_dim = 32
-model.queries.num_queries = 10
-model.decoder.heads.num_layers = 2
+shrink(model)
 
 for _split in (dataloader.train, dataloader.test):
     _split.mapper.augmentations = []
