@@ -24,7 +24,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from lite_detr import cli, model_zoo, ops
 from lite_detr.checkpoint import DetrCheckpointer
-from lite_detr.data.coco import apply_data_config, check_registered
+from lite_detr.data.catalog import check_registered, split_test_sets
+from lite_detr.data.coco import apply_data_config
 from lite_detr.engine.ema import EMA
 from lite_detr.engine.launch import launch
 from lite_detr.engine.pictures import build_pictures_hook
@@ -41,12 +42,17 @@ logger = logging.getLogger("lite_detr")
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
-    """Runs the config's evaluator over its test set: ``{"bbox": {"AP": ...}}``."""
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
-    print_csv_format(results)
-    return results
+    """Evaluate the config's test set: ``{"bbox": {"AP": ...}}``.
+
+    With several test sets, each has its evaluator, and the results stand under its name.
+    """
+    test_sets, results = split_test_sets(cfg), {}
+    for name, (loader, evaluator) in test_sets.items():
+        results[name] = inference_on_dataset(model, instantiate(loader), instantiate(evaluator))
+        if len(test_sets) > 1:
+            logger.info("Results of %s:", name)
+        print_csv_format(results[name])
+    return results if len(results) > 1 else next(iter(results.values()))
 
 
 def train(cfg: DictConfig, resume: bool) -> None:

@@ -27,10 +27,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from lite_detr import cli
-from lite_detr.engine.pictures import shorten
 from lite_detr.errors import ImageError
 from lite_detr.inference import DTYPES
 from lite_detr.inference.predictor import FilePrediction, TrainedDetector, load_trained_config
+from lite_detr.labels import matplotlib_metadata, printable, shorten
 
 MAX_TILES = 24
 MAX_COLUMNS = 6
@@ -76,7 +76,12 @@ class DetectionFile:
         self.file.close()
 
     def add(self, prediction: FilePrediction) -> None:
-        self.file.write(self.separator + json.dumps(self._entry(prediction), ensure_ascii=False))
+        entry = self._entry(prediction)
+        line = json.dumps(entry, ensure_ascii=False)
+        # Bytes that are not UTF-8 in the name of a file, which os.fsencode restores.
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            line = json.dumps(entry)
+        self.file.write(self.separator + line)
         self.separator = ",\n"
 
     def _entry(self, prediction: FilePrediction) -> dict:
@@ -102,7 +107,8 @@ class DetectionFile:
 
 def draw(detector: TrainedDetector, prediction: FilePrediction, path: Path) -> None:
     """Draw the detections of an image and save the picture."""
-    visualizer = Visualizer(detector.read_rgb(prediction.path), detector.metadata)
+    metadata = matplotlib_metadata(detector.metadata)
+    visualizer = Visualizer(detector.read_rgb(prediction.path), metadata)
     visualizer.draw_instance_predictions(prediction.instances).save(str(path))
 
 
@@ -163,7 +169,8 @@ def record_all(
         if detection_file:
             detection_file.add(prediction)
         if prediction.problem is not None:
-            tqdm.write(f"{prediction.path}: skipped: {prediction.problem}", file=sys.stderr)
+            name = printable(prediction.path)
+            tqdm.write(f"{name}: skipped: {prediction.problem}", file=sys.stderr)
             continue
         num_images += 1
         num_detections += len(prediction.instances)
@@ -236,8 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, missing = cli.find_images(args.input)
     for text in missing:
         print(
-            f"{text}: skipped, as it is not a file, a pattern of files or a folder with images "
-            f"({', '.join(cli.IMAGE_SUFFIXES)})",
+            f"{printable(text)}: skipped, as it is not a file, a pattern of files or a folder with "
+            f"images ({', '.join(cli.IMAGE_SUFFIXES)})",
             file=sys.stderr,
         )
     if not images:
@@ -253,11 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
             pictures = cli.picture_paths(images, args.output)
-            written.append(f"pictures are in {args.output}")
+            written.append(f"pictures are in {printable(args.output)}")
         if args.json:
             classes = detector.metadata.thing_classes if detector.metadata else None
             detection_file = stack.enter_context(DetectionFile(args.json, classes))
-            written.append(f"detections are in {args.json}")
+            written.append(f"detections are in {printable(args.json)}")
         num_images, num_detections, drawn = record_all(bar, detector, pictures, detection_file)
     if args.contact_sheet and drawn:
         args.contact_sheet.parent.mkdir(parents=True, exist_ok=True)

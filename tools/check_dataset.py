@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Report all that is wrong with a dataset before a training: reads its annotations and every image.
+"""Report everything that is wrong with a dataset: reads its annotations and every image.
 
 check_dataset.py data.train_json=blood/train.json data.train_images=blood/images \\
     data.val_json=blood/val.json data.val_images=blood/images
 check_dataset.py --config-file dino/dino_r50_4scale_12ep.py   # the datasets that the config names
 
-The options are those of train_net.py. The exit status is 0 if a run would use all of the data, 1 if
-it would be refused, stop or skip some, and 2 if there is nothing to check. docs/data_faults.md says
+The overrides are those of train_net.py. The exit status is 0 if a run would use all of the data, 1
+if it would be refused, stop or skip some, and 2 if nothing can be checked. docs/data_faults.md says
 what becomes of each kind of fault.
 """
 
@@ -18,34 +18,69 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from detectron2.data import MetadataCatalog
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from lite_detr import model_zoo
-from lite_detr.data.coco import (
+from lite_detr import cli
+from lite_detr.data.catalog import (
     TRAIN_KEYS,
     VAL_KEYS,
-    DatasetError,
-    check_registered,
-    check_same_categories,
-    given_paths,
+    check_named,
+    dataset_names,
+    load_named_content,
 )
-from lite_detr.data.faults import Fault, Outcome, some
-from lite_detr.data.inspection import Inspection, inspect_dataset
+from lite_detr.data.coco import check_same_categories, given_paths
+from lite_detr.data.faults import Fault, Outcome, join_first
+from lite_detr.data.inspection import Inspection, inspect_content, inspect_dataset
+from lite_detr.errors import DatasetError
+from lite_detr.labels import printable
 from lite_detr.overrides import load_config
 
 CONFIG = "deformable_detr/lite_deformable_detr_r50_h3l1_2p1x3_50ep.py"
-NAMED = 3
+MAX_NAMED = 3
 
 
-def find_datasets(cfg) -> dict[str, tuple[str, str]]:
-    """The annotation file and the folder of images of each split that a config gives.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset to inspect.
+
+    Attributes:
+        source: its annotation file, or its name in Detectron2's catalog.
+        image_root: the folder of its images; empty if records name them in full.
+        is_train: it is for training.
+        name: in Detectron2's catalog; empty if it is given by paths.
+    """
+
+    source: str
+    image_root: str
+    is_train: bool
+    name: str = ""
+
+    def inspect(self, num_queries: int | None, map_files) -> Inspection:
+        for_evaluation = not self.is_train
+        if not self.name:
+            return inspect_dataset(
+                self.source, self.image_root, for_evaluation, num_queries, map_files
+            )
+        try:
+            loaded = load_named_content(self.name, "train" if self.is_train else "test")
+        except DatasetError as error:
+            fault = Fault("annotation file", Outcome.REFUSED, str(error), (self.source,))
+            return Inspection((fault,))
+        if loaded is None:
+            message = f"{self.source} is a PyTorch dataset, whose records cannot be inspected"
+            return Inspection((Fault("PyTorch dataset", Outcome.USED, message, (self.source,)),))
+        in_catalog = not MetadataCatalog.get(self.name).get("checked")
+        return inspect_content(*loaded, for_evaluation, num_queries, map_files, in_catalog)
+
+
+def find_datasets(cfg: DictConfig) -> dict[str, Dataset]:
+    """Return the datasets that a config gives, by the titles of their reports.
 
     Raises:
-        DatasetError: only one of the two is given, or a named dataset is not there.
+        DatasetError: a path is missing, or a named dataset is not available.
     """
     paths, datasets = given_paths(cfg), {}
     for split, keys in (("train", TRAIN_KEYS), ("test", VAL_KEYS)):
@@ -53,21 +88,24 @@ def find_datasets(cfg) -> dict[str, tuple[str, str]]:
         if len(found) == 1:
             raise DatasetError(f"data.{keys[0]} and data.{keys[1]} go together: give both")
         if found:
-            datasets[split] = (found[0], found[1])
+            datasets[split] = Dataset(found[0], found[1], split == "train")
     if datasets:
         return datasets
-    check_registered(cfg)
     for split in ("train", "test"):
-        names = cfg.dataloader[split].dataset.names
-        for name in [names] if isinstance(names, str) else names:
+        check_named(cfg, split)
+        for name in dataset_names(cfg, split):
             metadata = MetadataCatalog.get(name)
-            datasets[f"{split} ({name})"] = (metadata.json_file, metadata.image_root)
+            source = metadata.get("json_file") or f"dataset {name!r}"
+            image_root = metadata.get("image_root") or ""
+            title = f"{split} ({name})"
+            datasets[title] = Dataset(source, image_root, split == "train", name)
     return datasets
 
 
-def describe(split: str, paths: tuple[str, str], inspection: Inspection) -> str:
-    """The report on one dataset."""
-    lines = [f"{split}: {paths[0]}, images in {paths[1]}"]
+def describe(title: str, dataset: Dataset, inspection: Inspection) -> str:
+    """Return the report on one dataset."""
+    place = f", images in {dataset.image_root}" if dataset.image_root else ""
+    lines = [f"{title}: {dataset.source}{place}"]
     for outcome in Outcome:
         faults = [fault for fault in inspection.faults if fault.outcome is outcome]
         if faults:
@@ -81,12 +119,15 @@ def describe(split: str, paths: tuple[str, str], inspection: Inspection) -> str:
 def describe_fault(fault: Fault) -> list[str]:
     lines = [f"    {len(fault.where):>6}  {fault.kind}"]
     if fault.reasons:
-        named = [f"{name}: {why}" for name, why in zip(fault.where[:NAMED], fault.reasons)]
-        named += ["..."] if len(fault.where) > NAMED else []
+        named = [
+            f"{printable(name)}: {reason}"
+            for name, reason in zip(fault.where[:MAX_NAMED], fault.reasons)
+        ]
+        named += ["..."] if len(fault.where) > MAX_NAMED else []
     elif fault.outcome is Outcome.REFUSED:
         named = [fault.message]
     else:
-        named = [some(fault.where, NAMED)]
+        named = [join_first(fault.where, MAX_NAMED)]
     return lines + [f"            {name}" for name in named]
 
 
@@ -102,35 +143,35 @@ def describe_summary(summary: dict) -> list[str]:
         f"  {summary['images']} images, {width} wide, {height} high",
         f"  {summary['objects']} objects: {by_size}; {per_image} in an image",
     ]
-    classes = sorted(summary["objects_by_class"].items(), key=lambda item: -item[1])
+    classes = [(printable(name), count) for name, count in summary["objects_by_class"].items()]
+    classes.sort(key=lambda item: -item[1])
     longest = max(len(name) for name, _ in classes)
     return lines + [f"    {name:<{longest}}  {count:>8}" for name, count in classes]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=CONFIG, help="a file, or a name of the model zoo")
+    parser = cli.make_parser(__doc__)
+    cli.add_config_file(parser, required=False, default=CONFIG)
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes that read images"
+        "--workers",
+        type=cli.whole_number(1),
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes that read images (default: the number of cores)",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the whole report to a file"
+        "--json", type=cli.file_name(".json"), metavar="FILE", help="write the whole report to it"
     )
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="as those of train_net.py")
+    cli.add_overrides(parser)
     return parser.parse_args(argv)
 
 
+@cli.user_errors(status=2)
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the reports; returns the exit status."""
+    """Print the reports and return the exit status."""
     args = parse_args(argv)
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        datasets = find_datasets(cfg)
-    except (DatasetError, FileNotFoundError, model_zoo.ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cfg = load_config(args.config_file, args.opts)
+    datasets = find_datasets(cfg)
     num_queries = OmegaConf.select(cfg, "model.queries.num_queries")
     try:
         reports = inspect_all(datasets, num_queries, args.workers)
@@ -141,54 +182,58 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    for split, inspection in reports.items():
-        print(describe(split, datasets[split], inspection))
+    for title, inspection in reports.items():
+        print(describe(title, datasets[title], inspection))
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(as_json(datasets, reports), indent=1))
     return int(any(inspection.loses_data for inspection in reports.values()))
 
 
-def inspect_all(datasets: dict, num_queries: int | None, workers: int) -> dict[str, Inspection]:
-    """Inspects the datasets one after the other, with several processes each."""
+def inspect_all(
+    datasets: dict[str, Dataset], num_queries: int | None, workers: int
+) -> dict[str, Inspection]:
+    """Inspect the datasets one after the other, with several processes each."""
     reports = {}
     with ProcessPoolExecutor(workers) as pool:
-        for split, paths in datasets.items():
+        for title, dataset in datasets.items():
 
-            def map_files(function, records, split=split):
+            def map_files(function, records, title=title):
                 results = pool.map(function, records, chunksize=8)
-                return tqdm(results, desc=split, total=len(records), unit="image")
+                return tqdm(results, desc=title, total=len(records), unit="image")
 
-            is_train = split.startswith("train")
-            reports[split] = inspect_dataset(*paths, not is_train, num_queries, map_files)
+            reports[title] = dataset.inspect(num_queries, map_files)
     if {"train", "test"} <= reports.keys():
         compare_categories(datasets, reports)
     return reports
 
 
-def compare_categories(datasets: dict, reports: dict[str, Inspection]) -> None:
-    """Adds what a training would be refused for: validation with other categories."""
+def compare_categories(datasets: dict[str, Dataset], reports: dict[str, Inspection]) -> None:
+    """Add a fault if validation has other categories, for which training would be refused."""
     train, test = reports["train"], reports["test"]
     if not (train.summary and test.summary):
         return
+    source = datasets["test"].source
     try:
-        check_same_categories(datasets["train"][0], train, datasets["test"][0], test)
+        check_same_categories(datasets["train"].source, train, source, test)
     except DatasetError as error:
-        fault = Fault("different categories", Outcome.REFUSED, str(error), (datasets["test"][0],))
+        fault = Fault("different categories", Outcome.REFUSED, str(error), (source,))
         reports["test"] = dataclasses.replace(test, faults=(fault, *test.faults))
 
 
-def as_json(datasets: dict, reports: dict[str, Inspection]) -> dict:
+def as_json(datasets: dict[str, Dataset], reports: dict[str, Inspection]) -> dict:
+    """Return the reports as the JSON file holds them."""
     return {
-        split: {
-            "json_file": datasets[split][0],
-            "image_root": datasets[split][1],
+        title: {
+            "json_file": datasets[title].source,
+            "image_root": datasets[title].image_root,
             "summary": inspection.summary,
             "faults": [
                 dataclasses.asdict(fault) | {"outcome": fault.outcome.name.lower()}
                 for fault in inspection.faults
             ],
         }
-        for split, inspection in reports.items()
+        for title, inspection in reports.items()
     }
 
 

@@ -9,12 +9,14 @@ from coco_datasets import add_boxes, error_of
 from detectron2.data import DatasetCatalog
 
 from lite_detr.data.coco import CocoSummary, check_coco, register_coco
+from lite_detr.data.coco_checks import find_faults
+from lite_detr.data.faults import Outcome
 
 
 class TestCheckCoco:
     def test_good_dataset(self, content, write, images, warnings):
         summary = check_coco(write(content), images, for_evaluation=True)
-        assert summary == CocoSummary(2, 2, ("cat", "dog"), (3, 7))
+        assert summary == CocoSummary(2, 2, ("cat", "dog"), (3, 7), 2)
         assert warnings == []
 
     def test_paths_as_strings(self, content, write, images):
@@ -47,7 +49,7 @@ class TestCheckCoco:
         path = write("{}")
         monkeypatch.setattr("builtins.open", refuse)
         message = error_of(check_coco, path, images)
-        assert message.startswith(f"{path}: cannot be read (Permission denied); look at its perm")
+        assert message.startswith(f"{path}: cannot be read (Permission denied); check its perm")
 
     def test_list_instead_of_object(self, write, images):
         path = write([{"image_id": 1, "score": 0.5}])
@@ -199,51 +201,112 @@ class TestCheckCoco:
             f"{path}: annotation 101 must have 0 or 1 as 'iscrowd', but it is {flag!r}" in message
         )
 
-    @pytest.mark.parametrize("mask", [[1, 2, 3, 4, 5, 6], "mask", {"counts": [1, 2]}, 5])
-    def test_malformed_mask(self, mask, content, write, images):
-        content["annotations"][0]["segmentation"] = mask
-        path = write(content)
-        message = error_of(check_coco, path, images)
-        assert f"{path}: annotation 101 must have a 'segmentation' that is a list of" in message
-
     @pytest.mark.parametrize(
         "mask",
         [
-            [],
-            None,
-            [[1, 1, 9, 1, 9, 9]],
-            [[1, 1], [1, 1, 9, 1, 9, 9]],
+            [[]],
+            [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]],
+            [1, 2, 3, 4, 5, 6],
+            [[1, 2, 3, 4, 5, "6"]],
+            [[1, 2, 3, 4, 5, float("nan")]],
+            [{"x": 1}],
+            "mask",
+            5,
+            {"counts": [1, 2]},
+            {"counts": [1, 2], "size": "ab"},
+            {"counts": [1, 2], "size": [80, 100]},
+            {"counts": [-1, 8001], "size": [80, 100]},
             {"counts": "a", "size": [1]},
+            {"counts": "a", "size": [80, 100]},
+            {"counts": "\u00e9", "size": [80, 100]},
         ],
     )
-    def test_sound_or_no_mask(self, mask, content, write, images, warnings):
-        content["annotations"][0]["segmentation"] = mask
-        check_coco(write(content), images)
-        assert warnings == []
-
-    def test_warns_about_masks_without_area(self, content, write, images, warnings):
-        """Detectron2 leaves out the whole annotation."""
-        content["annotations"][0]["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
+    def test_a_broken_mask_leaves_its_box(self, mask, content, write, images, warnings):
+        """Detectron2 drops the annotation, or fails in the middle."""
+        content["annotations"][0] |= {"segmentation": mask, "keypoints": "x"}
         path = write(content)
-        check_coco(path, images)
-        (message,) = warnings
-        assert message.startswith(f"{path}: 1 annotation(s) whose polygons all have fewer than")
-        assert "annotation ids 101" in message
         register_coco("pets", path, images)
-        assert [len(record["annotations"]) for record in DatasetCatalog.get("pets")] == [1, 0]
+        (message,) = warnings
+        assert message.startswith(f"{path}: 1 annotation(s) whose 'segmentation' is neither poly")
+        assert message.endswith("used with their box alone: annotation ids 101")
+        annotations = [record["annotations"] for record in DatasetCatalog.get("pets")]
+        assert [len(of_image) for of_image in annotations] == [2, 0]
+        assert "segmentation" not in annotations[0][0]
 
-    def test_an_area_that_is_not_a_number(self, content, write, images):
-        content["annotations"][0]["area"] = float("nan")
-        message = error_of(check_coco, write(content), images, for_evaluation=True)
-        assert "annotation 101 must have a number as 'area'" in message
+    @pytest.mark.parametrize(
+        ("mask", "loaded"),
+        [
+            ([], None),
+            (None, None),
+            ([[1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9]]),
+            ([[1, 1], [1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9]]),
+            ({"counts": [8000], "size": [80, 100]}, {"counts": b"Pj7", "size": [80, 100]}),
+            ({"counts": "Pj7", "size": [80, 100]}, {"counts": "Pj7", "size": [80, 100]}),
+        ],
+    )
+    def test_sound_or_no_mask(self, mask, loaded, content, write, images, warnings):
+        content["annotations"][0]["segmentation"] = mask
+        register_coco("pets", write(content), images)
+        assert warnings == []
+        assert DatasetCatalog.get("pets")[0]["annotations"][0].get("segmentation") == loaded
 
-    @pytest.mark.parametrize("key", ["area", "iscrowd"])
-    def test_fields_that_only_evaluation_needs(self, key, content, write, images):
-        del content["annotations"][1][key]
+    def test_masks_of_the_catalog_are_those_of_detectron2(self, content, write, images):
+        """Which loads them by itself."""
+
+        def faults(mask, **more):
+            content["annotations"][0] |= {"segmentation": mask, **more}
+            found = find_faults("x", str(images), content, False, in_catalog=True)
+            return [(fault.kind, fault.outcome) for fault in found]
+
+        assert faults([[1, 1, 9, 1, 9, 9]], keypoints=[1, 2, 2]) == []
+        assert faults([[]]) == [("mask without area", Outcome.LOST)]
+        assert faults("mask") == [("malformed mask", Outcome.REFUSED)]
+        assert faults([], keypoints="x") == [("malformed mask", Outcome.REFUSED)]
+
+    @pytest.mark.parametrize("area", [None, "9", True, float("nan"), -1, 0, -0.0, 1e11, 10**400])
+    def test_an_area_that_is_a_placeholder(self, area, content, write, images, warnings):
+        content["annotations"][0]["area"] = area
         path = write(content)
         check_coco(path, images)
-        message = error_of(check_coco, path, images, for_evaluation=True)
-        assert f"{path}: annotation 102 must have a number as '{key}'" in message
+        assert warnings == []
+        check_coco(path, images, for_evaluation=True)
+        (message,) = warnings
+        assert "1 annotation(s) whose 'area' is not a positive number" in message
+        assert message.endswith("evaluated with the area of their box: annotation ids 101")
+
+    def test_equal_names_of_categories(self, content, write, images):
+        for category in content["categories"]:
+            category["name"] = "cat"
+        path = write(content)
+        message = error_of(check_coco, path, images)
+        assert message.startswith(f"{path}: 2 categories have the name 'cat', so that results")
+        assert "ids 7, 3" in message
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("[" * 100_000, "nested too deeply"),
+            ('{"images": [' + "9" * 5000 + "]}", "holds a number that cannot be read"),
+            ('{"images": [{"id": ' + "9" * 4000 + "}]}", "an 'id' of more than 64 bits"),
+        ],
+    )
+    def test_hostile_json(self, text, problem, write, images):
+        path = write(
+            '{"annotations": [], "categories": [], ' + text[1:] if text[0] == "{" else text
+        )
+        message = error_of(check_coco, path, images)
+        assert message.startswith(f"{path}: ") and problem in message and len(message) < 500
+
+    @pytest.mark.parametrize("name", ["a\0.jpg", "\ud800.jpg", "a" * 5000, "\udcff\n.jpg"])
+    def test_names_of_files_that_no_file_can_have(self, name, content, write, images):
+        content["images"][0]["file_name"] = name
+        message = error_of(check_coco, write(content), images)
+        assert "1 of 2 image files not found" in message
+        assert message.isprintable()
+
+    def test_a_name_of_a_class_that_is_not_text(self, content, write, images):
+        content["categories"][0]["name"] = "\ud800"
+        assert r"but it is '\ud800'" in error_of(check_coco, write(content), images)
 
     @pytest.mark.parametrize(
         ("boxes", "problem"),

@@ -106,7 +106,7 @@ def test_inspections_of_many_draws_find_all_that_was_planted(tmp_path):
 def test_training_meets_every_unusable_image_and_says_so_once(dataset, warnings):
     loader, samples = load_twice(make_config(dataset), num_workers=0)
     assert met(loader) == set(dataset.unusable)
-    told = [text for text in warnings if "other images take its place" in text]
+    told = [text for text in warnings if "other images replace it" in text]
     assert len(told) == len(dataset.unusable)
     assert all(any(f"/{name}: " in text for text in told) for name in dataset.unusable)
     assert all(image.numel() for _, image in samples)

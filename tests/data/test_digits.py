@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from lite_detr.data import digits
 from lite_detr.data.digits import CLASSES, SPLITS, write_digits_dataset
+from lite_detr.data.inspection import count_by_size
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
 SMALL = {"num_train": 6, "num_val": 4, "seed": 3}
@@ -109,14 +110,13 @@ def test_annotations(scenes, split):
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_coco_size_is_well_represented(scenes, split):
     annotations = digits.coco_dict(scenes[split])["annotations"]
-    counts = digits.count_by_size(annotations)
+    counts = count_by_size(a["area"] for a in annotations)
     assert sum(counts.values()) == len(annotations)
     assert min(counts.values()) >= 0.15 * len(annotations)
 
 
 def test_count_by_size_has_the_coco_borders():
-    areas = [1, 32**2 - 1, 32**2, 96**2 - 1, 96**2]
-    counts = digits.count_by_size({"area": area} for area in areas)
+    counts = count_by_size([1, 32**2 - 1, 32**2, 96**2 - 1, 96**2])
     assert counts == {"small": 2, "medium": 2, "large": 1}
 
 

@@ -112,7 +112,7 @@ def test_a_truncated_file_is_unreadable(name, share, photo, save, tmp_path):
 def test_a_file_that_is_gone_or_a_folder_is_unreadable(tmp_path):
     error = error_of(read_image, str(tmp_path / "gone.jpg"), "RGB")
     assert str(error) == "unreadable image: No such file or directory"
-    assert error_of(read_image, str(tmp_path), "RGB").reason == "Is a directory"
+    assert error_of(read_image, str(tmp_path), "RGB").reason == "it is not a regular file"
 
 
 def test_an_image_beyond_pillows_limit_is_not_decoded(photo, save, monkeypatch):

@@ -38,7 +38,7 @@ def make_records(count, num_wide=None):
             "file_name": f"{i}.jpg",
             "width": 9 if i < num_wide else 5,
             "height": 6,
-            "annotations": [],
+            "annotations": [{"bbox": [0, 0, 2, 2], "bbox_mode": 1, "category_id": 0}],
         }
         for i in range(count)
     ]

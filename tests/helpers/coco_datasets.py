@@ -271,7 +271,7 @@ class FaultyDataset:
                 self.add_box(image_id, bad, kind)
         if self.rng.random() < 0.1:
             self.add_box(
-                image_id, [0, 0, width / 2, 1], "mask without area", segmentation=[[1, 2, 3, 4]]
+                image_id, [0, 0, width / 2, 1], "malformed mask", segmentation=[[1, 2, 3, 4]]
             )
 
     def add_box(self, image_id, box, kind=None, **fields):

@@ -103,7 +103,7 @@ def test_unusable_files_among_good_ones(make_predictor, files, tmp_path, num_wor
         good = prediction.path in files
         assert (prediction.instances is None) is not good
         assert (prediction.problem is None) is good
-    assert "no image format that Pillow knows" in predictions[0].problem
+    assert "not an image of the formats" in predictions[0].problem
     assert "truncated" in predictions[2].problem
     assert "No such file" in predictions[5].problem
 

@@ -1,11 +1,11 @@
 """A small, offline detection dataset: handwritten digits pasted on photographs.
 
-The digits (8x8 scans) and the two photographs are those that scikit-learn ships, so nothing is
-downloaded. Every image has its own random stream, seeded by (seed, split, index): the files depend
-on nothing but the arguments of :func:`write_digits_dataset`.
+The digits (8x8 scans) and the two photographs ship with scikit-learn, so nothing is downloaded.
+Every image has its own random stream, seeded by (seed, split, index): the files depend only on the
+arguments of :func:`write_digits_dataset`.
 
-A split is made in two steps. :func:`plan_scenes` decides what goes where and renders the digit
-masks, which is all that the annotations need; :func:`render` paints a planned scene.
+A split is made in two steps: :func:`plan_scenes` places the digits and renders their masks, which
+is all that the annotations need; :func:`render` paints a planned scene.
 """
 
 import functools
@@ -35,7 +35,7 @@ INK_ALPHA = 64  # of 255; the box encloses the pixels with at least this alpha
 MIN_CONTRAST = 110.0  # luminance of 255, between ink and the mean background under it
 HALO_OPACITY = 0.75
 
-# Part of the marker file: raise it when the same arguments begin to give other files.
+# Part of the marker file: raise it when the same arguments give different files.
 GENERATOR_VERSION = 1
 MARKER = "digits.json"
 
@@ -65,7 +65,7 @@ class Digit:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """COCO box (x, y, w, h) in px."""
+        """Return the COCO box (x, y, w, h) in px."""
         height, width = self.alpha.shape
         return self.x, self.y, width, height
 
@@ -112,14 +112,14 @@ def load_sources() -> tuple[np.ndarray, np.ndarray, tuple[Image.Image, ...]]:
 
 
 def split_samples(split: str, seed: int) -> np.ndarray:
-    """Indices of the scans that ``split`` may use: 80 % of them for train, the rest for val."""
+    """Return the indices of a split's scans: 80 % of them for train, the rest for val."""
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(load_sources()[1]))
     cut = len(order) * 4 // 5
     return order[:cut] if split == "train" else order[cut:]
 
 
 def split_columns(split: str, photo_width: int) -> tuple[int, int]:
-    """Half-open range of photograph columns that ``split`` may use: left 2/3 or right 1/3."""
+    """Return the half-open range of a split's photograph columns: left 2/3 or right 1/3."""
     cut = photo_width * 2 // 3
     return (0, cut) if split == "train" else (cut, photo_width)
 
@@ -165,7 +165,7 @@ def _place_digits(
     count = int(rng.integers(1, MAX_DIGITS, endpoint=True))
     sizes = np.exp(rng.uniform(*np.log(DIGIT_SIZE), size=count))
     placed: list[Digit] = []
-    # Largest first, else the large ones would seldom find room.
+    # Largest first: otherwise the large ones seldom find room.
     for size in sorted(sizes, reverse=True):
         sample = int(rng.choice(samples))
         alpha = draw_glyph(
@@ -187,7 +187,7 @@ def _place_digits(
 
 
 def _collide(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    """Whether two COCO boxes overlap more than the dataset allows."""
+    """Return whether two COCO boxes overlap more than the dataset allows."""
     overlap_w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     overlap_h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     if overlap_w <= 0 or overlap_h <= 0:
@@ -211,7 +211,7 @@ def draw_glyph(
     Returns:
         (h, w) uint8 alpha whose four outer rows and columns all hold ink (>= ``INK_ALPHA``).
     """
-    # Two cells of margin hold a rotated scan.
+    # A margin of two cells holds a rotated scan.
     cell = 16  # px; the largest digits look smooth already, a finer master only takes longer
     master = Image.fromarray(np.pad(scan, 2))
     master = master.resize((12 * cell, 12 * cell), Image.Resampling.BICUBIC)
@@ -235,7 +235,7 @@ def _crop_to_ink(alpha: Image.Image) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Paint a scene; returns an RGB image of the scene's size."""
+    """Paint a scene, and return an RGB image of its size."""
     x, y, width, height = scene.crop
     # Cropped first: a resize of the whole photograph would read pixels across the split's border.
     background = load_sources()[2][scene.photo].crop((x, y, x + width, y + height))
@@ -273,7 +273,7 @@ def _paint_digit(canvas: np.ndarray, digit: Digit) -> None:
 
 
 def choose_ink(background: float, tint: np.ndarray, tone: float) -> np.ndarray:
-    """Colour with the hue of ``tint`` and a luminance far from that of the background.
+    """Return a colour with the hue of ``tint`` and a luminance far from the background's.
 
     Args:
         background: luminance, 0..255.
@@ -296,10 +296,10 @@ def choose_ink(background: float, tint: np.ndarray, tone: float) -> np.ndarray:
 
 
 def coco_dict(scenes: Iterable[Scene]) -> dict:
-    """COCO detection annotations of a split.
+    """Return the COCO detection annotations of a split.
 
-    Beyond the COCO fields, an image tells the ``photo`` and the ``crop`` of it ([x, y, w, h], px)
-    that is its background, and an annotation the ``sample`` (scan) it shows.
+    Beyond the COCO fields, an image has ``photo`` and ``crop`` ([x, y, w, h], px), its background,
+    and an annotation has ``sample``, its scan.
     """
     images, annotations = [], []
     for scene in scenes:
@@ -336,15 +336,6 @@ def coco_dict(scenes: Iterable[Scene]) -> dict:
     }
 
 
-def count_by_size(annotations: Iterable[dict]) -> dict[str, int]:
-    """Number of COCO annotations in each of COCO's area ranges."""
-    counts = {"small": 0, "medium": 0, "large": 0}
-    for annotation in annotations:
-        area = annotation["area"]
-        counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
-    return counts
-
-
 def write_digits_dataset(
     root: str | Path,
     num_train: int = 500,
@@ -355,10 +346,10 @@ def write_digits_dataset(
 ) -> None:
     """Write the dataset: ``root/{train,val}.json`` and the images in ``root/{train,val}/``.
 
-    The same arguments give the same bytes. What an earlier call left in ``root`` is replaced.
+    The same arguments give the same bytes. The files of an earlier call are replaced.
 
     Args:
-        root: folder, made if need be.
+        root: folder, created if need be.
         num_train, num_val: number of images.
         seed: non-negative.
         on_image: called after each image.
@@ -377,7 +368,7 @@ def write_digits_dataset(
 
 
 def is_written(root: str | Path, num_train: int = 500, num_val: int = 80, seed: int = 0) -> bool:
-    """Whether a whole run of :func:`write_digits_dataset` with these arguments filled ``root``."""
+    """Return whether :func:`write_digits_dataset` has completed with these arguments."""
     marker = Path(root) / MARKER
     return marker.is_file() and marker.read_text() == _marker_text(num_train, num_val, seed)
 
@@ -390,7 +381,7 @@ def _marker_text(num_train: int, num_val: int, seed: int) -> str:
 def _save_images(
     scenes: Iterable[Scene], folder: Path, on_image: Callable[[], object]
 ) -> Iterator[Scene]:
-    """Pass the scenes on, each after its image was saved."""
+    """Save each scene's image, then yield the scene."""
     for scene in scenes:
         # Without chroma subsampling, which would wash out the colour of thin strokes.
         render(scene).save(folder / scene.file_name, quality=92, subsampling=0)

@@ -1,11 +1,14 @@
-"""What is said of a fault in a dataset: its kind, what becomes of the data, and where it is."""
+"""Faults of a dataset: their kind, what becomes of the data, and where they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from ..labels import printable
+
 
 class Outcome(Enum):
-    """What a fault means for a run, worst first; docs/data_faults.md has the kinds of each."""
+    """The meaning of a fault for a run, worst first; docs/data_faults.md lists the kinds."""
 
     REFUSED = "refused before training starts"
     LOST = "lost: skipped in training"
@@ -15,14 +18,14 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """All that is wrong in one way with one dataset.
+    """Everything that is wrong in one way with one dataset.
 
     Attributes:
-        kind: the name of docs/data_faults.md.
-        outcome: what becomes of the data.
+        kind: its name in docs/data_faults.md.
+        outcome: the meaning for a run.
         message: a sentence that names the file and says what to do, or what is done.
         where: the ids of images, annotations or categories, or the names of files.
-        reasons: for each file what is wrong with it; empty where it is the same for all.
+        reasons: what is wrong with each file; empty if it is the same for all.
     """
 
     kind: str
@@ -32,7 +35,7 @@ class Fault:
     reasons: tuple[str, ...] = ()
 
 
-def some(items, limit: int = 10) -> str:
-    """Joins the first items for a message."""
-    text = ", ".join(str(item) for item in items[:limit])
+def join_first(items: Sequence, limit: int = 10) -> str:
+    """Join the first items for a message."""
+    text = ", ".join(printable(item) for item in items[:limit])
     return text + ", ..." if len(items) > limit else text

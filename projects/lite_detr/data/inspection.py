@@ -1,4 +1,4 @@
-"""All faults of a dataset and a summary of it, found before a run by reading every file."""
+"""Inspection of a dataset before a run: reads every file, finds all faults, and summarises."""
 
 import os
 import warnings
@@ -9,36 +9,30 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .coco_checks import (
-    DatasetError,
-    find_faults,
-    has_file_name,
-    is_sound_box,
-    load_coco,
-    no_annotations,
-)
-from .digits import count_by_size
-from .faults import Fault, Outcome, some
+from ..errors import DatasetError, ImageError
+from .coco_checks import count_objects, find_faults, has_file_name, no_objects_reason
+from .coco_file import is_sound_box, load_coco
+from .faults import Fault, Outcome, join_first
 from .image_files import (
+    IMAGE_FORMATS,
     OTHER_SIZE,
     TOO_LARGE,
     TOO_THIN,
     UNREADABLE,
     WIDE_PIXELS,
-    ImageError,
     is_grey_16_bits,
     read_record,
 )
 from .train_loader import MAX_UNUSABLE
 
-# Of a side and of the ratio of the sides, from which on an image is worth a word.
+# A side, and a ratio of the sides, from which on an image is reported.
 LARGE_SIDE = 12_000
 PANORAMA = 20
 
 UNUSABLE_KINDS = (UNREADABLE, TOO_LARGE, WIDE_PIXELS, OTHER_SIZE, TOO_THIN)
 _EXIF_ORIENTATION = 274
 
-# What else a file can be, and what becomes of it.
+# Other kinds of images, and what becomes of them.
 FILE_KINDS = {
     "grey image of 16 bits": (Outcome.CHANGED, "used with the upper eight bits"),
     "image with transparency": (Outcome.CHANGED, "used as if all of it were opaque"),
@@ -58,11 +52,11 @@ FILE_KINDS = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in one dataset.
+    """The result for one dataset.
 
     Attributes:
         faults: sorted by outcome, the worst first.
-        summary: numbers that describe the dataset; empty where its file cannot be read.
+        summary: numbers that describe the dataset; empty if its file cannot be read.
         categories, category_ids: in the order of the ids; likewise.
     """
 
@@ -73,7 +67,7 @@ class Inspection:
 
     @property
     def loses_data(self) -> bool:
-        """Whether a run would be refused, stop, or do without a part of the data."""
+        """Whether a run would be refused, stop, or skip a part of the data."""
         return any(fault.outcome in (Outcome.REFUSED, Outcome.LOST) for fault in self.faults)
 
 
@@ -84,29 +78,48 @@ def inspect_dataset(
     num_queries: int | None = None,
     map_files: Callable[[Callable, list], Iterable] = map,
 ) -> Inspection:
-    """Reads an annotation file and every image of it.
+    """Read an annotation file and all its images.
 
     Args:
         json_file, image_root, for_evaluation: see :func:`check_coco`.
-        num_queries: how many objects of an image the model can match.
-        map_files: applies a function to a list of picklable arguments, in order; for a pool of
-            processes.
+        num_queries, map_files: see :func:`inspect_content`.
     """
     try:
         content = load_coco(json_file)
     except DatasetError as error:
         fault = Fault("annotation file", Outcome.REFUSED, str(error), (json_file,))
         return Inspection((fault,))
-    faults = list(find_faults(json_file, image_root, content, for_evaluation))
+    return inspect_content(json_file, image_root, content, for_evaluation, num_queries, map_files)
+
+
+def inspect_content(
+    source: str,
+    image_root: str,
+    content: dict,
+    for_evaluation: bool,
+    num_queries: int | None = None,
+    map_files: Callable[[Callable, list], Iterable] = map,
+    in_catalog: bool = False,
+) -> Inspection:
+    """Inspect a dataset that has been loaded, and read all its images.
+
+    Args:
+        source, image_root, content, for_evaluation, in_catalog: see :func:`find_faults`.
+        num_queries: the number of objects of an image that the model can match.
+        map_files: applies a function to a list of picklable arguments, in order; for a pool of
+            processes.
+    """
+    faults = list(find_faults(source, image_root, content, for_evaluation, in_catalog))
     missing = {name for f in faults if f.kind == "missing image file" for name in f.where}
-    if os.path.isdir(image_root):
+    if not image_root or os.path.isdir(image_root):
         images = [
             i for i in content["images"] if has_file_name(i) and i["file_name"] not in missing
         ]
         faults += _file_faults(image_root, images, for_evaluation, map_files)
-    if not for_evaluation and not content["annotations"]:
-        message = no_annotations(json_file)
-        faults.append(Fault("no annotations", Outcome.REFUSED, message, (json_file,)))
+    if not for_evaluation and all(fault.outcome is not Outcome.REFUSED for fault in faults):
+        message = no_objects_reason(source, len(content["annotations"]), count_objects(content))
+        if message:
+            faults.append(Fault("no objects", Outcome.REFUSED, message, (source,)))
     faults += _notes(content, num_queries)
     order = list(Outcome)
     faults.sort(key=lambda fault: order.index(fault.outcome))
@@ -120,24 +133,24 @@ def inspect_dataset(
 
 
 def inspect_file(record: dict) -> list[tuple[str, str]]:
-    """The kinds and reasons that one image file gives cause for; none for an ordinary photograph.
+    """Return the kinds and reasons of one image file; none for an ordinary photograph.
 
     Args:
         record: ``file_name``, a path, and ``width`` and ``height`` as the annotation file has them.
     """
     with warnings.catch_warnings():
-        # Pillow's, of large files and odd metadata: what matters of them is said here.
+        # Pillow's, about large files and odd metadata: those that matter are reported here.
         warnings.simplefilter("ignore")
         try:
             read_record(record, "RGB")
         except ImageError as error:
             return [(error.kind, error.reason)]
-        with Image.open(record["file_name"]) as image:
+        with Image.open(record["file_name"], formats=IMAGE_FORMATS) as image:
             return [(kind, FILE_KINDS[kind][1]) for kind in _describe(image)]
 
 
 def summarise(content: dict) -> dict:
-    """Numbers of a file from :func:`load_coco`; crowd regions and malformed boxes do not count."""
+    """Summarise a file from :func:`load_coco`; crowd regions and malformed boxes do not count."""
     names = {category["id"]: str(category.get("name")) for category in content["categories"]}
     objects = [a for a in content["annotations"] if _is_object(a) and a["category_id"] in names]
     per_class = Counter(names[a["category_id"]] for a in objects)
@@ -152,9 +165,17 @@ def summarise(content: dict) -> dict:
         "annotations": len(content["annotations"]),
         "objects": len(objects),
         "objects_by_class": {name: per_class[name] for name in names.values()},
-        "objects_by_size": count_by_size({"area": a["bbox"][2] * a["bbox"][3]} for a in objects),
+        "objects_by_size": count_by_size(a["bbox"][2] * a["bbox"][3] for a in objects),
         "objects_per_image": _range(counts),
     } | {side: _range(values or [0]) for side, values in sides.items()}
+
+
+def count_by_size(areas: Iterable[float]) -> dict[str, int]:
+    """Return the number of areas, in square pixels, in each of COCO's three ranges."""
+    counts = {"small": 0, "medium": 0, "large": 0}
+    for area in areas:
+        counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
+    return counts
 
 
 def _range(values):
@@ -186,14 +207,14 @@ def _file_faults(image_root, images, for_evaluation, map_files):
     unusable = [name for kind in UNUSABLE_KINDS for name in names.get(kind, ())]
     if not for_evaluation and len(unusable) > MAX_UNUSABLE * len(images):
         message = (
-            f"{len(unusable)} of {len(images)} images are unusable: a training stops once it has "
+            f"{len(unusable)} of {len(images)} images are unusable: training stops once it has "
             f"met more than {MAX_UNUSABLE:.0%} (dataloader.train.max_unusable)"
         )
         yield Fault("too many unusable images", Outcome.REFUSED, message, tuple(unusable))
 
 
 def _describe(image: Image.Image) -> Iterator[str]:
-    """The keys of FILE_KINDS that fit an opened image."""
+    """Yield the keys of FILE_KINDS that fit an opened image."""
     if is_grey_16_bits(image):
         yield "grey image of 16 bits"
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -217,9 +238,10 @@ def _describe(image: Image.Image) -> Iterator[str]:
 
 
 def _or_one(read: Callable[[], int]) -> int:
-    """1 where the metadata say nothing, or are broken, which Detectron2 does not mind."""
+    """Return a number of the metadata, or 1 if it is missing or broken, as Detectron2 does."""
     try:
         return read()
+    # Broken metadata raise anything.
     except Exception:
         return 1
 
@@ -230,7 +252,7 @@ def _is_object(annotation):
 
 
 def _notes(content, num_queries):
-    """What is worth knowing of images and annotations that are used as they are."""
+    """Yield notes on images and annotations that are used as they are."""
     boxes, crowds = defaultdict(list), defaultdict(list)
     for annotation in content["annotations"]:
         if type(annotation.get("image_id")) is int and is_sound_box(annotation.get("bbox")):
@@ -278,7 +300,7 @@ def _notes(content, num_queries):
         ),
     ):
         if where:
-            message = f"{len(where)} x {kind}: {text}: {some(where, 5)}"
+            message = f"{len(where)} x {kind}: {text}: {join_first(where, 5)}"
             yield Fault(kind, Outcome.USED, message, tuple(where))
 
 

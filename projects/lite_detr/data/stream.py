@@ -1,7 +1,7 @@
-"""The stream of training samples, which can go on where another process left it.
+"""The stream of training samples, which another process can continue.
 
 The stream is an order of images and a random seed for each of its places. So a sample depends on
-its place alone: neither on what was read before, nor on how many workers read ahead.
+its place alone: not on what was read before, or on the number of workers that read ahead.
 """
 
 import itertools
@@ -18,28 +18,28 @@ from ..random_states import same_random_states, seed_sample
 
 logger = logging.getLogger("lite_detr")
 
-# The key under which a sample carries its place on the way from a worker to the training.
+# The key of a sample's place on its way from a worker to the training process.
 PLACE = "place_in_stream"
-# So many images at the start of an order tell whether it is the same.
+# The number of images at the start of an order that identify it.
 NUM_FIRST = 16
 
 
 class SampleStream(IterableDataset):
-    """This process's share of the samples of an endless training, in the sampler's order.
+    """This process's share of the samples of an endless training run, in the sampler's order.
 
-    A place counts this process's samples from the start of the training. Workers take turns, so
-    that the loader's order is that of the places, whatever the number of workers.
+    A place counts this process's samples from the start of training. Workers take turns, so that
+    the loader's order is that of the places, whatever the number of workers.
 
     Args:
-        dataset: gives a sample, which is a dict, for an index. It may draw from the generators of
-            Python, NumPy and PyTorch, which are seeded for each place.
-        sampler: gives indices, the same in each new start. None shuffles every epoch anew, by a
-            seed that is drawn here and shared by all processes.
-        chunk_size: so many samples in a row come from one worker: the number that it batches.
+        dataset: maps an index to a sample, a dict. It may draw from the generators of Python,
+            NumPy and PyTorch, which are seeded for each place.
+        sampler: yields indices, the same in each new start. None shuffles every epoch differently,
+            by a seed that is drawn here and shared by all processes.
+        chunk_size: the number of consecutive samples from one worker, which it batches.
 
     Attributes:
-        start: the first place that is to be read.
-        held: ``{place: index}``, places before it that are still to be given.
+        start: the first place that has not been read.
+        held: ``{place: index}`` of earlier places whose samples have not been yielded.
     """
 
     def __init__(self, dataset: Dataset, sampler: Sampler | None = None, chunk_size: int = 1):
@@ -48,7 +48,7 @@ class SampleStream(IterableDataset):
         self.has_own_sampler = sampler is None
         self.seed = comm.shared_random_seed()
         self.sampler = TrainingSampler(len(dataset), seed=self.seed) if sampler is None else sampler
-        # Workers that are spawned know nothing of the other processes.
+        # Stored, as workers that are spawned do not know the other processes.
         self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
         self.start = 0
         self.held: dict[int, int] = {}
@@ -65,7 +65,7 @@ class SampleStream(IterableDataset):
                 yield {**self.dataset[index], PLACE: place}
 
     def indices(self) -> Iterator[int]:
-        """The sampler's indices from the start on."""
+        """Return the sampler's indices from ``start`` on."""
         return itertools.islice(self.sampler, self.start, None)
 
     def reseed(self, seed: int) -> None:
@@ -75,28 +75,29 @@ class SampleStream(IterableDataset):
 
 
 class StreamedBatches(IterableDataset):
-    """The batches of a loader of a :class:`SampleStream`, which knows how far they were taken.
+    """The batches of a loader of a :class:`SampleStream`, and the position that they reached.
 
-    What counts is what training took, not what workers have read ahead. Images that wait in one of
-    Detectron2's two groups for others of their orientation are known by place and index, and are
-    read again after a new start. Loading leaves the training's random generators alone.
+    The position is that of the batches that training took, not of what workers have read ahead.
+    Images that wait in one of Detectron2's two groups for others of their orientation are known by
+    place and index, and are read again after a new start. Loading does not change the training
+    process's random generators.
 
     Args:
-        loader: Detectron2's, of the stream; gives lists of samples.
-        stream: what the loader reads from.
+        loader: Detectron2's, of the stream; yields lists of samples.
+        stream: the one that the loader reads.
     """
 
     def __init__(self, loader: Iterable[list[dict]], stream: SampleStream):
         self.stream = stream
-        # Not a method's: in a cycle of references, workers would end late.
+        # Of a function, not a method: a reference cycle would keep workers alive.
         self._batches = take_batches(loader, stream)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """There is one stream: each iterator goes on behind the last batch that was taken."""
+        """Return the one iterator, which continues after the last batch that was taken."""
         return self._batches
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this process has come: numbers, lists and tuples."""
+        """Return this process's position: numbers, lists and tuples."""
         stream = self.stream
         return {
             "seed": stream.seed,
@@ -106,11 +107,11 @@ class StreamedBatches(IterableDataset):
         }
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Goes on where a job stood, before the first batch is taken.
+        """Continue where a job stopped; call it before the first batch is taken.
 
-        With as many processes as the job had, each goes on with its own samples. With another
-        number, the samples are shared out anew behind as many as were read in all, and those that
-        were waiting in groups are left out.
+        With the job's number of processes, each continues with its own samples. With another
+        number, the samples after those that were read are distributed again, and those that were
+        waiting in groups are omitted.
 
         Args:
             states: of all processes of that job, by rank.
@@ -120,7 +121,7 @@ class StreamedBatches(IterableDataset):
         if len(states) != stream.world_size:
             stream.start = sum(state["start"] for state in states) // stream.world_size
             logger.warning(
-                "the checkpoint is of %d processes and this job has %d: it goes on at the same "
+                "the checkpoint is of %d processes and this job has %d: it continues at the same "
                 "place of the epoch, but not with the same batches",
                 len(states),
                 stream.world_size,
@@ -132,8 +133,8 @@ class StreamedBatches(IterableDataset):
             stream.held = dict(state["held"])
         else:
             logger.warning(
-                "the training set, or the order of its images, is not the checkpoint's: the "
-                "training goes on at the same place of the new order"
+                "the training set, or the order of its images, is not the checkpoint's: training "
+                "continues at the same place of the new order"
             )
 
     def _first_indices(self) -> list[int]:
@@ -143,7 +144,7 @@ class StreamedBatches(IterableDataset):
 def take_batches(
     loader: Iterable[list[dict[str, Any]]], stream: SampleStream
 ) -> Iterator[list[dict[str, Any]]]:
-    """The batches of a loader, each of which is noted in the stream as it is taken."""
+    """Yield the batches of a loader, and move the stream's position as each is taken."""
     indices = stream.indices()
     with same_random_states():
         batches = iter(loader)

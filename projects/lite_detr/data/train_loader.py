@@ -1,8 +1,8 @@
-"""Detectron2's training loader, in which another image takes the place of an unusable one.
+"""Detectron2's training loader, in which another image replaces an unusable one.
 
-Detectron2 skips a sample that its mapper returns None for, without a word and by a random generator
-of each worker. Here a warning names the file, and the image that takes its place depends on the
-sample's index alone: neither on the number of workers nor on what was read before.
+Detectron2 silently skips a sample for which its mapper returns None, and draws the next one from
+each worker's random generator. Here a warning names the file, and its replacement depends on the
+sample's index alone: not on the number of workers or on what was read before.
 """
 
 import itertools
@@ -21,9 +21,10 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from .coco_checks import DatasetError, clip_boxes
-from .faults import some
-from .image_files import ImageError
+from ..errors import DatasetError, ImageError
+from ..labels import printable
+from .coco_file import clip_boxes
+from .faults import join_first
 from .mapper import DetectionMapper
 from .stream import SampleStream, StreamedBatches
 
@@ -33,7 +34,7 @@ MAX_UNUSABLE = 0.1
 
 
 class ReplacingDataset(Dataset):
-    """Mapped samples; another image takes the place of one that the mapper cannot use.
+    """Mapped samples, in which another image replaces one that the mapper cannot use.
 
     Replacements are tried in an order that the index alone decides: first images of the same
     orientation, so that Detectron2 groups the sample as it would have grouped the unusable one.
@@ -55,19 +56,18 @@ class ReplacingDataset(Dataset):
             DatasetFromList(records, copy=False) if isinstance(records, list) else records
         )
         self.max_unusable = max_unusable
-        # Makes a lambda fit for workers that are spawned, as in Detectron2's MapDataset.
+        # So that workers that are spawned can receive a lambda, as in Detectron2's MapDataset.
         self._mapper = PicklableWrapper(mapper)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample of an index.
+        """Return the sample of an index.
 
-        Where the image was unusable, the sample of its replacement with ``skipped``, a list of
-        (index, file name, reason). It keeps ``width`` and ``height`` of the image that was asked
-        for, by which Detectron2 groups samples. When the search was given up, there is no
-        ``image``.
+        If the image is unusable, return the sample of its replacement with ``skipped``, a list of
+        (index, file name, reason). It keeps ``width`` and ``height`` of the unusable image, by
+        which Detectron2 groups samples. If the search was given up, there is no ``image``.
         """
         index = int(index)
         skipped = []
@@ -85,11 +85,11 @@ class ReplacingDataset(Dataset):
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        wide = self._is_wide
+        is_wide = self._is_wide
         others = [i for i in range(len(self)) if i != index]
-        # A generator of its own, not a shared one that other draws would move.
+        # A separate generator: other draws would change a shared one.
         random.Random(index).shuffle(others)
-        yield from sorted(others, key=lambda i: wide[i] != wide[index])
+        yield from sorted(others, key=lambda i: is_wide[i] != is_wide[index])
 
     @cached_property
     def _is_wide(self) -> list[bool]:
@@ -102,16 +102,16 @@ class ReplacingDataset(Dataset):
 
 
 class WatchedBatches(IterableDataset):
-    """The batches of a loader; reports which images were skipped when training takes the batch.
+    """The batches of a loader; reports skipped images when training takes their batch.
 
     Each unusable file gets one warning, and their number so far is the scalar
     ``unusable_images`` of Detectron2's event storage. Both are those of this process.
 
     Args:
-        loader: gives lists of samples, and knows how far they were taken.
+        loader: yields lists of samples, and knows its position.
         num_images: the size of the dataset.
         max_unusable: the largest share of unusable images.
-        collate_fn: makes what the model takes of the list of samples; None gives the list.
+        collate_fn: turns the list of samples into the model's input; None keeps the list.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class WatchedBatches(IterableDataset):
         self.num_images = num_images
         self.max_unusable = max_unusable
         self.collate_fn = collate_fn
-        # By index, the file's name and what is wrong with it.
+        # {index: (the file's name, what is wrong with it)}
         self.unusable: dict[int, tuple[str, str]] = {}
 
     def __iter__(self) -> Iterator[Any]:
@@ -143,11 +143,11 @@ class WatchedBatches(IterableDataset):
             yield batch if self.collate_fn is None else self.collate_fn(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the training has come, for a checkpoint: see :class:`StreamedBatches`."""
+        """Return the position in the stream, for a checkpoint: see :class:`StreamedBatches`."""
         return {"unusable": self.unusable, **self.loader.state_dict()}
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Goes on from the states of a job's processes; each has found unusable images itself."""
+        """Continue from the states of a job's processes; each has its own unusable images."""
         if len(states) == comm.get_world_size():
             self.unusable = dict(states[comm.get_rank()]["unusable"])
         self.loader.load_states(states)
@@ -157,14 +157,16 @@ class WatchedBatches(IterableDataset):
             if index not in self.unusable:
                 self.unusable[index] = (file_name, reason)
                 logger.warning(
-                    "%s: %s; other images take its place in training (%d unusable of %d so far)",
-                    file_name,
+                    "%s: %s; other images replace it in training (%d unusable of %d so far)",
+                    printable(file_name),
                     reason,
                     len(self.unusable),
                     self.num_images,
                 )
         if given_up or len(self.unusable) > self.max_unusable * self.num_images:
-            listed = "".join(f"\n  {name}: {reason}" for name, reason in self.unusable.values())
+            listed = "".join(
+                f"\n  {printable(name)}: {reason}" for name, reason in self.unusable.values()
+            )
             raise DatasetError(
                 f"{len(self.unusable)} of the {self.num_images} training images are unusable so "
                 f"far, accepted are {self.max_unusable:.0%}: repair them, remove them from the "
@@ -173,32 +175,46 @@ class WatchedBatches(IterableDataset):
             )
 
 
-def warn_of_lost_boxes(records: list[dict[str, Any]]) -> None:
-    """One warning for the boxes that Detectron2 leaves out without a word, with files' names.
+def check_boxes(records: list[dict[str, Any]]) -> None:
+    """Warn once of the boxes that Detectron2 silently omits, with the names of their files.
 
-    Datasets that were checked by ``register_coco`` have none. Boxes of other modes than a corner
-    and a size, or two corners, are not looked at.
+    Datasets that were checked by ``register_coco`` have none. Only boxes that are a corner and a
+    size, or two corners, are examined.
+
+    Raises:
+        DatasetError: the records have annotations, and none of them is an object to train on.
     """
     files, boxes, modes, sizes = [], [], [], []
+    num_annotated, num_objects = 0, 0
     for record in records:
+        num_annotated += "annotations" in record
         for annotation in record.get("annotations", ()):
+            if annotation.get("iscrowd"):
+                continue
+            num_objects += 1
             mode = annotation.get("bbox_mode")
-            if mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) and not annotation.get("iscrowd"):
+            if mode in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
                 files.append(record["file_name"])
                 boxes.append(annotation["bbox"])
                 modes.append(mode == BoxMode.XYXY_ABS)
                 sizes.append([record.get("width", np.inf), record.get("height", np.inf)])
-    if not boxes:
-        return
-    boxes, is_corners = np.array(boxes, dtype=np.float64), np.array(modes)
-    boxes[is_corners, 2:] -= boxes[is_corners, :2]
-    with np.errstate(invalid="ignore"):
-        usable = clip_boxes(boxes, np.array(sizes, dtype=np.float64))[1]
-    if lost := list(itertools.compress(files, ~usable)):
+    lost = []
+    if boxes:
+        boxes, is_corners = np.array(boxes, dtype=np.float64), np.array(modes)
+        boxes[is_corners, 2:] -= boxes[is_corners, :2]
+        with np.errstate(invalid="ignore"):
+            usable = clip_boxes(boxes, np.array(sizes, dtype=np.float64))[1]
+        lost = list(itertools.compress(files, ~usable))
+    if num_annotated and num_objects == len(lost):
+        raise DatasetError(
+            f"none of the {len(records)} training images has an object with an area that is not a "
+            "crowd region: there is nothing to train on; see dataloader.train.dataset"
+        )
+    if lost:
         logger.warning(
             "%d box(es) of NaN, or without an area inside their image, ignored in training: in %s",
             len(lost),
-            some(list(dict.fromkeys(lost)), 5),
+            join_first(list(dict.fromkeys(lost)), 5),
         )
 
 
@@ -219,23 +235,24 @@ def build_train_loader(
     collate_fn: Callable[[list[dict]], Any] | None = None,
     **kwargs,
 ) -> WatchedBatches:
-    """Detectron2's ``build_detection_train_loader``, in which unusable images are replaced.
+    """Build Detectron2's ``build_detection_train_loader``, in which unusable images are replaced.
 
-    A training that is interrupted goes on behind the last batch that it took, and augmentations
-    depend on an image's place in the stream alone: see :class:`SampleStream`.
+    A training run that is interrupted continues after the last batch that it took, and
+    augmentations depend on an image's place in the stream alone: see :class:`SampleStream`.
 
-    As that function it also takes a YAML config: ``build_train_loader(cfg)``.
+    Like that function it also accepts a YAML config: ``build_train_loader(cfg)``.
 
     Args:
         dataset: Detectron2's dicts, or a dataset of them that is not iterable-style.
         mapper: a :class:`DetectionMapper`, or another that raises ``ImageError``.
-        sampler: as Detectron2's; the order of its indices has to be the same in each new start.
-        max_unusable: the share of unusable images above which the training stops.
+        sampler: as Detectron2's; the order of its indices must be the same in each new start.
+        max_unusable: the share of unusable images above which training stops.
         collate_fn: applied to the list of samples, in the training process.
         total_batch_size, aspect_ratio_grouping, **kwargs: see ``build_detection_train_loader``.
 
     Raises:
-        TypeError: the dataset is iterable-style, so that there is no other image to take.
+        TypeError: the dataset is iterable-style, so that no replacement can be chosen.
+        DatasetError: the dataset has annotations, but no object to train on.
     """
     if isinstance(dataset, IterableDataset):
         raise TypeError(
@@ -244,9 +261,9 @@ def build_train_loader(
             "index: use detectron2.data.build_detection_train_loader for it"
         )
     if isinstance(dataset, list):
-        warn_of_lost_boxes(dataset)
+        check_boxes(dataset)
     dataset = ReplacingDataset(dataset, mapper, max_unusable)
-    # Where images are grouped, workers yield single ones, and otherwise whole batches.
+    # If images are grouped, workers yield single ones, otherwise whole batches.
     chunk_size = 1 if aspect_ratio_grouping else total_batch_size // comm.get_world_size()
     stream = SampleStream(dataset, sampler, chunk_size)
     loader = build_detection_train_loader(

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.image_files import ImageError, read_record
+from ..labels import class_label, printable, shorten
 from ..random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
@@ -182,7 +183,7 @@ def read_scenes(
         try:
             image = Image.fromarray(read_record(record, "RGB"))
         except ImageError as error:
-            failures.append(f"{record['file_name']} ({error})")
+            failures.append(f"{printable(record['file_name'])} ({error})")
             continue
         ratio = min(HALF_WIDTH / image.width, MOST_HEIGHT / image.height)
         width, height = (max(1, round(ratio * side)) for side in image.size)
@@ -214,22 +215,17 @@ def true_objects(record: dict, class_names: Sequence[str] | None) -> Objects:
     ]
     classes = [annotation["category_id"] for annotation in annotations]
     crowds = [" (crowd)" if annotation.get("iscrowd") else "" for annotation in annotations]
-    labels = [f"{class_name(c, class_names)}{crowd}" for c, crowd in zip(classes, crowds)]
+    labels = [f"{class_label(c, class_names)}{crowd}" for c, crowd in zip(classes, crowds)]
     return Objects(Boxes(boxes), classes, labels)
 
 
 def predicted_objects(instances: Instances, class_names: Sequence[str] | None) -> Objects:
     classes = instances.pred_classes.tolist()
     labels = [
-        f"{class_name(c, class_names)} {score:.0%}"
+        f"{class_label(c, class_names)} {score:.0%}"
         for c, score in zip(classes, instances.scores.tolist())
     ]
     return Objects(instances.pred_boxes, classes, labels)
-
-
-def class_name(number: int, names: Sequence[str] | None) -> str:
-    # Matplotlib takes what is between two dollars for a formula.
-    return names[number].replace("$", r"\$") if names else str(number)
 
 
 def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
@@ -292,16 +288,3 @@ def side_by_side(title: str, *halves: tuple[str, Image.Image]) -> Image.Image:
         left += width + GAP
     write(title, 0, CAPTION_HEIGHT + height, total)
     return picture
-
-
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut at its beginning if it is wider than that: names often differ at the end.
-
-    Args:
-        width: in pixels.
-    """
-    kept = text
-    while font.getlength(kept) > width:
-        text = text[1:]
-        kept = f"...{text}"
-    return kept

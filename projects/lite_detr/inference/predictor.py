@@ -10,7 +10,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.data.transforms import AugInput, Augmentation
+from detectron2.data.transforms import Augmentation
 from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from .. import overrides
 from ..checkpoint import DetrCheckpointer
 from ..data.coco import apply_data_config, class_metadata
-from ..data.image_files import read_image
+from ..data.image_files import read_image, read_record
 from ..data.mapper import DetectionMapper
 from ..errors import WeightsError
 from .optimize import optimize_for_program
@@ -78,6 +78,7 @@ class TrainedDetector:
     def __init__(self, cfg: DictConfig, threshold: float = 0.0, optimize: str | None = None):
         mapper = instantiate(cfg.dataloader.test.mapper)
         self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
+        self.mapper = make_mapper([self.augmentations], self.image_format)
         self.metadata = class_metadata(cfg)
         self.threshold = threshold
         self.model = build_trained_model(cfg)
@@ -90,12 +91,9 @@ class TrainedDetector:
 
     def read(self, path: str | Path) -> tuple[np.ndarray, dict]:
         """Return the RGB image ``[H, W, 3]`` of a file, and the model's input made of it."""
-        image = read_image(str(path), self.image_format)
-        augmented = AugInput(image)
-        self.augmentations(augmented)
-        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        image = read_record({"file_name": str(path)}, self.image_format)
         height, width = image.shape[:2]
-        inputs = {"image": torch.as_tensor(chw), "height": height, "width": width}
+        inputs = {"image": self.mapper.augment(image)[0], "height": height, "width": width}
         return convert_image_to_rgb(image, self.image_format), inputs
 
     @torch.no_grad()
@@ -171,9 +169,7 @@ class BatchPredictor:
             if given < minimum:
                 raise ValueError(f"{name} is {given}, accepted are numbers from {minimum} on")
         self.model = model.eval()
-        self.mapper = DetectionMapper(
-            is_train=False, augmentations=list(augmentations), image_format=image_format
-        )
+        self.mapper = make_mapper(augmentations, image_format)
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -229,6 +225,13 @@ class BatchPredictor:
             )
             for sample, output in zip(batch, self.model(batch))
         ]
+
+
+def make_mapper(augmentations: Sequence[Augmentation], image_format: str) -> DetectionMapper:
+    """Return a mapper of images without annotations."""
+    return DetectionMapper(
+        is_train=False, augmentations=list(augmentations), image_format=image_format
+    )
 
 
 def split_batch(waiting: Sequence[dict], batch_size: int) -> tuple[list[dict], list[dict]]:
