@@ -114,7 +114,7 @@ def test_fine_tuning_with_other_classes_keeps_the_body(trained, tmp_path, digits
         "train.max_iter=1",
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "for 10 classes, the model has 1: its class heads start anew" in run.stdout
+    assert "for 10 classes, the model has 1: its class heads are re-initialised" in run.stdout
     before = torch.load(trained / "model_final.pth", weights_only=True)["model"]
     after = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     name = "encoder.layers.0.self_attn.value_proj.weight"

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 
 from detectron2.utils import comm
 
+# Modules whose errors say that something cannot be downloaded.
+NETWORK_MODULES = set(
+    "http httpcore httpx huggingface_hub requests socket ssl urllib urllib3".split()
+)
 # The system's error numbers for a full disk, an exhausted quota and a file size limit.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,6 +57,10 @@ class WeightsError(LiteDetrError, ValueError):
 
 class SaveError(LiteDetrError, OSError):
     """A checkpoint cannot be written."""
+
+
+class DownloadError(LiteDetrError, OSError):
+    """Weights are not on this machine and cannot be downloaded."""
 
 
 class LaunchError(LiteDetrError, ValueError):
@@ -123,6 +131,39 @@ def user_message(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: make room in train.output_dir, and continue with --resume"
     return ""
+
+
+@contextmanager
+def downloading(what: str, instead: str) -> Iterator[None]:
+    """Turn the network's errors, of whatever library, into a :class:`DownloadError`.
+
+    Args:
+        what: what is downloaded, such as ``weights https://...``.
+        instead: the option that names a file instead, such as ``train.init_checkpoint=FILE``.
+    """
+    try:
+        yield
+    except Exception as error:
+        # The libraries that download share no base class; they are known by their modules.
+        if isinstance(error, LiteDetrError) or not any(map(is_network_error, causes(error))):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DownloadError(
+            f"{what} cannot be downloaded: {reason}. Get the file where there is a network, and "
+            f"give it: {instead}"
+        ) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and the errors behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_network_error(error: BaseException) -> bool:
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, (ConnectionError, TimeoutError)) or module in NETWORK_MODULES
 
 
 @contextmanager

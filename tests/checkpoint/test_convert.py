@@ -17,7 +17,7 @@ from reference_checkpoints import (
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import WeightsError, convert, convert_weights
-from lite_detr.checkpoint.suggest import config_facts
+from lite_detr.checkpoint.mismatch import config_signature
 
 LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
 DINO = "dino/dino_r50_4scale_36ep.py"
@@ -264,7 +264,7 @@ def test_the_report_accounts_for_every_key():
     assert f"{len(keys)} keys used for {len(conversion.used)} weights" in conversion.summary()
     assert "label_enc.weight (only for training with denoising" in conversion.summary()
     table = conversion.table()
-    assert "label_enc.weight: left out (only for training with denoising" in table
+    assert "label_enc.weight: omitted (only for training with denoising" in table
     assert "input_proj.3.0.weight -> neck.extra_convs.0.0.weight" in table
     assert all(key in table for key in given)
 
@@ -362,7 +362,7 @@ def test_facts_of_all_configs_differ_where_their_weights_do():
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         config = model_zoo.get_config(name).model
         config.num_classes = 91
-        assert by_facts.setdefault(config_facts(config, backbones), shapes) == shapes, name
+        assert by_facts.setdefault(config_signature(config, backbones), shapes) == shapes, name
 
 
 def test_other_classes_keep_the_body_and_say_so(caplog):
@@ -372,7 +372,10 @@ def test_other_classes_keep_the_body_and_say_so(caplog):
     given = reference_file("dino_r50_4scale")
     with caplog.at_level(logging.WARNING, "lite_detr"):
         weights = convert(given, model)
-    assert "weights are for 91 classes, the model has 3: its class heads start anew" in caplog.text
+    assert (
+        "weights are for 91 classes, the model has 3: its class heads are re-initialised"
+        in caplog.text
+    )
     renewed = {name for name in weights if weights[name].equal(model.state_dict()[name])}
     classes = {name for name in weights if re.search(r"class_embed|label_embed", name)}
     assert len(classes) == 5

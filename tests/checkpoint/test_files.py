@@ -176,7 +176,7 @@ def test_broken_files(name, content, tmp_path):
         pytest.importorskip("safetensors")
     (tmp_path / name).write_bytes(content)
     for read in (load, lambda path: read_weights(str(path))):
-        with pytest.raises(WeightsError, match="are no checkpoint") as error:
+        with pytest.raises(WeightsError, match="not a checkpoint") as error:
             read(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
 

@@ -9,7 +9,7 @@ from small_detectors import shrink
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import convert
-from lite_detr.checkpoint.heads import COCO_CATEGORY_IDS, adapt_classes
+from lite_detr.checkpoint.convert import COCO_CATEGORY_IDS, adapt_classes
 
 FORMS = {
     "single_stage": "deformable_detr/deformable_detr_r50_single_stage_50ep.py",

@@ -114,7 +114,7 @@ def test_the_tool_warns_of_random_heads(convert_checkpoint, release, tmp_path):
         (["--input", "no_such.pth"], ["weights no_such.pth: there is no such file"]),
         (["--config-file", "dino/dino_r50_4scale_36ep.py"], ["do not fit the model"]),
         (["--config-file", "dino/dino_r50_4scale_36ep.yaml"], ["YAML file", "a lazy config"]),
-        (["--input", CONFIG], ["small_two_stage.py are no checkpoint"]),
+        (["--input", CONFIG], ["small_two_stage.py are broken, or not a checkpoint"]),
     ],
 )
 def test_the_tools_errors_are_one_line(options, words, convert_checkpoint, release, tmp_path):
@@ -146,7 +146,7 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
         f"train.output_dir={tmp_path}/out",
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "for 91 classes, the model has 10: its class heads start anew" in result.stdout
+    assert "for 91 classes, the model has 10: its class heads are re-initialised" in result.stdout
     trained = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     given = small_two_stage(91)
     assert torch.equal(trained[BODY], given[THEIR_BODY])

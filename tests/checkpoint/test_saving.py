@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lite_detr.checkpoint import DetrCheckpointer, SaveError, WeightsError
-from lite_detr.checkpoint.atomic import atomic_open
+from lite_detr.checkpoint.files import atomic_open
 
 
 class Counter:
@@ -91,7 +91,7 @@ def test_a_damaged_block_is_noticed(saved, caplog):
     zero_a_block(saved / "model_0000005.pth")
     with caplog.at_level(logging.WARNING, "lite_detr"):
         assert resume(saved) == (3, 3.0)
-    assert "model_0000005.pth are damaged: " in caplog.text
+    assert "model_0000005.pth are broken" in caplog.text and "Bad CRC" in caplog.text
 
 
 def test_all_broken_ones_before_it_are_named(saved, caplog):

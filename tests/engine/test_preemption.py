@@ -9,13 +9,8 @@ import time
 import pytest
 from detectron2.utils import comm
 
-from lite_detr.engine.preemption import (
-    EXIT_CODE,
-    SIGNALS,
-    Preemption,
-    outlive_signals,
-    passing_signals_on,
-)
+from lite_detr.engine.preemption import EXIT_CODE, Preemption
+from lite_detr.signals import SIGNALS, outlive_signals, passing_signals_on
 
 
 def send(number):

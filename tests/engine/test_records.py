@@ -6,7 +6,7 @@ import pytest
 from detectron2.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lite_detr.engine.records import Records
+from lite_detr.engine.resume import Records
 
 MAX_ITER = 60
 # Every third iteration is written, and behind the write of every tenth is a checkpoint.

@@ -113,7 +113,7 @@ def _run_train_net(options: list[str], resume: bool, prepare: Callable[[], None]
     multiprocessing.set_start_method("fork", force=True)
     if prepare is not None:
         prepare()
-    train_net.main(
+    train_net.run(
         argparse.Namespace(
             config_file=str(CONFIG), resume=resume, eval_only=False, opts=list(options)
         )
@@ -221,7 +221,7 @@ def train_on_a_full_disk(folder: Path, options: list[str]) -> tuple[int, str]:
     args = argparse.Namespace(config_file=str(CONFIG), resume=False, eval_only=False, opts=options)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            train_net.main(args)
+            train_net.run(args)
         except SystemExit as end:
             return end.code, said.getvalue()
     return 0, said.getvalue()

@@ -1,10 +1,9 @@
-"""Reads checkpoints, ours and those of other implementations, through Detectron2's checkpointer."""
+"""Read checkpoints, ours and those of other implementations, through Detectron2's checkpointer."""
 
 from ..errors import SaveError, WeightsError
 from .checkpointer import DetrCheckpointer
-from .convert import convert, convert_weights
+from .convert import Conversion, convert, convert_weights
 from .files import read_weights
-from .report import Conversion
 
 __all__ = [
     "Conversion",

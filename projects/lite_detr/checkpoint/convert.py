@@ -1,36 +1,42 @@
-"""From other implementations' weights to ours."""
+"""Convert other implementations' weights to ours."""
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .heads import adapt_classes, count_classes
+from .files import printable
 from .mismatch import describe_mismatch
-from .report import Conversion
-from .rules import rename
-from .sources import SOURCES, Source, recognise
+from .sources import SOURCES, Source, recognise, rename
 from .transforms import TRANSFORMS, Weight, Weights, add
 
 logger = logging.getLogger("lite_detr")
 
-# What a file may lack, since every model makes it alike.
+# The only weights whose shapes depend on the number of classes.
+CLASS_WEIGHT = re.compile(r"(decoder\.heads|queries)\.class_embed\.|denoising\.label_embed\.")
+# The references have a channel for each of COCO's category ids, 0 to 90, of which 80 are in use;
+# Detectron2 numbers these 80 in their order.
+COCO_CATEGORY_IDS = tuple(category["id"] for category in COCO_CATEGORIES if category["isthing"])
+NUM_COCO_IDS = max(COCO_CATEGORY_IDS) + 1
+# What a file may lack, since every model makes the same.
 OWN = (
     (r".+\.relative_position_index", "a table of positions that every Swin Transformer makes"),
     (r".+\.num_batches_tracked", "a count of training steps that nothing reads"),
 )
-# What a file of a backbone alone may lack besides.
+# What a file of a backbone alone may also lack.
 OWN_IN_BACKBONES = (
     *OWN,
     (r"backbone\.norm\d\.(weight|bias)", "a norm that classifiers do not have"),
     (r"backbone\.fpn_.+", "the pyramid around a ResNet, which classifiers do not have"),
 )
-# What a model may lack of a file, by our names.
+# What a file may have and the model not, by our names.
 NOT_NEEDED = (
     (r".+\.num_batches_tracked", "a count of training steps that nothing reads"),
     (r".+\.attn_mask", "a mask for one size of image; the model makes its own"),
@@ -41,31 +47,71 @@ BOTTOM_UP = "backbone.bottom_up."
 KEY_AWARE_PROJECTION = re.compile(r"(.+_attn)\.(?:query|key)_proj\.(?:weight|bias)")
 KEY_AWARE_ONLY = "only for key-aware attention; the reference does not use it in plain attention"
 OTHER_CLASSES = "for other classes than the model has"
+# What wrappers of a model put before each of its names.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+MAX_NAME = 300  # characters
+
+
+class Conversion(NamedTuple):
+    """Converted weights and what became of every key.
+
+    Attributes:
+        state_dict: the weights by our names, in the model's shapes.
+        source: the name of the implementation that they come from.
+        used: our names, with the file's keys that they came from.
+        ignored: the file's keys that are not needed, with the reason.
+        own: our names that keep the model's value, with the reason.
+        num_classes: the number of classes in the file; None for a backbone.
+        renewed: those names of ``own`` that keep their value because the classes differ.
+    """
+
+    state_dict: dict[str, Tensor]
+    source: str
+    used: dict[str, tuple[str, ...]]
+    ignored: dict[str, str]
+    own: dict[str, str]
+    num_classes: int | None
+    renewed: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Return the account in a few lines."""
+        keys = {key for keys in self.used.values() for key in keys}
+        lines = [f"{self.source}: {len(keys)} keys used for {len(self.used)} weights"]
+        for title, reasons in (("omitted", self.ignored), ("not in the file", self.own)):
+            for reason, count in Counter(reasons.values()).items():
+                example = next(name for name, why in reasons.items() if why == reason)
+                lines.append(f"  {title}: {count} such as {example} ({reason})")
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """Return the account with a line for every key."""
+        lines = [f"{' = '.join(keys)} -> {name}" for name, keys in self.used.items()]
+        lines += [f"{key}: omitted ({reason})" for key, reason in self.ignored.items()]
+        lines += [f"{name}: not in the file ({reason})" for name, reason in self.own.items()]
+        return "\n".join(lines)
 
 
 def convert(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of another implementation -> those of a model, by our names and in its shapes.
+    """Convert the weights of another implementation to a model's names and shapes.
 
     Args:
-        state_dict: the weights, tensors or arrays, of one of the implementations that
-            ``sources.py`` lists.
+        state_dict: tensors or arrays by the names of one of the implementations in ``sources.py``.
         model: a detector of this package.
 
     Returns:
-        A state dict for ``model.load_state_dict``: a whole one from a detector's weights, the
+        A state dict for ``model.load_state_dict``: a complete one from a detector's weights, the
         backbone's part from a backbone's. From 91 classes to 80, rows are gathered by COCO's
-        category ids; where the numbers differ otherwise, the class heads are the model's own, and
-        a warning says so.
+        category ids; for other numbers, the class heads are the model's own, and a warning says so.
 
     Raises:
-        WeightsError: the weights are of no known implementation, or do not fit the model; the
-            message names keys that were left over or missing, and the config that would fit.
+        WeightsError: the implementation is unknown, or the weights do not fit the model; the
+            message names keys that are left over or missing, and the config that would fit.
     """
     conversion = convert_weights(state_dict, model)
     logger.info("%s", conversion.summary())
     if conversion.renewed:
         logger.warning(
-            "weights are for %d classes, the model has %d: its class heads start anew",
+            "weights are for %d classes, the model has %d: its class heads are re-initialised",
             conversion.num_classes,
             model.num_classes,
         )
@@ -73,12 +119,12 @@ def convert(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor
 
 
 def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversion:
-    """As :func:`convert`, but with the account of every key and without a word to the log."""
+    """Convert as :func:`convert` does, but return the account of every key and log nothing."""
     given = as_tensors(state_dict)
     source = recognise(given)
     if source is None:
         raise WeightsError(
-            f"weights are of no known implementation, their keys begin with {list(given)[:3]}; "
+            f"weights belong to no known implementation, their keys begin with {list(given)[:3]}; "
             f"known are {', '.join(known.name for known in SOURCES)}. Weights of lite_detr itself "
             "need no conversion: load them by lite_detr.checkpoint.DetrCheckpointer"
         )
@@ -95,8 +141,8 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     for name, weight in weights.items():
         if name in fitted and name in mine:
             used[name] = weight.keys
-        elif why := why_left_out(name, fitted, mine):
-            ignored |= dict.fromkeys(weight.keys, why)
+        elif cause := omission_reason(name, fitted, mine):
+            ignored |= dict.fromkeys(weight.keys, cause)
         else:
             left += weight.keys
     own: dict[str, str] = {}
@@ -104,8 +150,8 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     for name in mine:
         if name in used or (is_backbone and not name.startswith("backbone.")):
             continue
-        if why := why_own(name, theirs, fitted, is_backbone):
-            own[name] = why
+        if cause := own_reason(name, theirs, fitted, is_backbone):
+            own[name] = cause
         else:
             missing.append(name)
     misshapen = [name for name in used if fitted[name].shape != mine[name].shape]
@@ -120,37 +166,75 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
         ignored=ignored,
         own=own,
         num_classes=classes,
-        renewed=tuple(name for name, why in own.items() if why == OTHER_CLASSES),
+        renewed=tuple(name for name, cause in own.items() if cause == OTHER_CLASSES),
     )
 
 
-def as_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A state dict of tensors, without the prefix that data parallel training gives its keys.
+def as_tensors(state_dict: Any, name: str = "weights") -> dict[str, Tensor]:
+    """Return a state dict of tensors, without the prefixes that wrappers of a model add.
+
+    Args:
+        state_dict: tensors or arrays by name.
+        name: what to call them in errors.
 
     Raises:
-        WeightsError: it is none.
+        WeightsError: it is something else, or holds what cannot be a weight.
     """
     if not isinstance(state_dict, Mapping):
         raise WeightsError(
-            f"weights must be a dict of tensors by name, got {type(state_dict).__name__}"
+            f"{name} must be a dict of tensors by name, got {type(state_dict).__name__}"
         )
     for key, value in state_dict.items():
-        if not isinstance(key, str) or not isinstance(value, (Tensor, np.ndarray)):
+        if not isinstance(key, str) or len(key) > MAX_NAME or not key.isprintable():
             raise WeightsError(
-                f"weights must be a dict of tensors by name, got {type(value).__name__} for {key!r}"
+                f"{name} must be a dict of tensors by name, got the key {printable(repr(key), 60)}"
             )
-    prefix = "module." if all(key.startswith("module.") for key in state_dict) else ""
-    return {key.removeprefix(prefix): torch.as_tensor(v) for key, v in state_dict.items()}
+        if problem := value_problem(value):
+            raise WeightsError(
+                f"{name} must be a dict of tensors by name, got {problem} for {key!r}"
+            )
+    tensors = {key: torch.as_tensor(value) for key, value in state_dict.items()}
+    # A count that PyTorch keeps beside the names of an average, which have a prefix.
+    if set(tensors) != {"n_averaged"} and all(
+        key == "n_averaged" or key.startswith("module.") for key in tensors
+    ):
+        tensors.pop("n_averaged", None)
+    return strip_prefixes(tensors)
+
+
+def value_problem(value: Any) -> str:
+    """Return what a value is if it cannot be a weight; empty if it can."""
+    if isinstance(value, np.ndarray):
+        return "" if value.dtype.kind in "biuf" else f"an array of {value.dtype}"
+    if not isinstance(value, Tensor):
+        return f"a value of type {type(value).__name__}"
+    if value.layout != torch.strided or value.is_quantized:
+        return "a sparse or quantized tensor"
+    if value.is_meta:
+        return "a tensor without values"
+    return "a complex tensor" if value.is_complex() else ""
+
+
+def strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that all names share, unless an implementation is known by them."""
+    while tensors:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), "")
+        # The names of transformers, which has heads as we do but calls them differently.
+        ours = any(key.startswith(f"{prefix}decoder.heads.") for key in tensors)
+        if not prefix or not (ours or recognise(tensors) is None):
+            break
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
 
 
 def to_our_names(
     given: Mapping[str, Tensor], source: Source
 ) -> tuple[Weights, dict[str, str], list[str]]:
-    """Applies a source's rules and what names alone do not tell.
+    """Apply a source's rules, and what names alone do not tell.
 
     Returns:
-        The weights by our names, the keys that the source says are of no use with the reason, and
-        those that it says nothing about.
+        The weights by our names; the keys that are not needed, with the source's reason; and the
+        keys that the source has no rule for.
     """
     weights: Weights = {}
     ignored: dict[str, str] = {}
@@ -159,8 +243,8 @@ def to_our_names(
         name = rename(key, source.rules)
         if name is not None:
             add(weights, name, Weight(value, (key,)))
-        elif why := reason(key, source.ignored):
-            ignored[key] = why
+        elif cause := reason(key, source.ignored):
+            ignored[key] = cause
         else:
             left.append(key)
     for transform in TRANSFORMS:
@@ -169,25 +253,27 @@ def to_our_names(
 
 
 def reason(name: str, reasons: Iterable[tuple[str, str]]) -> str | None:
-    """What the first pattern that a whole name matches says about it."""
-    return next((why for pattern, why in reasons if re.fullmatch(pattern, name)), None)
+    """Return the reason of the first pattern that a whole name matches."""
+    return next((cause for pattern, cause in reasons if re.fullmatch(pattern, name)), None)
 
 
-def why_left_out(name: str, fitted: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> str | None:
-    """Why a weight of the file may go unused, if it may."""
+def omission_reason(
+    name: str, fitted: Mapping[str, Tensor], mine: Mapping[str, Tensor]
+) -> str | None:
+    """Return why a weight of the file may go unused; None if it may not."""
     if name in mine:
         return OTHER_CLASSES
-    # Lite-DINO also builds the projections of key-aware attention where its attention is plain.
+    # Lite-DINO builds the projections of key-aware attention for plain attention also.
     if match := KEY_AWARE_PROJECTION.fullmatch(name):
         plain = f"{match[1]}.attention_weights.weight"
         return KEY_AWARE_ONLY if plain in fitted and plain in mine else None
     return reason(name, NOT_NEEDED)
 
 
-def why_own(
+def own_reason(
     name: str, theirs: Mapping[str, Tensor], fitted: Mapping[str, Tensor], is_backbone: bool
 ) -> str | None:
-    """Why a weight of the model may keep its value, if it may."""
+    """Return why a weight of the model may keep its value; None if it may not."""
     if name in theirs and name not in fitted:
         return OTHER_CLASSES
     return reason(name, OWN_IN_BACKBONES if is_backbone else OWN)
@@ -195,3 +281,44 @@ def why_own(
 
 def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def count_classes(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes of the decoder's first head; None without one."""
+    head = weights.get("decoder.heads.class_embed.0.bias")
+    return None if head is None else len(head)
+
+
+def adapt_classes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Bring the class weights of a detector to a model's number of classes.
+
+    Args:
+        weights: all weights of a file, by our names.
+        model: the detector. If its proposals are class-agnostic, the first channels of their head
+            are kept, of which the first means "any object"; otherwise its channels are classes.
+
+    Returns:
+        All weights, with class weights for the model's classes. These are omitted unless the
+        classes are known to be the same: for equal counts, and from COCO's 91 category ids to its
+        80 classes.
+    """
+    given = count_classes(weights)
+    if given == model.num_classes:
+        by_class = torch.arange(given)
+    elif (given, model.num_classes) == (NUM_COCO_IDS, len(COCO_CATEGORY_IDS)):
+        by_class = torch.tensor(COCO_CATEGORY_IDS)
+    else:
+        return {name: value for name, value in weights.items() if not CLASS_WEIGHT.match(name)}
+    class_agnostic = getattr(model.queries, "class_agnostic", False)
+
+    def adapt(name: str, value: Tensor) -> Tensor:
+        if not CLASS_WEIGHT.match(name):
+            return value
+        if name.startswith("denoising."):
+            # The last row is never used, here and in the references.
+            return torch.cat([value[by_class], value[-1:]])
+        if name.startswith("queries.") and class_agnostic:
+            return value[: model.num_classes]
+        return value[by_class]
+
+    return {name: adapt(name, value) for name, value in weights.items()}

@@ -1,109 +1,171 @@
-"""Reads files of weights without running what they may hold besides."""
+"""Files of weights: read without running what they may hold, and written whole or not at all."""
 
-import argparse
-import pickle
-import re
+import logging
+import os
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import SaveError, WeightsError
+from .pickles import TensorUnpickler
+from .rebuild import STORAGES, ForbiddenGlobal, Global, Storage, expect
 
-# What a pickle of arrays and plain containers refers to, by numpy's names in versions 1 and 2.
-PICKLE_GLOBALS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-}
+logger = logging.getLogger("lite_detr")
 
+# What an unfinished file is called: its name and this.
+UNFINISHED = ".unfinished"
+ZIP_MAGIC = b"PK\x03\x04"
+# The first two values of files that PyTorch wrote before version 1.6.
+OLD_MAGIC = (0x1950A86A20F9469CFC6C, 1001)
 
-# What torch and pickle raise on files of other kinds.
-BROKEN = (
-    EOFError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
+# Where files keep a moving average of their weights, where the weights, and where both have them.
+AVERAGES = ("ema", "model_ema", "ema_model", "ema_state", "ema_state_dict", "state_dict_ema")
+AVERAGES += ("params_ema",)
+WEIGHTS = ("model", "state_dict", "model_state", "model_state_dict", "params", "weights", "net")
+INNER = ("module", "model", "state_dict", "model_state_dict")
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays in plain containers, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PICKLE_GLOBALS:
-            raise ForbiddenGlobal(f"{module}.{name}")
-        # Protocol 2 writes bytes as text in Latin-1, and any other codec would be imported.
-        return encode_latin1 if name == "encode" else super().find_class(module, name)
-
-
-def encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise ForbiddenGlobal(f"the codec {encoding}")
-    return text.encode("latin1")
-
-
-class ForbiddenGlobal(pickle.UnpicklingError):
-    """A pickle refers to something that could run code."""
-
-
-def read_weights(path: str) -> Any:
-    """The weights of a file: those under ``model`` where it holds more, and else all of it.
+def read_weights(path: str) -> Mapping[str, Any]:
+    """Return the weights of a file.
 
     Args:
-        path: of a file; ``.safetensors`` and ``.pkl`` by their endings, others by ``torch.load``.
+        path: ``.safetensors`` and ``.pkl`` files by their suffixes, all others as ``torch.save``'s.
 
     Raises:
-        WeightsError: the file is broken, or would run code.
+        WeightsError: the file is broken, would run code, or holds no weights.
     """
     if path.endswith(".safetensors"):
         return read_safetensors(path)
-    content = read_pickle(path) if path.endswith(".pkl") else read_torch(path)
-    return content["model"] if isinstance(content, Mapping) and "model" in content else content
+    return find_weights(read_pickle(path) if path.endswith(".pkl") else read_torch(path), path)
 
 
 def read_pickle(path: str) -> Any:
-    """A pickle of arrays, as Detectron2's model zoo has.
+    """Return what a pickle of arrays holds, as Detectron2's model zoo has them.
 
     Raises:
-        WeightsError: the file is broken, or refers to what could run code, which is not run.
+        WeightsError: the file is broken, or refers to what could run code.
     """
-    with open(path, "rb") as file, explained(path):
-        return ArrayUnpickler(file, encoding="latin1").load()
+    with explained(path), open(path, "rb") as file:
+        return TensorUnpickler().load(file)
 
 
-def read_torch(path: str, mmap: bool = False) -> Any:
-    """A file of ``torch.save``: tensors, plain containers and ``argparse.Namespace``.
+def read_torch(path: str, *, meta: bool = False) -> Any:
+    """Return what a file of ``torch.save`` holds: dense tensors, arrays and plain values.
 
-    The references keep their command lines as such a namespace, which has attributes and no code.
+    Checksums are compared, which ``torch.load`` does not do. The references keep their command
+    lines as an ``argparse.Namespace``, which is accepted also.
 
     Args:
-        path: of the file.
-        mmap: tensors are read from the file only when they are used.
+        path: a local file.
+        meta: tensors have no values, and are not read.
 
     Raises:
-        WeightsError: the file is broken, or refers to what could run code, which is not run.
+        WeightsError: the file is broken, or refers to what could run code.
     """
-    with explained(path), torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except pickle.UnpicklingError as error:
-            if match := re.search(r"GLOBAL (\S+)", str(error)):
-                raise ForbiddenGlobal(match[1]) from error
-            raise
+    device = "meta" if meta else "cpu"
+    with explained(path), open(path, "rb") as file:
+        if file.read(4) == ZIP_MAGIC:
+            return read_archive(file, device)
+        file.seek(0)
+        return read_old(file, device)
 
 
-def read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    """A file of the safetensors format.
+def read_archive(file: IO[bytes], device: str) -> Any:
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        expect(len(entries) == len(archive.infolist()), "two entries of one name")
+        expect(
+            all(i.compress_type == zipfile.ZIP_STORED for i in entries.values())
+            and sum(info.file_size for info in entries.values()) <= size,
+            "compressed entries",
+        )
+        folders = [name.removesuffix("data.pkl") for name in entries if is_content(name)]
+        expect(len(folders) == 1, "no data.pkl, or more than one")
+        folder = folders[0]
+        if f"{folder}byteorder" in entries:
+            order = archive.read(f"{folder}byteorder").decode()
+            expect(order == sys.byteorder, f"tensors in {order}-endian byte order")
+        storages: dict[str, Tensor] = {}
+
+        def load_storage(identifier: Any) -> Storage:
+            key, dtype, size = checked_storage(identifier)
+            name = f"{folder}data/{key}"
+            if key not in storages:
+                expect(entries[name].file_size == size, "a storage of another size than it says")
+                storages[key] = torch.empty(size, dtype=torch.uint8, device=device)
+                if device != "meta":
+                    # Reading to the end compares the checksum.
+                    content = np.frombuffer(archive.read(name), np.uint8)
+                    storages[key].numpy()[:] = content
+            expect(len(storages[key]) == size, "a storage of two sizes")
+            return Storage(storages[key], dtype)
+
+        with archive.open(f"{folder}data.pkl") as content:
+            return TensorUnpickler(load_storage).load(content)
+
+
+def is_content(name: str) -> bool:
+    return name.endswith("/data.pkl") and name.count("/") == 1
+
+
+def read_old(file: IO[bytes], device: str) -> Any:
+    """Return what a file holds that PyTorch wrote before version 1.6; it has no checksums."""
+    start = tuple(TensorUnpickler().load(file) for _ in OLD_MAGIC)
+    expect(start == OLD_MAGIC, "nothing that PyTorch wrote")
+    system = TensorUnpickler().load(file)
+    expect(system["little_endian"] == (sys.byteorder == "little"), "tensors in other byte order")
+    left = os.fstat(file.fileno()).st_size
+    storages: dict[str, tuple[Tensor, int]] = {}
+
+    def load_storage(identifier: Any) -> Storage:
+        nonlocal left
+        *identifier, view = identifier
+        key, dtype, size = checked_storage(tuple(identifier))
+        if key not in storages:
+            left -= size
+            expect(left >= 0, "storages that are larger than the file")
+            storages[key] = torch.empty(size, dtype=torch.uint8, device=device), dtype.itemsize
+        data = storages[key][0]
+        expect(len(data) == size, "a storage of two sizes")
+        if view is not None:
+            _, offset, length = view
+            data = data[offset * dtype.itemsize : (offset + length) * dtype.itemsize]
+        return Storage(data, dtype)
+
+    content = TensorUnpickler(load_storage).load(file)
+    keys = TensorUnpickler().load(file)
+    expect(type(keys) is list and set(keys) == set(storages), "other storages than it refers to")
+    for key in keys:
+        data, itemsize = storages[key]
+        count = int.from_bytes(file.read(8), sys.byteorder)
+        expect(count * itemsize == len(data), "a storage of another size than it says")
+        if device != "meta":
+            expect(file.readinto(data.numpy()) == len(data), "too few bytes")
+        else:
+            file.seek(len(data), os.SEEK_CUR)
+    expect(file.tell() <= os.fstat(file.fileno()).st_size, "too few bytes")
+    return content
+
+
+def checked_storage(identifier: Any) -> tuple[str, torch.dtype, int]:
+    """Return a storage's key, the type of its elements, and its size in bytes."""
+    kind, storage, key, _, count = identifier
+    expect(kind == "storage" and isinstance(storage, Global), "a reference to something else")
+    expect(type(key) is str and type(count) is int and count >= 0, "a storage without a size")
+    dtype = STORAGES[storage.name]
+    return key, dtype, count * dtype.itemsize
+
+
+def read_safetensors(path: str) -> dict[str, Tensor]:
+    """Return the weights of a file of the safetensors format, which has no checksums.
 
     Raises:
         WeightsError: the library is not installed, or the file is broken.
@@ -115,27 +177,140 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
             f"weights {path} are in the safetensors format, for which the library is missing: "
             "pip install safetensors"
         ) from None
-    try:
+    with explained(path):
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"weights {path} are no checkpoint: {error}") from error
 
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Turns what reading a broken or hostile file raises into a :class:`WeightsError`."""
+    """Turn whatever reading a broken or hostile file raises into a :class:`WeightsError`."""
     try:
         yield
     except WeightsError:
         raise
     except ForbiddenGlobal as error:
         raise WeightsError(
-            f"weights {path} are refused: they refer to {error}, which could run code. Accepted "
-            "are tensors, plain containers and argparse.Namespace, and arrays in a .pkl file"
+            f"weights {path} are refused: they refer to {printable(error)}, which could run code. "
+            "Accepted are dense tensors, arrays of numbers, plain containers and argparse.Namespace"
         ) from error
-    except BROKEN as error:
-        raise WeightsError(f"weights {path} are no checkpoint: {first_line(error)}") from error
+    # Each library has errors of its own for each way in which bytes can be wrong, and Python others
+    # for values that nothing expects: a file that cannot be read is broken, whatever they say.
+    except Exception as error:
+        reason = printable(error) or type(error).__name__
+        raise WeightsError(f"weights {path} are broken, or not a checkpoint: {reason}") from error
 
 
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def printable(error: object, limit: int = 200) -> str:
+    """Return the first line of a text that a file may have chosen, fit for a terminal."""
+    line = next(iter(str(error).splitlines()), "")
+    text = "".join(c if c.isprintable() else "?" for c in line[:limit])
+    return text if len(line) <= limit else f"{text}..."
+
+
+def find_weights(content: Any, path: str) -> Mapping[str, Any]:
+    """Return the weights among what a file holds, which may lie below other names.
+
+    A moving average is preferred to the weights of the last iteration, with a line in the log; but
+    not in a training checkpoint of Detectron2 or ours, which has the average beside its weights.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    if isinstance(content, Mapping):
+        resumable = "trainer" in content or "iteration" in content
+        for name in WEIGHTS if resumable else (*AVERAGES, *WEIGHTS):
+            for inner in (None, *INNER):
+                weights = content.get(name)
+                if inner is not None:
+                    weights = weights.get(inner) if isinstance(weights, Mapping) else None
+                if has_tensors(weights):
+                    if name in AVERAGES:
+                        where = name if inner is None else f"{name}.{inner}"
+                        logger.info("weights %s: using the moving average under %s", path, where)
+                    return weights
+        if has_tensors(content):
+            return content
+        named = [name for name in WEIGHTS if isinstance(content.get(name), Mapping)]
+        if named:
+            return content[named[0]]
+    raise WeightsError(f"weights {path} hold no weights, but {described(content)}")
+
+
+def has_tensors(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(
+        isinstance(value, (Tensor, np.ndarray)) for value in content.values()
+    )
+
+
+def described(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a value of type {type(content).__name__}"
+    names = ", ".join(printable(repr(name), 40) for name in list(content)[:5])
+    return f"a dict with the keys {names}" if content else "an empty dict"
+
+
+@contextmanager
+def atomic_open(path: str | os.PathLike, mode: str) -> Iterator[IO]:
+    """Open a file to write, which takes its name only when it is complete and on the disk.
+
+    Whatever happens before, a kill or a full disk, a file that had this name keeps it.
+
+    Args:
+        path: a local path.
+        mode: ``w`` or ``wb``.
+
+    Raises:
+        SaveError: the file cannot be written. What was written so far is removed.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        with open(unfinished, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        # PyTorch's writer raises an error of its own on top of the system's.
+        if isinstance(error, (OSError, RuntimeError)):
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise SaveError(
+                f"{path} cannot be written: {reason}. The files in {path.parent} are as they were: "
+                "make room there, and continue with --resume"
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Remove what a process left in a folder that was killed while it wrote."""
+    for path in Path(folder).glob(f"*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+class AtomicFiles:
+    """A path manager of iopath that writes local files completely or not at all.
+
+    Files elsewhere, which have a prefix such as ``s3://``, are left to their handlers.
+    """
+
+    def __init__(self, path_manager: Any):
+        self._path_manager = path_manager
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._path_manager, name)
+
+    def open(self, path: str, mode: str = "r", **options: Any) -> Any:
+        if "w" in mode and "://" not in path:
+            return atomic_open(path, mode)
+        return self._path_manager.open(path, mode, **options)

@@ -1,7 +1,7 @@
-"""What the name of a weight alone does not tell: splits, joins, and counts of layers.
+"""Convert what the name of a weight alone does not tell: splits, joins, and counts of layers.
 
-Each function takes and returns weights under the names of ``rules.py``, brings one group of them to
-our names, and leaves those that another implementation does not have alone.
+Each function takes and returns weights under the names of the rules in ``sources.py``, brings one
+group of them to our names, and leaves all others as they are.
 """
 
 import re
@@ -30,7 +30,7 @@ Weights = dict[str, Weight]
 
 
 def add(weights: Weights, name: str, weight: Weight) -> None:
-    """Adds a weight; one that is there already must be the same.
+    """Add a weight; if it is there already, both must be equal.
 
     Raises:
         WeightsError: two keys stand for one weight and differ.
@@ -48,13 +48,13 @@ def add(weights: Weights, name: str, weight: Weight) -> None:
 
 
 def num_layers(weights: Weights, part: str) -> int:
-    """How many layers the encoder or decoder has."""
+    """Return the number of layers of the encoder or decoder."""
     matches = (LAYER.match(name) for name in weights)
     return 1 + max((int(m[2]) for m in matches if m and m[1] == part), default=-1)
 
 
 def join_projections(weights: Weights) -> Weights:
-    """Query, key and value projections -> the one ``in_proj`` of ``nn.MultiheadAttention``."""
+    """Join query, key and value projections to the ``in_proj`` of ``nn.MultiheadAttention``."""
     joined: Weights = {}
     for name, weight in weights.items():
         match = PROJECTION.fullmatch(name)
@@ -74,7 +74,7 @@ def join_projections(weights: Weights) -> Weights:
 
 
 def split_queries(weights: Weights) -> Weights:
-    """Deformable DETR's query embedding holds position and content; H-DETR's is content alone."""
+    """Split Deformable DETR's query embedding into position and content; H-DETR's is content."""
     weights = dict(weights)
     embed = weights.pop("queries.embed.weight", None)
     if embed is None:
@@ -88,26 +88,26 @@ def split_queries(weights: Weights) -> Weights:
     }
 
 
-def part_convs(weights: Weights) -> Weights:
-    """The neck's convolutions -> the 1x1 ones on the backbone's maps, and those of added scales."""
+def split_convs(weights: Weights) -> Weights:
+    """Split the neck's convolutions into those on the backbone's maps, 1x1, and of added scales."""
     kernels = {
         int(match[1]): weight.value.shape[-1]
         for name, weight in weights.items()
         if (match := NECK.fullmatch(name)) and weight.value.dim() == 4
     }
     maps = sum(kernel == 1 for kernel in kernels.values())
-    parted = {}
+    split = {}
     for name, weight in weights.items():
         if match := NECK.fullmatch(name):
             index = int(match[1])
             kind = f"lateral_convs.{index}" if index < maps else f"extra_convs.{index - maps}"
             name = f"neck.{kind}.{match[2]}"
-        parted[name] = weight
-    return parted
+        split[name] = weight
+    return split
 
 
 def number_blocks(weights: Weights) -> Weights:
-    """Lite-DINO keeps the light feed-forward network in the last layer of a block, we in the block.
+    """Move the light feed-forward network from the last layer of a block, as in Lite-DINO, to it.
 
     Raises:
         WeightsError: the layers that have one do not divide the encoder into equal blocks.
@@ -131,33 +131,33 @@ def number_blocks(weights: Weights) -> Weights:
     return numbered
 
 
-def part_heads(weights: Weights) -> Weights:
-    """Finds the heads that make proposals, and those that all layers share.
+def split_heads(weights: Weights) -> Weights:
+    """Find the heads that make proposals, and those that all layers share.
 
-    Two-stage models have one pair of heads more than layers, for the proposals. Deformable DETR
-    without refinement and DINO list one pair of heads again for every layer.
+    Two-stage models have one more pair of heads than layers, for the proposals. Deformable DETR
+    without refinement and DINO list the same pair of heads for every layer.
     """
     layers = num_layers(weights, "decoder")
-    parted: Weights = {}
+    split: Weights = {}
     heads: dict[int, Weights] = {}
     for name, weight in weights.items():
         match = HEAD.fullmatch(name)
         if match is None:
-            parted[name] = weight
+            split[name] = weight
         elif int(match[2]) == layers:
-            parted[f"queries.{match[1]}.{match[3]}"] = weight
+            split[f"queries.{match[1]}.{match[3]}"] = weight
         else:
             heads.setdefault(int(match[2]), {})[f"{match[1]}.{match[3]}"] = weight
     shared = len(heads) > 1 and may_share_heads(weights) and all_equal(list(heads.values()))
     for index in sorted(heads):
         for rest, weight in heads[index].items():
             kind, leaf = rest.split(".", 1)
-            add(parted, f"decoder.heads.{kind}.{0 if shared else index}.{leaf}", weight)
-    return parted
+            add(split, f"decoder.heads.{kind}.{0 if shared else index}.{leaf}", weight)
+    return split
 
 
 def may_share_heads(weights: Weights) -> bool:
-    """Whether equal heads are one: not where a decoder that refines was given heads of its own."""
+    """Tell whether equal heads are one: not if a decoder that refines was given its own heads."""
     if any(name.startswith("decoder.query_pos.") for name in weights):
         return True
     return not any(
@@ -176,4 +176,4 @@ def all_equal(heads: list[Weights]) -> bool:
     )
 
 
-TRANSFORMS = (join_projections, split_queries, part_convs, number_blocks, part_heads)
+TRANSFORMS = (join_projections, split_queries, split_convs, number_blocks, split_heads)

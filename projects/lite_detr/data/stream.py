@@ -13,8 +13,8 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from ..engine.preemption import outlive_signals
 from ..random_states import same_random_states, seed_sample
+from ..signals import outlive_signals
 
 logger = logging.getLogger("lite_detr")
 

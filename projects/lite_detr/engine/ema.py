@@ -10,37 +10,37 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoint.atomic import AtomicFiles
-from ..errors import SaveError, raised_in_all
+from ..checkpoint.files import AtomicFiles
+from ..errors import ConfigError, SaveError, raised_in_all
 
-# Beside model_final.pth, and like it a file of weights for whatever takes one.
+# A file of weights beside model_final.pth.
 FINAL = "model_final_ema.pth"
 
 
 class EMA(HookBase):
-    """Averages the weights behind every iteration.
+    """Averages the weights after every iteration.
 
-    The average starts as the weights behind the first iteration, and its decay grows with the
+    The average starts as the weights after the first iteration, and its decay grows with the
     number ``n`` of iterations: ``min(decay, (1 + n) / (10 + n))``, so that it forgets them soon.
-    Buffers are copied, as they are no weights. The hook stands before those that save or evaluate;
-    ``averaged`` is what they save and evaluate. Behind the last iteration the average is written to
+    Buffers are copied, as they are not weights. Register the hook before those that save or
+    evaluate ``averaged``. After the last iteration the average is written to
     ``model_final_ema.pth``.
 
     Args:
         model: a detector, or its DDP wrapper.
         decay: the share of the average that an iteration keeps in the long run, 0 to 1.
-        output_dir: the training's, where the main process writes.
+        output_dir: the folder where the main process writes.
 
     Attributes:
-        averaged: the average; PyTorch's module around a copy of the detector, ``averaged.module``.
+        averaged: PyTorch's averaged model; ``averaged.module`` is a copy of the detector.
 
     Raises:
-        ValueError: ``decay`` is out of its range.
+        ConfigError: ``decay`` is out of its range.
     """
 
     def __init__(self, model: nn.Module, decay: float, output_dir: str):
         if not 0 <= decay <= 1:
-            raise ValueError(f"train.ema.decay must be from 0 to 1, got {decay}")
+            raise ConfigError(f"train.ema.decay must be from 0 to 1, got {decay}")
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.averaged = AveragedModel(self.model).eval().requires_grad_(False)
         self.decay = decay

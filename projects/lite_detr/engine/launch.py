@@ -1,8 +1,9 @@
-"""Starts a job's processes, or joins those that torchrun or Slurm has started."""
+"""Start a job's processes, or join those that torchrun or Slurm has started."""
 
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -11,20 +12,22 @@ from detectron2.engine import launch as spawn
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
+from torch.multiprocessing import ProcessExitedException
 
 from ..errors import LaunchError
+from ..signals import passing_signals_on
 
-# Below the ports that Linux hands out by itself, which begin at 32768.
+# Below the ports that Linux assigns by itself, which begin at 32768.
 SLURM_PORTS = range(20000, 30000)
 
 
 class Place(NamedTuple):
-    """What a launcher's environment says of this process.
+    """What the environment of a launcher says about this process.
 
     Attributes:
         launcher: ``torchrun`` or ``Slurm``.
-        rank, world_size: which process of the job, and of how many.
-        local_rank, local_size: the same among those of this machine.
+        rank, world_size: the number of this process in the job, and of all its processes.
+        local_rank, local_size: the same among the processes of this machine.
         init_method: where the processes meet, for ``torch.distributed``.
     """
 
@@ -37,13 +40,14 @@ class Place(NamedTuple):
 
 
 def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Runs ``main(args)`` in every process of a job.
+    """Run ``main(args)`` in every process of a job.
 
-    Where torchrun, or Slurm with more than one task, has started this process, it is one of the
-    job's and takes its place among them. Otherwise Detectron2 starts as many as the options say.
+    If torchrun, or Slurm with more than one task, has started this process, it joins the job's
+    processes. Otherwise Detectron2 starts as many as the options say, and this process ends with
+    the exit status of the first that fails; signals to it are passed on to them.
 
     Args:
-        main: what to run; Detectron2's ``comm`` knows the processes in it.
+        main: the function to run; in it, Detectron2's ``comm`` knows all processes.
         args: the options of Detectron2's ``default_argument_parser``.
 
     Raises:
@@ -53,27 +57,36 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     if place is not None:
         join(place)
         main(args)
-        # Not after an error: the others may still wait for this process, which has to end.
+        # Not after an error: the others may still wait for this process, which must end.
         distributed.destroy_process_group()
         return
-    # Detectron2 would say no more than that an assertion failed, in each of the processes.
+    # Detectron2 would only say that an assertion failed, in each of the processes.
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise LaunchError(
             f"--num-gpus {args.num_gpus} asks for more GPUs than the {torch.cuda.device_count()} "
-            "that are visible here: give at most so many, or see CUDA_VISIBLE_DEVICES"
+            "that are visible here: lower it, or see CUDA_VISIBLE_DEVICES"
         )
-    spawn(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        with passing_signals_on():
+            spawn(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except ProcessExitedException as error:
+        if error.exit_code < 0:
+            # Killed: only this process can say so. The status is that of shells.
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(
+            error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+        ) from None
 
 
 def find_place(args: argparse.Namespace, environment: Mapping[str, str]) -> Place | None:
-    """The place that the environment gives this process; None where it has to start the job.
+    """Return the place that the environment gives this process; None if it must start the job.
 
     Raises:
         LaunchError: see :func:`launch`.
@@ -81,7 +94,7 @@ def find_place(args: argparse.Namespace, environment: Mapping[str, str]) -> Plac
     if "TORCHELASTIC_RUN_ID" in environment:
         place = torchrun_place(environment)
     elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) in (1, args.num_machines):
-        # Not a step of Slurm's, or one task a machine, each of which starts its own processes.
+        # Not a step of Slurm, or one task per machine, each of which starts its own processes.
         return None
     else:
         place = slurm_place(environment)
@@ -100,16 +113,16 @@ def torchrun_place(environment: Mapping[str, str]) -> Place:
 
 
 def slurm_place(environment: Mapping[str, str]) -> Place:
-    """The place of a task of ``srun``; rank 0's machine, the first of the step, is where all meet.
+    """Return the place of a task of ``srun``; all meet on the machine of rank 0, the first.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` say another machine and port.
+    ``MASTER_ADDR`` and ``MASTER_PORT`` set another machine and port.
     """
-    # As 8 or 8(x2); as 8,4 where machines differ.
+    # 8 or 8(x2); 8,4 if the machines differ.
     tasks = required(environment, "SLURM_STEP_TASKS_PER_NODE")
     same = re.fullmatch(r"(\d+)(\(x\d+\))?", tasks)
     if same is None:
         raise LaunchError(
-            f"Slurm runs {tasks} tasks on its machines, and needed is the same number on each: "
+            f"Slurm runs {tasks} tasks on its machines, but each needs the same number: "
             "give --nodes and --ntasks-per-node"
         )
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
@@ -117,10 +130,10 @@ def slurm_place(environment: Mapping[str, str]) -> Place:
     local_size = int(same[1])
     if rank % local_size != local_rank:
         raise LaunchError(
-            f"Slurm's task {rank} is number {local_rank} of the {local_size} on its machine, and "
-            "needed are tasks that are numbered machine by machine: srun --distribution=block"
+            f"Slurm's task {rank} is number {local_rank} of the {local_size} on its machine, but "
+            "tasks must be numbered machine by machine: srun --distribution=block"
         )
-    # Of each bracket the first number: gpu[03-05,09],cpu1 -> gpu03
+    # The first number of each bracket: gpu[03-05,09],cpu1 -> gpu03,cpu1
     nodes = re.sub(r"\[(\w+)[^]]*\]", r"\1", required(environment, "SLURM_STEP_NODELIST"))
     address = environment.get("MASTER_ADDR", nodes.split(",")[0])
     job = int(required(environment, "SLURM_JOB_ID"))
@@ -139,7 +152,7 @@ def required(environment: Mapping[str, str], name: str) -> str:
 
 
 def join(place: Place) -> None:
-    """Makes this process one of the job's, on a GPU of its own where there are GPUs.
+    """Join the job's processes, each on its own GPU if there are GPUs.
 
     Raises:
         LaunchError: this machine has too few GPUs.

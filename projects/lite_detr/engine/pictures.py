@@ -26,7 +26,7 @@ from ..random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
 
-# In pixels. TensorBoard shows pictures about 1000 wide; a tall one is narrower.
+# In pixels. TensorBoard shows pictures about 1000 wide; tall ones are narrower.
 HALF_WIDTH, MOST_HEIGHT, LEAST_WIDTH = 512, 768, 352
 GAP = 8
 CAPTION_HEIGHT = 24
@@ -39,10 +39,10 @@ PAPER_COLOUR, INK_COLOUR = (255, 255, 255), (0, 0, 0)
 
 @dataclass(frozen=True)
 class Objects:
-    """What one half of a picture shows.
+    """The objects in one half of a picture.
 
     Attributes:
-        boxes: ``[N, 4]``, corners in pixels of the image as it is on file.
+        boxes: ``[N, 4]``, corners in pixels of the image file.
         classes: ``N`` class numbers.
         labels: ``N`` texts.
     """
@@ -57,12 +57,12 @@ class Scene:
     """One validation image.
 
     Attributes:
-        tag: the pictures' name in TensorBoard.
-        file_name: of the image.
-        image: as it is on file, in RGB, in the size in which it is shown.
-        scale: horizontal and vertical, of the shown image to that on file.
-        inputs: what the model takes.
-        truth: what the annotations say.
+        tag: the name of its pictures in TensorBoard.
+        file_name: the name of the image file.
+        image: the image in RGB, in the size in which it is shown.
+        scale: horizontal and vertical, from the image file to the shown image.
+        inputs: the model's input.
+        truth: the annotated objects.
     """
 
     tag: str
@@ -77,18 +77,18 @@ class PicturesHook(HookBase):
     """Puts pictures into Detectron2's event storage after each evaluation.
 
     Each shows ground truth on the left and predictions on the right. ``TensorboardXWriter`` takes
-    them from the storage. The hook is for the main process alone, as it waits for no other one, and
-    stands behind ``EvalHook`` and before ``PeriodicWriter``. It leaves the model's mode and the
+    them from the storage. The hook is for the main process only, as it waits for no other one.
+    Register it after ``EvalHook`` and before ``PeriodicWriter``. It leaves the model's mode and the
     states of the random generators as they were.
 
     Args:
         model: the detector, or the ``DistributedDataParallel`` around it.
-        records: of the images, in Detectron2's format of datasets. Those of images that cannot be
-            used are left out, with a warning.
-        mapper: makes the model's input of a record, as in evaluation.
-        class_names: of the dataset; None for class numbers.
-        eval_period: that of ``EvalHook``: 0 is for the end of training only.
-        confidence_threshold: predictions scored lower are not drawn.
+        records: the images' records in Detectron2's dataset format. Unusable images are omitted,
+            with a warning.
+        mapper: makes the model's input from a record, as in evaluation.
+        class_names: the dataset's class names; None to show class numbers.
+        eval_period: the period of ``EvalHook``; 0 means the end of training only.
+        confidence_threshold: the lowest score of the predictions to draw.
     """
 
     def __init__(
@@ -105,19 +105,19 @@ class PicturesHook(HookBase):
         self.class_names = class_names
         self.eval_period = eval_period
         self.confidence_threshold = confidence_threshold
-        # A test set's mapper may be random, too.
+        # A test set's mapper may be random also.
         with same_random_states():
             self.scenes = read_scenes(records, mapper, class_names)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        # As EvalHook does, leaves the last iteration to after_train().
+        # As in EvalHook, the last iteration is left to after_train().
         periodic = self.eval_period > 0 and done % self.eval_period == 0
         if periodic and done != self.trainer.max_iter:
             self.put_pictures()
 
     def after_train(self) -> None:
-        # Not after a training that failed.
+        # Not after a run that failed.
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             self.put_pictures()
 
@@ -129,7 +129,7 @@ class PicturesHook(HookBase):
                 self.trainer.storage.put_image(scene.tag, np.asarray(picture).transpose(2, 0, 1))
 
     def draw(self, scene: Scene, instances: Instances) -> Image.Image:
-        """Ground truth and the predictions that score enough, with captions."""
+        """Draw ground truth and the predictions that score enough, with captions."""
         found = instances[instances.scores >= self.confidence_threshold]
         best = f" (best: {instances.scores.max():.2f})" if len(instances) else ""
         return side_by_side(
@@ -143,18 +143,18 @@ class PicturesHook(HookBase):
 
 
 def build_pictures_hook(cfg: DictConfig, model: nn.Module) -> PicturesHook | None:
-    """The hook that ``cfg.train.pictures`` asks for, with images from all over the validation set.
+    """Build the hook of ``cfg.train.pictures``, with images from all over the validation set.
 
     Returns:
-        None in all processes but the main one, without a validation set, and where
-        ``cfg.train.pictures`` is not there or wants no images.
+        None in all processes but the main one, without a validation set, and if
+        ``cfg.train.pictures`` is missing or asks for no images.
     """
     wanted = cfg.train.get("pictures") or {}
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     if not (comm.is_main_process() and names and wanted.get("num_images", 0) > 0):
         return None
     records = instantiate(cfg.dataloader.test.dataset)
-    # Only now, as Detectron2 reads the class names of COCO files with the annotations.
+    # Only now: Detectron2 reads the class names of COCO files with the annotations.
     metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
     return PicturesHook(
         model,
@@ -167,7 +167,7 @@ def build_pictures_hook(cfg: DictConfig, model: nn.Module) -> PicturesHook | Non
 
 
 def pick_evenly(records: Sequence[dict], count: int) -> list[dict]:
-    """``count`` of the records, or all: the middle ones of as many equal parts."""
+    """Return ``count`` of the records, or all: the middle ones of equal parts."""
     count = min(count, len(records))
     return [records[(2 * part + 1) * len(records) // (2 * count)] for part in range(count)]
 
@@ -177,7 +177,7 @@ def read_scenes(
     mapper: Callable[[dict], dict],
     class_names: Sequence[str] | None,
 ) -> list[Scene]:
-    """Reads the images of records, but for unusable ones, which a warning names."""
+    """Read the images of records, without unusable ones, which a warning names."""
     scenes, failures = [], []
     for number, record in enumerate(records, start=1):
         try:
@@ -199,7 +199,7 @@ def read_scenes(
         )
     if failures:
         logger.warning(
-            "%d of the %d images for pictures in TensorBoard cannot be used and are left out: %s",
+            "%d of the %d images for pictures in TensorBoard cannot be used and are omitted: %s",
             len(failures),
             len(records),
             ", ".join(failures),
@@ -229,15 +229,15 @@ def predicted_objects(instances: Instances, class_names: Sequence[str] | None) -
 
 
 def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
-    """The scene's image with boxes in the colours of their classes, and labels above them.
+    """Return the scene's image with boxes in the colours of their classes, and labels above them.
 
-    Detectron2's own composition draws thin boxes in random colours, and labels over the objects.
+    Detectron2's own method draws thin boxes in random colours, and labels over the objects.
     """
     visualizer = Visualizer(np.asarray(scene.image), font_size_scale=0.7)
     boxes = objects.boxes.clone()
     boxes.scale(*scene.scale)
     colours = colormap(rgb=True, maximum=1)
-    # The best are predicted first, and drawn last, on top.
+    # The best predictions come first; they are drawn last, on top.
     for box, number, label in reversed([*zip(boxes.tensor, objects.classes, objects.labels)]):
         box, colour = box.tolist(), colours[number % len(colours)]
         visualizer.draw_box(box, alpha=0.9, edge_color=colour)
@@ -245,7 +245,7 @@ def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
             label,
             label_position(box, label, scene.image.size),
             font_size=LABEL_FONT,
-            # Half way to white, as it stands on black.
+            # Half way to white, for the black background.
             color=(1 + colour) / 2,
             horizontal_alignment="left",
         )
@@ -253,11 +253,11 @@ def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
 
 
 def label_position(box: Sequence[float], label: str, size: tuple[int, int]) -> tuple[float, float]:
-    """The upper left corner of a label: in the image, and off a small object.
+    """Return the upper left corner of a label: inside the image, and off a small object.
 
     Args:
-        box: corners, in pixels.
-        size: of the image, width and height.
+        box: its corners, in pixels.
+        size: the image's width and height.
     """
     x0, y0, x1, y1 = box
     width, height = size
@@ -269,7 +269,7 @@ def label_position(box: Sequence[float], label: str, size: tuple[int, int]) -> t
 
 
 def side_by_side(title: str, *halves: tuple[str, Image.Image]) -> Image.Image:
-    """Images of one height with their captions above them, and a title below them all."""
+    """Join images of one height, with captions above them and a title below all."""
     font = ImageFont.load_default(CAPTION_FONT)
     widths = [max(LEAST_WIDTH, image.width) for _, image in halves]
     height = max(image.height for _, image in halves)

@@ -1,26 +1,22 @@
-"""Leaving when a scheduler asks for it: behind the present iteration, with a checkpoint."""
+"""Leave when a scheduler asks for it: after the current iteration, with a checkpoint."""
 
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, Self
 
 from detectron2.utils import comm
 
-# What Slurm sends before it takes a job's machines away, and what users have it send by
-# `sbatch --signal` some time before a job's end.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# EX_TEMPFAIL of sysexits.h: not done, and to be started again with --resume.
+from ..signals import SIGNALS
+
+# EX_TEMPFAIL of sysexits.h: not done, start again with --resume.
 EXIT_CODE = 75
 
 
 class Preemption:
     """Notes the signals while it is entered as a context; :class:`ResumePoint` looks at it.
 
-    It must be entered in the main thread, as Python wants it of all who handle signals.
+    It must be entered in the main thread, the only one in which Python handles signals.
     """
 
     def __init__(self):
@@ -40,12 +36,12 @@ class Preemption:
             leave()
 
     def agreed(self) -> bool:
-        """Whether any process of the job was asked to leave; all of them have to call this."""
+        """Tell whether any process of the job was asked to leave; all of them must call this."""
         return any(comm.all_gather(self.requested))
 
     @contextmanager
     def leaving_at_once(self) -> Iterator[None]:
-        """For what takes long, such as an evaluation, behind a checkpoint: nothing is lost."""
+        """Leave without delay in here: long work after a checkpoint, such as an evaluation."""
         if self.requested:
             leave()
         self._may_leave_at_once = True
@@ -63,45 +59,3 @@ class Preemption:
 
 def leave() -> NoReturn:
     raise SystemExit(EXIT_CODE)
-
-
-@contextmanager
-def passing_signals_on() -> Iterator[None]:
-    """Passes the signals on to the processes that this one starts.
-
-    Otherwise one that is sent to the starting process alone ends it, and the others with it before
-    they can save.
-    """
-
-    def pass_on(number: int, frame) -> None:
-        children = multiprocessing.active_children()
-        if not children:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        for child in children:
-            os.kill(child.pid, number)
-
-    handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def outlive_signals() -> None:
-    """Lets a data worker ignore the signals, but for those of the process that started it.
-
-    Slurm sends them to all processes of a job, and a training whose worker has died cannot finish
-    its iteration. The loader itself ends its workers by SIGTERM.
-    """
-    parent = multiprocessing.parent_process().pid
-    # Threads that are started later block them, too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-    def wait() -> None:
-        while signal.sigwaitinfo(SIGNALS).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -1,45 +1,148 @@
-"""The point of an iteration at which a training is saved, and from which it goes on."""
+"""Where a training run is saved, and how it goes on from there: its state and its records."""
 
+import json
 import logging
+import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import PeriodicCheckpointer
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, default_writers
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter
+from fvcore.common.history_buffer import HistoryBuffer
 
-from ..checkpoint import DetrCheckpointer, SaveError
-from ..errors import raised_in_all
+from ..checkpoint import DetrCheckpointer
+from ..errors import SaveError, raised_in_all
 from ..random_states import get_random_states, set_random_states
 from .preemption import Preemption, leave
-from .records import Records
 
 logger = logging.getLogger("lite_detr")
 
-# The checkpoint of an iteration that has no periodic one; the next such one takes its place.
+# The checkpoint of an iteration that has no periodic one; the next such one replaces it.
 LAST = "model_last"
+# Iterations that Detectron2's writers take medians over.
+WINDOW = 20
+
+
+class Records:
+    """Detectron2's records of a run, ``metrics.json`` and TensorBoard's, across its starts.
+
+    A run that goes on from a checkpoint writes the later records again. So that none is in the
+    files twice, the older ones are removed: ``metrics.json`` is cut, and the rest is kept in
+    ``metrics.removed.json``; TensorBoard is told to hide them.
+
+    Args:
+        folder: where the main process writes. Only files in local folders are cut.
+        max_iter: the last iteration, for the printed estimate of the remaining time.
+    """
+
+    def __init__(self, folder: str | os.PathLike, max_iter: int):
+        self.folder = os.fspath(folder)
+        self.max_iter = max_iter
+        self.file = Path(folder, "metrics.json")
+
+    def state_dict(self, storage: EventStorage) -> dict[str, Any]:
+        """Return the size of ``metrics.json`` in bytes, and the scalars of the medians."""
+        hints, scalars = storage.smoothing_hints(), {}
+        for name, history in storage.histories().items():
+            # Detectron2's timer omits the first iterations of a start; the time of an older start
+            # would be written as if it were new.
+            if name == "time":
+                continue
+            samples = history.values()[-storage.count_samples(name, WINDOW) :]
+            scalars[name] = {"smoothed": hints[name], "samples": samples}
+        return {"size": self.file.stat().st_size if self.file.exists() else 0, "scalars": scalars}
+
+    def restore(self, state: dict[str, Any], storage: EventStorage) -> None:
+        """Put the scalars of :meth:`state_dict` into a new storage.
+
+        Writers write each scalar that was put into the storage once; so what is in the records
+        already only goes into the history.
+        """
+        written = last_iteration(self.file, state["size"])
+        for name, scalar in state["scalars"].items():
+            history = storage.histories().setdefault(name, HistoryBuffer())
+            storage.smoothing_hints()[name] = scalar["smoothed"]
+            for value, iteration in scalar["samples"]:
+                if iteration <= written:
+                    history.update(value, iteration)
+                else:
+                    storage.put_scalar(
+                        name, value, smoothing_hint=scalar["smoothed"], cur_iter=iteration
+                    )
+
+    def writers(self) -> list[EventWriter]:
+        """Return Detectron2's default writers, which append to existing files."""
+        return default_writers(self.folder, self.max_iter)
+
+    def writers_from(self, iteration: int, size: int) -> list[EventWriter]:
+        """Return the writers of a run that goes on.
+
+        Args:
+            iteration: the first iteration to be recorded.
+            size: the size of ``metrics.json`` up to there, in bytes.
+        """
+        if "://" in self.folder:
+            return self.writers()
+        self._cut(size)
+        printer, writer, _ = self.writers()
+        return [printer, writer, TensorboardXWriter(self.folder, purge_step=iteration)]
+
+    def _cut(self, size: int) -> None:
+        """Keep the first bytes of ``metrics.json``, up to the end of a line."""
+        content = self.file.read_bytes() if self.file.exists() else b""
+        kept = content.rfind(b"\n", 0, size) + 1
+        if kept == len(content):
+            return
+        removed = self.file.with_name("metrics.removed.json")
+        with open(removed, "ab") as file:
+            file.write(content[kept:])
+            file.flush()
+            os.fsync(file.fileno())
+        os.truncate(self.file, kept)
+        logger.info(
+            "%s: moved %d records of iterations that are trained again to %s",
+            self.file,
+            content.count(b"\n", kept),
+            removed.name,
+        )
+
+
+def last_iteration(file: Path, size: int) -> int:
+    """Return the last iteration in the first bytes of a ``metrics.json``; -1 if there is none.
+
+    Lines that are damaged are left out.
+    """
+    iterations = [-1]
+    for line in file.read_bytes()[:size].splitlines() if file.exists() else ():
+        # Other errors than a ValueError are of lines with deep or huge values.
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            iterations.append(int(json.loads(line)["iteration"]))
+    return max(iterations)
 
 
 class ResumePoint(HookBase):
-    """Saves checkpoints that hold all that a training's course depends on, and goes on from them.
+    """Saves all that the course of a training run depends on, and goes on from there.
 
-    It does what Detectron2's ``PeriodicCheckpointer`` does, but in all processes, as each has
-    random generators and a data stream of its own. Besides, it saves
+    It does what Detectron2's ``PeriodicCheckpointer`` does, but in all processes, as each has its
+    own random generators and data stream. It also saves
 
-    * when a scheduler asks the training to leave, and leaves;
-    * before an evaluation, so that a kill in it loses no training.
+    * when a scheduler asks the job to leave, and leaves;
+    * before an evaluation, so that a kill during the evaluation loses no training.
 
-    A training goes on inside the iteration that was saved: hooks that stand behind this one, such
-    as evaluation and writers, first finish that iteration. They have to leave the model and the
-    random generators as they were.
+    Training goes on inside the iteration that was saved: hooks after this one, such as evaluation
+    and writers, first finish that iteration. They must leave the model and the random generators
+    as they were. The trainer must be ours, which lists its hooks.
 
     Args:
-        checkpointer: where to save, with the trainer among its checkpointables.
-        loader: the training's. One that is not made by :func:`build_train_loader` starts anew.
-        records: what is written of the training.
-        preemption: whether to leave.
-        eval_period: that of ``EvalHook``: 0 is for the end of training only.
+        checkpointer: saves, with the trainer among its checkpointables.
+        loader: the training loader. If :func:`build_train_loader` did not make it, it starts over.
+        records: the records of the run.
+        preemption: tells when to leave.
+        eval_period: the period of ``EvalHook``; 0 means the end of training only.
         **periodic: see ``PeriodicCheckpointer``: ``period``, ``max_to_keep``.
     """
 
@@ -58,21 +161,21 @@ class ResumePoint(HookBase):
         self.preemption = preemption
         self.eval_period = eval_period
         self.periodic = PeriodicCheckpointer(checkpointer, **periodic)
-        # Of all processes, as it was last gathered, or is to be restored.
+        # The state of all processes, as it was last gathered or loaded.
         self._state: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Detectron2's trainer keeps it among the states of its hooks."""
+        """Return the state that Detectron2's trainer keeps for this hook."""
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._state = state
 
     def writers(self, resume: bool) -> list[EventWriter]:
-        """The writers for the main process, when the checkpoint has been loaded.
+        """Return the writers for the main process, after the checkpoint has been loaded.
 
         Args:
-            resume: the training is to go on; if nothing is there to resume, from its beginning.
+            resume: whether the run shall go on; if there is nothing to resume, from its beginning.
         """
         if resume and not self.checkpointer.resumed:
             return self.records.writers_from(0, size=0)
@@ -90,16 +193,16 @@ class ResumePoint(HookBase):
         if not self._is_of(saved):
             logger.warning(
                 "the checkpoint does not say where the data stream and the random generators were: "
-                "both start anew, and the training takes another course than without interruption"
+                "both start over, and training takes another course than without interruption"
             )
             return
         self._restore()
-        # Where no iteration is left, the trainer counts on from here to the end of training.
+        # If no iteration is left, the trainer counts from here to the end of training.
         self.trainer.iter = self.trainer.storage.iter = saved
         if saved + 1 >= self.trainer.max_iter:
             # The kill may have come between the last periodic checkpoint and the final one.
             self._save(f"{self.periodic.file_prefix}_final")
-        hooks = self.trainer._hooks
+        hooks = self.trainer.hooks
         for hook in hooks[hooks.index(self) + 1 :]:
             hook.after_step()
 
@@ -111,22 +214,22 @@ class ResumePoint(HookBase):
         if periodic or evaluated or leaving:
             self._save("" if periodic else LAST)
         if leaving:
-            # Whoever leaves first brings the others down, so not before the file is written.
+            # The first process to leave brings the others down, so not before the file is written.
             comm.synchronize()
             logger.warning("asked to leave: iteration %d is saved; --resume goes on", done - 1)
             leave()
 
     def _is_of(self, iteration: int) -> bool:
-        """Whether the state is of an iteration: what another hook saved may hold an older one."""
+        """Tell whether the state is of an iteration; another hook may have saved an older one."""
         return self._state.get("iteration") == iteration
 
     def _save(self, name: str) -> None:
-        """Saves the present iteration under a name; without one, as periodic checkpoints are.
+        """Save the current iteration under a name; without one, as periodic checkpoints are.
 
-        All processes have to call this.
+        All processes must call this.
 
         Raises:
-            SaveError: the checkpoint cannot be written; all processes raise it alike.
+            SaveError: the checkpoint cannot be written; raised in all processes.
         """
         stream = self.loader.state_dict() if self._has_stream else None
         ranks = comm.gather({"random": get_random_states(), "stream": stream})
@@ -152,7 +255,7 @@ class ResumePoint(HookBase):
             self.loader.load_states(streams)
         else:
             logger.warning(
-                "the data stream starts anew, as dataloader.train is or was not that of "
+                "the data stream starts over, as dataloader.train is or was not that of "
                 "lite_detr.data.train_loader.build_train_loader"
             )
         if len(ranks) == comm.get_world_size():
@@ -165,7 +268,7 @@ class ResumePoint(HookBase):
         return hasattr(self.loader, "load_states")
 
     def _periodic_checkpoints(self, last: int) -> list[str]:
-        """Those up to an iteration, oldest first, so that ``max_to_keep`` counts them, too."""
+        """Return those up to an iteration, oldest first, so that ``max_to_keep`` counts them."""
         found = {}
         for path in self.checkpointer.get_all_checkpoint_files():
             match = re.search(rf"/{self.periodic.file_prefix}_(\d+)\.pth$", path)

@@ -1,4 +1,4 @@
-"""Detectron2's trainer, on any device and in any precision, with more than one batch a step."""
+"""Detectron2's trainer on any device and in any precision, with several batches per step."""
 
 import logging
 import time
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from detectron2.engine import AMPTrainer
+from detectron2.engine import AMPTrainer, HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import DivergenceError, user_message
+from ..errors import ConfigError, DivergenceError, WeightsError, user_message
 from ..modeling.criterion import count_objects
 
 logger = logging.getLogger("lite_detr")
-# Where Detectron2's loop logs the error that ends it.
+# Detectron2's loop logs the error that ends it here.
 loop_logger = logging.getLogger("detectron2.engine.train_loop")
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-# Float16's smallest normal number: a loss that is scaled down so far has no gradient to lose.
+# Float16's smallest normal number: a loss scaled down so far has no gradient to lose.
 SMALLEST_SCALE = 2.0**-14
 
 
@@ -29,16 +29,19 @@ class Trainer(AMPTrainer):
     Args:
         model: a detector, or its DDP wrapper.
         data_loader: yields batches, which are lists of Detectron2's dicts.
-        optimizer: of the model's parameters; it clips their gradients itself.
-        precision: ``float32``, or what ``torch.autocast`` computes in: ``bfloat16``, or
-            ``float16`` with scaled losses. Weights and gradients are float32 in any case.
-        accumulation: how many batches an iteration takes from the loader; their gradients are those
-            of one large batch.
-        max_bad_batches: so many iterations of a training may have a loss or gradient that is not
-            finite; they learn nothing, are counted as ``bad_batches``, and the training goes on.
+        optimizer: updates the model's parameters; it clips their gradients itself.
+        precision: ``float32``, or the precision of ``torch.autocast``: ``bfloat16``, or ``float16``
+            with scaled losses. Weights and gradients are always float32.
+        accumulation: the number of batches per iteration; their gradients are those of one large
+            batch.
+        max_bad_batches: the number of iterations whose loss or gradient may be NaN or infinite;
+            they change no weight and are counted as ``bad_batches``, and training goes on.
+
+    Attributes:
+        hooks: the registered hooks, in their order.
 
     Raises:
-        ValueError: an option is out of its range.
+        ConfigError: an option is out of its range.
     """
 
     def __init__(
@@ -52,14 +55,15 @@ class Trainer(AMPTrainer):
         max_bad_batches: int = 0,
     ):
         if precision not in PRECISIONS:
-            raise ValueError(
+            raise ConfigError(
                 f"train.amp.precision is {precision!r}; accepted are {', '.join(PRECISIONS)}"
             )
         if accumulation < 1 or max_bad_batches < 0:
-            raise ValueError(
+            raise ConfigError(
                 "train.accumulation must be at least 1 and train.max_bad_batches at least 0, got "
                 f"{accumulation} and {max_bad_batches}"
             )
+        self.hooks: list[HookBase] = []
         self.device = next(model.parameters()).device
         super().__init__(
             model,
@@ -72,12 +76,17 @@ class Trainer(AMPTrainer):
         self.max_bad_batches = max_bad_batches
         self.bad_batches = 0
 
+    def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
+        """See Detectron2's ``TrainerBase.register_hooks``."""
+        super().register_hooks(hooks)
+        self.hooks += filter(None, hooks)
+
     def train(self, start_iter: int, max_iter: int) -> None:
         """See Detectron2's ``TrainerBase.train``.
 
         Raises:
-            DivergenceError: one more loss or gradient than ``max_bad_batches`` was not finite; all
-                processes raise it alike.
+            DivergenceError: more losses or gradients than ``max_bad_batches`` were not finite;
+                raised in all processes.
         """
         with without_traceback():
             super().train(start_iter, max_iter)
@@ -86,9 +95,10 @@ class Trainer(AMPTrainer):
         if not self.model.training:
             raise RuntimeError(
                 f"the {type(self.model).__name__} that is trained is in evaluation mode at "
-                f"iteration {self.iter}, where it gives no losses: a hook that calls model.eval() "
-                "has to call model.train() afterwards"
+                f"iteration {self.iter}, and so computes no losses: a hook that calls model.eval() "
+                "must call model.train() afterwards"
             )
+        # The iterator and the records are those of Detectron2's own run_step.
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self.accumulation)]
         data_time = time.perf_counter() - start
@@ -111,10 +121,10 @@ class Trainer(AMPTrainer):
             )
 
     def accumulate(self, batches: Sequence[list[dict]]) -> dict[str, Tensor]:
-        """Adds up the gradients of all batches.
+        """Add up the gradients of all batches.
 
         Returns:
-            The losses by name, summed over batches and averaged over processes, on the host.
+            The losses by name, summed over batches and averaged over processes, on the CPU.
 
         Raises:
             DivergenceError: a loss is not finite in some process.
@@ -134,7 +144,7 @@ class Trainer(AMPTrainer):
         return totals
 
     def synchronised(self, last: bool) -> AbstractContextManager:
-        """Where DDP adds up gradients over processes: in an iteration's last batch alone."""
+        """Return the context for a batch: DDP sums gradients over processes in the last only."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
@@ -145,9 +155,9 @@ class Trainer(AMPTrainer):
             return self.model(batch, **options)
 
     def finite_on_host(self, losses: dict[str, Tensor], batch: list[dict]) -> dict[str, Tensor]:
-        """The losses averaged over processes, fetched from the device at once.
+        """Return the losses averaged over processes, with one copy from the device.
 
-        Before the backward pass, in which processes wait for each other.
+        This comes before the backward pass, in which processes wait for each other.
 
         Raises:
             DivergenceError: one of them is not finite in some process.
@@ -163,7 +173,7 @@ class Trainer(AMPTrainer):
         return dict(zip(losses, means))
 
     def update(self, losses: dict[str, Tensor], batches: Sequence[list[dict]]) -> None:
-        """A step of the optimizer; in float16 none where the scaled gradient has overflowed.
+        """Do a step of the optimizer; in float16, none if the scaled gradient has overflowed.
 
         Raises:
             DivergenceError: the gradient is not finite.
@@ -187,7 +197,7 @@ class Trainer(AMPTrainer):
     def divergence(
         self, what: str, losses: dict[str, float], batch: list[dict], concerned: bool
     ) -> DivergenceError:
-        """The error that all processes raise; each says whether it happened in its batch."""
+        """Return the error for all processes; each says whether it happened in its batch."""
         files = [inputs.get("file_name", "an image without a file name") for inputs in batch]
         reports = comm.all_gather((losses, files) if concerned else None)
         reports = [report for report in reports if report is not None]
@@ -195,14 +205,61 @@ class Trainer(AMPTrainer):
         return DivergenceError(what, self.iter, reports[0][0], files)
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"bad_batches": self.bad_batches}
+        return super().state_dict() | {
+            "bad_batches": self.bad_batches,
+            "optimizer_class": type(self.optimizer).__name__,
+            "parameter_groups": self.parameter_groups(),
+        }
+
+    def parameter_groups(self) -> list[list[str]]:
+        """Return the names of the parameters in each of the optimizer's groups."""
+        model = getattr(self.model, "module", self.model)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = self.optimizer.param_groups
+        return [[names.get(id(p), "") for p in group["params"]] for group in groups]
 
     def load_state_dict(self, state_dict: dict) -> None:
-        # Of a training in another precision, or by another trainer.
+        """See Detectron2's ``TrainerBase.load_state_dict``.
+
+        Raises:
+            WeightsError: the state is of another optimizer, or of other parameters.
+        """
+        self._check_optimizer(state_dict)
+        # The state of a run in another precision, or of another trainer.
         if not state_dict.get("grad_scaler"):
             state_dict = state_dict | {"grad_scaler": self.grad_scaler.state_dict()}
         super().load_state_dict(state_dict)
         self.bad_batches = state_dict.get("bad_batches", 0)
+
+    def _check_optimizer(self, state: dict) -> None:
+        """Compare what PyTorch would load without a word, or refuse with a traceback."""
+        theirs, ours = state["optimizer"]["param_groups"], self.parameter_groups()
+        names = state.get("parameter_groups")
+        if names is not None and names != ours:
+            old, new = ({name for group in groups for name in group} for groups in (names, ours))
+            lost, added = sorted(old - new), sorted(new - old)
+            parts = [f"{len(lost)} of its parameters, such as {lost[0]}, are frozen now"] * bool(
+                lost
+            )
+            parts += [f"{len(added)}, such as {added[0]}, were frozen in it"] * bool(added)
+            parts = parts or ["its parameters are grouped in another way"]
+        elif [len(group["params"]) for group in theirs] != [len(group) for group in ours]:
+            parts = [
+                f"its optimizer has {len(theirs)} groups of parameters, and this one {len(ours)} "
+                "groups, or groups of other sizes"
+            ]
+        elif state.get("optimizer_class", "") not in ("", type(self.optimizer).__name__):
+            parts = [
+                f"its optimizer is {state['optimizer_class']}, and this one "
+                f"{type(self.optimizer).__name__}"
+            ]
+        else:
+            return
+        raise WeightsError(
+            f"the checkpoint cannot be resumed with these options: {' and '.join(parts)}. Give the "
+            "options that it was trained with, or start a new run from its weights: "
+            "train.init_checkpoint=FILE and another train.output_dir, without --resume"
+        )
 
 
 @contextmanager
