@@ -27,8 +27,6 @@ FULL = "dino/dino_r50_4scale_36ep.py"
 LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
 # What a backbone's file may say of the images that its weights were trained with.
 IMAGE_FIELDS = ("pixel_mean", "pixel_std", "input_format")
-# Backbones that fetch their weights themselves, and the option that makes them.
-OWN_WEIGHTS = {"TimmBackbone": "pretrained = True", "TorchvisionBackbone": 'weights = "DEFAULT"'}
 LIBRARIES = {"TimmBackbone": "timm", "TorchvisionBackbone": "torchvision"}
 
 
@@ -111,23 +109,6 @@ def backbone_library(name: str) -> str:
     return LIBRARIES.get(backbone_class(name), "Detectron2")
 
 
-def swap_lines(name: str) -> list[str]:
-    """Return the lines of a config that put a backbone and its weights into it."""
-    fields = read_backbone(name, "backbone", "init_checkpoint", *IMAGE_FIELDS)
-    imported = ", ".join(sorted(fields))
-    lines = [f"from ..{model_zoo.BACKBONES.replace('/', '.')}.{name} import {imported}"]
-    lines += [
-        f"model.{field} = {field}" for field in ("backbone", *IMAGE_FIELDS) if field in fields
-    ]
-    if "input_format" in fields:
-        lines.append("dataloader.train.mapper.image_format = input_format")
-    fetch = OWN_WEIGHTS.get(backbone_class(name))
-    if fetch and "state_dict" not in fields["backbone"]:
-        lines.append(f"model.backbone.{fetch}")
-    checkpoint = "init_checkpoint" if "init_checkpoint" in fields else '""'
-    return [*lines, f"train.init_checkpoint = {checkpoint}"]
-
-
 def swap_backbone(model_config: str, name: str) -> DictConfig:
     """Return a config's model with another backbone, without weights that must be downloaded."""
     model = model_zoo.get_config(model_config).model
@@ -147,15 +128,14 @@ def count_backbones(height: int, width: int) -> Iterator[BackboneCosts]:
 
 def backbone_table(counted: Iterable[BackboneCosts]) -> str:
     lines = [
-        "| source | backbone | config lines | backbone, GFLOPs "
+        "| library | backbone | backbone, GFLOPs "
         "| full: GFLOPs | encoder | params (M) | lite: GFLOPs | encoder | params (M) |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, full, lite in counted:
         cells = [
             backbone_library(name),
             f"[`{name}`](../configs/{model_zoo.BACKBONES}/{name}.py)",
-            "<br>".join(f"`{line}`" for line in swap_lines(name)),
             f"{full.flops['backbone'] / 1e9:.1f}",
         ]
         for cost in (full, lite):
