@@ -65,7 +65,6 @@ test-all: install
 
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest tests/docs/test_links.py
 	@echo 'The site is build/site/index.html; its search needs a server:'
 	@echo '$(BIN)/python -m http.server --directory build/site'
 

@@ -4,12 +4,22 @@ import re
 import shutil
 
 import pytest
-from command_checks import CommandError, check, recipe
-from command_runs import BEFORE, EXEMPT, Sandbox, reason_not_to_run
-from markdown_blocks import ROOT, Block, blocks, pages, parse, spans
-from shell_commands import Command, ShellError, commands
+from page_commands import (
+    Block,
+    Command,
+    CommandError,
+    ShellError,
+    blocks,
+    check,
+    code_spans,
+    commands,
+    pages,
+    recipe,
+)
+from page_runs import BEFORE, EXEMPT, Sandbox, reason_not_to_run
+from programs import ROOT
 
-PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in pages()}
 
 # What a block may need that a CPU machine without a network and COCO lacks; N is a number.
 NEEDS = (
@@ -32,7 +42,7 @@ INLINE = re.compile(r"([A-Z_]+=\S* )*(python|make|pip|torchrun) \S.*")
 
 
 def title_problem(title: str) -> str:
-    """What is wrong with a block's title; empty where nothing is."""
+    """Return what is wrong with a block's title; empty if nothing is."""
     if not re.match(r"needs?\b", title, re.IGNORECASE):
         return ""
     unknown = [need for need in needs(title) if need not in NEEDS]
@@ -40,7 +50,7 @@ def title_problem(title: str) -> str:
 
 
 def needs(title: str) -> list[str]:
-    """What a block needs, but for time; with N for its numbers."""
+    """Return what a block needs except for time, with N for numbers."""
     found = re.split(r", | and ", re.sub(r"\b\d+\b", "N", title.removeprefix("needs ")))
     return [need for need in found if need not in TIME]
 
@@ -50,13 +60,13 @@ def runs_here(block: Block) -> bool:
 
 
 def page_problems(page: list[Block], folder) -> list[str]:
-    """A line for each thing that is wrong with a page's commands, with the page's line."""
+    """Return a line for each mistake in a page's commands, with the page's line."""
     found = []
     for block in page:
         if problem := title_problem(block.title):
             found.append(f"{block.line}: {problem}")
         if block.language in ("", "console", "sh", "shell", "text") and COMMAND.match(block.text):
-            found.append(f"{block.line}: a block with commands is to say bash")
+            found.append(f"{block.line}: a block with commands must say bash")
     try:
         given = commands(page, folder)
     except ShellError as error:
@@ -70,8 +80,8 @@ def page_problems(page: list[Block], folder) -> list[str]:
 
 
 def inline(text: str) -> list[Block]:
-    """The commands in a page's text, each as a block on its line."""
-    found = [(span, line) for span, line in spans(text) if INLINE.fullmatch(span)]
+    """Return the commands in a page's text, each as a block on its line."""
+    found = [(span, line) for span, line in code_spans(text) if INLINE.fullmatch(span)]
     lines = dict.fromkeys(line for _, line in found)
     return [
         Block("bash", "", "; ".join(span for span, at in found if at == line), line - 1)
@@ -80,14 +90,9 @@ def inline(text: str) -> list[Block]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_what_the_commands_in_the_text_of_a_page_name_exists(name, tmp_path):
-    problems = page_problems(inline(PAGES[name].read_text()), tmp_path)
-    assert not problems, "\n".join([name, *problems])
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_what_the_commands_of_a_page_name_exists(name, tmp_path):
-    problems = page_problems(blocks(PAGES[name]), tmp_path)
+@pytest.mark.parametrize("part", [blocks, inline])
+def test_what_the_commands_of_a_page_name_exists(name, part, tmp_path):
+    problems = page_problems(part(PAGES[name]), tmp_path)
     assert not problems, "\n".join([name, *problems])
 
 
@@ -116,7 +121,7 @@ def run_all(name: str, given: list[Command], sandbox: Sandbox) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PAGES if "```bash" in PAGES[name].read_text()])
+@pytest.mark.parametrize("name", [name for name in PAGES if "```bash" in PAGES[name]])
 def test_the_commands_of_a_page_run(name, tmp_path, sandbox):
     """Those of blocks that need no more than this machine has, in order."""
     given = commands([block for block in blocks(PAGES[name]) if runs_here(block)], tmp_path)
@@ -169,15 +174,12 @@ WRONG = {
     "python tools/kernels/roofline.py --gpu h100": "unrecognized arguments: --gpu",
     "make demos": "No rule to make target 'demos'",
     "make demo EPOCHS=2": "the Makefile has no variable EPOCHS",
-    "pip install --no-isolation .": "pip install has no option --no-isolation",
-    "pip instal timm": "pip is used to install and download",
     "pip install '.[demos]'": "the package has no extra demos",
     "python -m pytest tests/no_such_test.py": "there are no tests tests/no_such_test.py",
     "python -m pytest -m cuda": "pytest knows no marker cuda",
     "torchrun --nproc_per_nodes 8 train_net.py": "unrecognized arguments: --nproc_per_nodes",
     f"torchrun --nproc_per_node 8 train_net.py --config-file {ZOO} x.y=1": "has no key x.y",
     f"srun --ntasks=8 {TRAIN} x.y=1": "has no key x.y",
-    "tensorboard --folder output": "tensorboard has no option --folder",
     'python "$PROGRAM"': "PROGRAM: unbound variable",
     "python 'train_net.py": "unexpected EOF",
 }
@@ -211,7 +213,7 @@ def test_a_command_that_names_what_exists_passes(text, tmp_path):
 
 
 def test_a_command_is_told_with_its_line_on_the_page(tmp_path):
-    page = parse("# Page\n\n1. Step\n\n    ```bash\n    A=b\n\n    make $A\n    ```\n", "page.md")
+    page = blocks("# Page\n\n1. Step\n\n    ```bash\n    A=b\n\n    make $A\n    ```\n")
     assert page == [Block("bash", "", "A=b\n\nmake $A\n", 5)]
     (problem,) = page_problems(page, tmp_path)
     assert problem.startswith("8: make b: ")
@@ -228,8 +230,8 @@ def test_a_command_in_the_text_of_a_page_is_told_with_its_line(tmp_path):
 
 
 def test_a_variable_of_one_block_is_known_in_the_next(tmp_path):
-    page = parse("```bash\nA=b\n```\n\n```bash title='x'\nA=1 make $A\n```\n", "page.md")
-    assert commands(page, tmp_path) == [Command(("make", "b"), 6, "", {"A": "1"})]
+    page = blocks("```bash\nA=b\n```\n\n```bash title='x'\nA=1 make $A\n```\n")
+    assert commands(page, tmp_path) == [Command(("make", "b"), 6, {"A": "1"})]
 
 
 def test_nothing_is_run_while_commands_are_read(tmp_path):
@@ -254,9 +256,4 @@ def test_a_title_with_an_unknown_need_is_told(title):
 
 def test_commands_in_a_block_of_no_language_are_told(tmp_path):
     page = [Block("", "", "make demo\n", 3)]
-    assert page_problems(page, tmp_path) == ["3: a block with commands is to say bash"]
-
-
-def test_a_block_that_is_never_closed_is_told():
-    with pytest.raises(ValueError, match="page.md:2: this block is never closed"):
-        parse("Text\n```bash\nmake demo\n", "page.md")
+    assert page_problems(page, tmp_path) == ["3: a block with commands must say bash"]

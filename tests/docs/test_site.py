@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
 import pytest
-from markdown_blocks import ROOT, blocks, pages
+from page_commands import blocks, pages
+from programs import ROOT
 
 for module in ("material", "mkdocs", "mkdocstrings_handlers.python"):
     pytest.importorskip(module, reason="needs what `make docs` installs")
@@ -93,14 +94,13 @@ def test_lists_and_tables_are_not_taken_for_text(site):
 
 
 def test_what_a_block_needs_stands_above_it(site):
-    titles = [block.title for page in pages() for block in blocks(page) if block.title]
+    titles = [block.title for page in pages() for block in blocks(page.read_text()) if block.title]
     shown = sum(page.classes.count("filename") for page in site.values())
-    of_readme = sum(bool(block.title) for block in blocks(ROOT / "README.md"))
-    assert shown == len(titles) - of_readme
+    assert shown == len(titles)
 
 
 def test_pages_of_the_root_are_pages_of_the_site(site):
-    assert {"CONTRIBUTING.html", "CHANGELOG.html"} <= set(site)
+    assert {"index.html", "CONTRIBUTING.html", "CHANGELOG.html"} <= set(site)
 
 
 @pytest.mark.parametrize("package", ["modeling", "ops", "checkpoint", "data.coco"])
@@ -124,6 +124,8 @@ def test_all_that_a_package_exports_is_described(site, package):
         ("api/ops.md", "[a](../guide.md)", '<a href="../guide.md">a</a>'),
         ("guide.md", "[a](../CONTRIBUTING.md)", '<a href="CONTRIBUTING.md">a</a>'),
         ("CONTRIBUTING.md", "[a](docs/guide.md#b)", '<a href="guide.md#b">a</a>'),
+        ("index.md", "[a](docs/guide.md#b)", '<a href="guide.md#b">a</a>'),
+        ("guide.md", "[a](../README.md#b)", '<a href="index.md#b">a</a>'),
         ("api/ops.md", "[a](../../code.py)", '<abbr title="in the repository: code.py">a</abbr>'),
         ("CONTRIBUTING.md", "[a](code.py)", '<abbr title="in the repository: code.py">a</abbr>'),
         ("guide.md", "[guide.md](guide.md)", '<a href="guide.md">The guide</a>'),
@@ -134,7 +136,7 @@ def test_all_that_a_package_exports_is_described(site, package):
     ],
 )
 def test_links_of_the_repository_become_links_of_the_site(tmp_path, page, link, html):
-    for path in ("docs/guide.md", "docs/api/ops.md", "CONTRIBUTING.md", "code.py"):
+    for path in ("docs/guide.md", "docs/api/ops.md", "CONTRIBUTING.md", "README.md", "code.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("# The guide\n")
     links = RepositoryLinks(tmp_path, "docs")
@@ -174,7 +176,7 @@ def test_roles_become_links_and_unknown_names_are_warned_of(package, caplog):
     assert ":class:" not in text
 
 
-def test_arguments_that_share_a_description_are_listed_apart(package):
+def test_arguments_that_share_a_description_are_listed_separately(package):
     text = package["two.Two"].docstring.value
     assert "    height: in pixels,\n        both.\n    width: in pixels,\n        both.\n" in text
     assert "    this, that: are" in text

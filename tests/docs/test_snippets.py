@@ -17,9 +17,10 @@ import torch
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.config import defaults as d2_defaults
 from detectron2.modeling import build_model
-from markdown_blocks import ROOT, Block, blocks, pages
 from omegaconf import DictConfig
+from page_commands import Block, blocks, pages
 from PIL import Image
+from programs import ROOT
 from torch.optim.swa_utils import AveragedModel
 
 from lite_detr import add_lite_detr_config, model_zoo
@@ -29,7 +30,7 @@ OURS = ("detectron2", "lite_detr")
 
 
 def python_blocks(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language == "python"]
+    return [block for block in blocks(page.read_text()) if block.language == "python"]
 
 
 PAGES = [page for page in pages() if python_blocks(page)]

@@ -1,4 +1,4 @@
-"""Docstrings as the documentation's site takes them, which are written for readers of the code.
+"""Adapts docstrings, which are written for readers of the code, to the documentation's site.
 
 An extension of Griffe, which reads docstrings for mkdocstrings (``extensions`` in mkdocs.yml):
 ``:class:`Name``` becomes a link to ``Name``, and arguments that are described together, as in
@@ -20,24 +20,24 @@ TOGETHER = re.compile(
 
 
 class SiteDocstrings(Extension):
-    """Rewrites the docstrings of a package once all of it is read."""
+    """Rewrites the docstrings of a package when all of it has been read."""
 
     def on_package(self, *, pkg: Module, **kwargs) -> None:
         rewrite(pkg)
 
 
 def rewrite(place: Object) -> None:
-    """Rewrites the docstrings of an object, and of all that is defined in it."""
+    """Rewrite the docstrings of an object, and of all that is defined in it."""
     if place.docstring:
-        text = TOGETHER.sub(lambda match: apart(match, place), place.docstring.value)
+        text = TOGETHER.sub(lambda match: split_arguments(match, place), place.docstring.value)
         place.docstring.value = ROLE.sub(lambda match: link(match["name"], place), text)
     for member in place.members.values():
         if not member.is_alias:
             rewrite(member)
 
 
-def apart(together: re.Match, place: Object) -> str:
-    """An entry for each of the arguments; what names none stays, as it is no entry."""
+def split_arguments(together: re.Match, place: Object) -> str:
+    """Return an entry for each argument; text that names none is not an entry, and stays."""
     names = together["names"].split(", ")
     known = {parameter.name for parameter in getattr(place, "parameters", ())}
     if not known.issuperset(name.lstrip("*") for name in names):
@@ -46,9 +46,9 @@ def apart(together: re.Match, place: Object) -> str:
 
 
 def link(name: str, place: Object) -> str:
-    """HTML for a name: a link where the site has the object, and code elsewhere.
+    """Return HTML for a name: a link if the site has the object, else code.
 
-    Warns of a name that is nowhere, with which a strict build fails.
+    Warns of a name that is defined nowhere, which fails a strict build.
     """
     path = find(name, place)
     package = place.package
@@ -64,7 +64,7 @@ def link(name: str, place: Object) -> str:
 
 
 def find(name: str, place: Object) -> str | None:
-    """The path of a name in the scope of an object, or of the only one that the package defines."""
+    """Return the path of a name in an object's scope, or the only one that the package defines."""
     first, dot, rest = name.partition(".")
     package = place.package
     if first == package.path:

@@ -1,10 +1,10 @@
 """What the documentation's site needs beyond MkDocs: pages of the root, and links out of docs/.
 
 A hook of MkDocs (``hooks`` in mkdocs.yml). Pages are written for readers of the repository, whose
-links lead anywhere in it. On the site a link to a page becomes one to the site's page, wherever the
-file lies, and takes the page's title where it is named after the file. A link to any other file
+links lead anywhere in it; README is the site's home. On the site a link to a page becomes one to
+the site's page, and takes the page's title if it is named after the file. A link to any other file
 becomes a text with the file's path as a tooltip, since the site does not know where its repository
-is.
+is. MkDocs then checks all links and anchors, those of README included.
 """
 
 import posixpath
@@ -18,8 +18,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-# Those of the repository's root that are pages of the site.
-ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
+# The site's pages that lie in the repository's root, by their names on the site.
+ROOT_PAGES = {
+    "index.md": "README.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+}
 
 
 class RepositoryLinks(Treeprocessor):
@@ -34,7 +38,7 @@ class RepositoryLinks(Treeprocessor):
         super().__init__()
         self.root = root
         self.docs = docs
-        # The page that is being rendered, relative to the folder of the pages.
+        # The page that is being rendered, by its name on the site.
         self.page = ""
 
     def run(self, tree: ElementTree.Element) -> None:
@@ -57,20 +61,21 @@ class RepositoryLinks(Treeprocessor):
                 element.attrib = {"title": f"in the repository: {path}"}
 
     def repository_path(self, path: str) -> str:
-        """A link's path relative to the repository, which MkDocs sees relative to the page."""
-        source = self.page if self.page in ROOT_PAGES else posixpath.join(self.docs, self.page)
+        """Return a link's path relative to the repository, given that relative to the page."""
+        source = ROOT_PAGES.get(self.page) or posixpath.join(self.docs, self.page)
         return posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
 
     def site_path(self, path: str) -> str | None:
-        """The page or picture at a path of the repository, relative to the folder of the pages."""
-        if path in ROOT_PAGES:
-            return path
+        """Return the site's name of a page or picture of the repository; None if it has none."""
+        for page, source in ROOT_PAGES.items():
+            if path == source:
+                return page
         inside = path.startswith(f"{self.docs}/") and (self.root / path).is_file()
         return posixpath.relpath(path, self.docs) if inside else None
 
 
 def title(page: Path) -> str:
-    """A page's first heading; its name where it has none."""
+    """Return a page's first heading; its name if it has none."""
     lines = page.read_text().splitlines()
     return next((line[2:] for line in lines if line.startswith("# ")), page.name)
 
@@ -93,10 +98,10 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    for name in ROOT_PAGES:
-        path = config.repository_links.root / name
+    for page, source in ROOT_PAGES.items():
+        path = config.repository_links.root / source
         if path.is_file():
-            files.append(File.generated(config, name, abs_src_path=str(path)))
+            files.append(File.generated(config, page, abs_src_path=str(path)))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> None:

@@ -1,8 +1,8 @@
-"""Runs documented commands in a folder that looks like the repository's root, with what is small.
+"""Runs documented commands in a folder that looks like the repository's root, with little data.
 
-Where pages take a dataset or a folder of pictures for granted, small stand-ins lie in its place.
-Programs run as they are written, and with what :data:`SHRUNK` adds; what is written is checked as
-it stands by ``command_checks``, so that what is added hides no mistake.
+Small stand-ins lie in place of the datasets and pictures that pages take for granted. Programs run
+as they are written, with the additions of :data:`SHRUNK`; ``page_commands`` checks what is written
+without these, so they hide no mistake.
 """
 
 import json
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from markdown_blocks import ROOT
+from page_commands import Command
 from PIL import Image
-from shell_commands import Command
+from programs import ROOT
 
 from lite_detr.data.digits import write_digits_dataset
 
 SECONDS = 900  # a command takes a tenth of it at most, on a machine that does nothing else
 
-# Pages may rewrite their tables, and pictures of theirs.
+# Pages may rewrite their tables and pictures.
 COPIED = ("docs",)
 LINKED = "Makefile configs demo kernels projects pyproject.toml tests tools train_net.py".split()
 BLOOD_CELLS = ("RBC", "WBC", "Platelets")
@@ -36,12 +36,12 @@ WHOLE_IMAGES = "dataloader.test.mapper.augmentations=[]"
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What a program is given besides what is written, so that a run takes seconds.
+    """Further arguments of a program, so that a run takes seconds.
 
     Attributes:
         first: before all arguments.
-        defaults: before the first ``key=value``, which may be the same key and then holds.
-        last: behind all arguments, so that these hold.
+        defaults: before the first ``key=value``, which may be the same key and then counts.
+        last: after all arguments, so that these count.
     """
 
     first: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ EXEMPT = {
     "python tools/soak.py": "tests/engine/test_resume.py runs it, on a detector of its own",
 }
 
-# What a page takes from another: trained weights.
+# What a page needs from another: trained weights.
 TRAIN_FIRST = (
     "python train_net.py --config-file digits/lite_dino_efficientnet_lite0.py "
     "train.output_dir=output/first"
@@ -118,7 +118,7 @@ BEFORE = {
     ),
 }
 
-# Variables that only make programs faster; what others do is seen where a program starts anew.
+# Variables that only make programs faster; the effect of others shows in a new process.
 SPEED_ONLY = {"OMP_NUM_THREADS", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}
 # Imported once for all programs.
 PRELOADED = ["torch", "torchvision", "detectron2.engine", "detectron2.evaluation", "matplotlib"]
@@ -126,7 +126,7 @@ PRELOADED += ["timm", "lite_detr.modeling", "lite_detr.model_zoo", "lite_detr.ch
 
 
 def reason_not_to_run(command: Command) -> str:
-    """Why a command is exempt; empty where it is not."""
+    """Return why a command is exempt; empty if it is not."""
     words = " ".join(command.arguments)
     found = (why for prefix, why in EXEMPT.items() if re.match(rf"{re.escape(prefix)}\b", words))
     return next(found, "")
@@ -155,7 +155,7 @@ class Sandbox:
         self.context.set_forkserver_preload(PRELOADED)
 
     def run(self, command: Command) -> tuple[int, str]:
-        """The exit status of a command, and what it printed."""
+        """Return the exit status of a command, and what it printed."""
         arguments = [argument.removeprefix(".venv/bin/") for argument in command.arguments]
         if arguments[:2] == ["taskset", "-c"]:
             # This machine may not have that core.
@@ -202,7 +202,7 @@ class Sandbox:
 
 
 def run_program(arguments: list[str], folder: Path, log: Path) -> None:
-    """As Python runs a file or, behind ``-m``, a module; in a process of its own."""
+    """Run a file or, after ``-m``, a module, as Python does; in a process of its own."""
     os.chdir(folder)
     with log.open("w") as file:
         for stream in (1, 2):
@@ -225,7 +225,7 @@ def write_images(folder: Path, names: Sequence[str]) -> None:
 
 
 def write_blood_cells(folder: Path) -> None:
-    """Two images to train on, and two to test on, with a cell of each kind on each."""
+    """Write two images to train on and two to test on, with a cell of each kind on each."""
     names = [f"BloodImage_{number:05}.jpg" for number in (7, 11, 17, 23)]
     write_images(folder / "images", names)
     categories = [{"id": i, "name": name} for i, name in enumerate(BLOOD_CELLS)]
