@@ -7,14 +7,12 @@ read YAML: ``import lite_detr.yacs.defaults``.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import detectron2.data.build
 import pytest
 import torch
-from programs import ROOT, data_options
+from programs import ROOT, data_options, run_program
 
 from lite_detr.data.digits import write_digits_dataset
 
@@ -39,18 +37,11 @@ class Programs:
         return self.run_file(program, *arguments)
 
     def run_file(self, program, *arguments):
-        run = subprocess.run(
-            [sys.executable, "-W", "ignore", program, *map(str, arguments)],
-            env=os.environ
-            | {
-                "PYTHONPATH": os.pathsep.join([str(ROOT / "projects"), str(DETECTRON2)]),
-                "OMP_NUM_THREADS": "1",
-                "DETECTRON2_DATASETS": str(self.folder / "datasets"),
-            },
+        run = run_program(
+            *(program, *arguments),
             cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            PYTHONPATH=os.pathsep.join([str(ROOT / "projects"), str(DETECTRON2)]),
+            DETECTRON2_DATASETS=str(self.folder / "datasets"),
         )
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
         return run.stdout + run.stderr

@@ -6,7 +6,7 @@ import convert_checkpoint as tool
 import pytest
 import torch
 from detectron2.config import instantiate
-from programs import CONFIGS, ROOT, TRAIN_NET, data_options, run_python
+from programs import CONFIGS, ROOT, TRAIN_NET, data_options, run_program, run_python
 from reference_checkpoints import reference_file, small_two_stage
 
 from lite_detr import model_zoo
@@ -68,7 +68,7 @@ def test_the_tool_runs_by_itself(release, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "two-stage Deformable DETR: " in result.stdout
     assert (tmp_path / "a.pth").is_file()
-    result = run_python(program, *arguments[:2], *arguments[4:], "--input", "b.pth")
+    result = run_program(program, *arguments[:2], *arguments[4:], "--input", "b.pth")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1] == "error: weights b.pth: there is no such file"
 
@@ -137,7 +137,7 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
         weights = tmp_path / "ours.pth"
         arguments = ["--config-file", CONFIG, "--input", release(91), "--output", weights]
         convert_checkpoint(*arguments, "model.num_classes=91")
-    result = run_python(
+    result = run_program(
         TRAIN_NET,
         "--config-file",
         CONFIG,
@@ -156,7 +156,7 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
 
 def test_evaluation_of_a_references_checkpoint(release, digits, tmp_path):
     arguments = ["--eval-only", *data_options(digits, "val"), f"train.output_dir={tmp_path}"]
-    result = run_python(
+    result = run_program(
         TRAIN_NET,
         "--config-file",
         CONFIG,
@@ -169,7 +169,7 @@ def test_evaluation_of_a_references_checkpoint(release, digits, tmp_path):
 
 
 def test_the_demo_takes_a_references_checkpoint(release, digits, tmp_path):
-    result = run_python(
+    result = run_program(
         ROOT / "demo" / "demo.py",
         "--config-file",
         CONFIG,

@@ -1,7 +1,7 @@
 """Training runs: of a toy model in this process, of a detector in a process that is killed where
 a test says, and of two processes together.
 
-Other processes fork from one server, which imports PyTorch and Detectron2 once.
+Other processes fork from the server of ``programs``, which has imported PyTorch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from programs import CONFIGS, ROOT
+from programs import CONFIGS, FORKS, ROOT
 from small_detectors import gradients, small_detector, small_inputs
 from torch import distributed, nn
 
@@ -39,10 +39,6 @@ from lite_detr.optimizer import ClippedAdamW
 CONFIG = CONFIGS / "resumable.py"
 
 sys.path.append(str(ROOT))
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["train_net", "detectron2.model_zoo", "torch.utils.tensorboard", "lite_detr.data.evaluator"]
-)
 
 
 class Toy(nn.Module):
@@ -97,7 +93,7 @@ def train(*options: str, resume: bool = False, prepare: Callable[[], None] | Non
         resume: the training goes on.
         prepare: called in that process before the training; a function of a module.
     """
-    process = CONTEXT.Process(target=_run_train_net, args=(options, resume, prepare))
+    process = FORKS.Process(target=_run_train_net, args=(options, resume, prepare))
     process.start()
     process.join(300)
     if process.is_alive():
@@ -148,7 +144,7 @@ def signal_at(owner: str, name: str, nth: int, number: int = signal.SIGKILL) -> 
 def run_in_processes(job, folder: Path, *arguments, world_size: int = 2) -> list:
     """What ``job(folder, *arguments)`` returns in each process, through PyTorch's files."""
     processes = [
-        CONTEXT.Process(target=_join, args=(job, rank, world_size, folder, arguments))
+        FORKS.Process(target=_join, args=(job, rank, world_size, folder, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
