@@ -1,3 +1,4 @@
+from ..common.models.lite import make_lite
 from .lite_deformable_detr_r50_h3l1_2p1x3_50ep import (
     data,
     dataloader,
@@ -7,4 +8,4 @@ from .lite_deformable_detr_r50_h3l1_2p1x3_50ep import (
     train,
 )
 
-model.encoder.num_high_levels = 2
+make_lite(model, "H2L2-(2+1)x3")

@@ -1,7 +1,4 @@
-from detectron2.config import LazyCall as L
-
-from lite_detr.modeling import InterleavedEncoder, KeyAwareDeformableAttention
-
+from ..common.models.lite import make_lite
 from .deformable_detr_efficientnet_lite0 import (
     data,
     dataloader,
@@ -11,7 +8,4 @@ from .deformable_detr_efficientnet_lite0 import (
     train,
 )
 
-model.encoder = L(InterleavedEncoder)(
-    layer=model.encoder.layer, num_high_levels=3, num_blocks=1, updates_per_block=2
-)
-model.encoder.layer.attention._target_ = KeyAwareDeformableAttention
+make_lite(model, "H3L1-(2+1)x1")

@@ -1,3 +1,4 @@
+from ..common.models.lite import make_lite
 from .lite_h_detr_swin_t_h3l1_2p1x3_36ep import (
     data,
     dataloader,
@@ -7,4 +8,4 @@ from .lite_h_detr_swin_t_h3l1_2p1x3_36ep import (
     train,
 )
 
-model.encoder.num_high_levels = 2
+make_lite(model, "H2L2-(2+1)x3")

@@ -1,10 +1,4 @@
-from detectron2.config import LazyCall as L
-
-from lite_detr.modeling import InterleavedEncoder, KeyAwareDeformableAttention
-
+from ..common.models.lite import make_lite
 from .h_detr_swin_t_36ep import data, dataloader, lr_multiplier, model, optimizer, train
 
-model.encoder = L(InterleavedEncoder)(
-    layer=model.encoder.layer, num_high_levels=3, num_blocks=3, updates_per_block=2
-)
-model.encoder.layer.attention._target_ = KeyAwareDeformableAttention
+make_lite(model, "H3L1-(2+1)x3")

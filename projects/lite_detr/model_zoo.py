@@ -1,4 +1,4 @@
-"""Access to the configs that ship with the package, in the manner of ``detectron2.model_zoo``."""
+"""Read the configs that ship with the package, in the manner of ``detectron2.model_zoo``."""
 
 import contextlib
 import difflib
@@ -9,38 +9,36 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
 
 from .errors import ConfigError, MissingFileError
-from .yacs.config import add_lite_detr_config
 
 CONFIG_ROOT = Path(__file__).parent / "configs"
 YAML_SUFFIXES = (".yaml", ".yml")
-# Where the backbones lie, a file each.
+# The folder of the backbones, one file each.
 BACKBONES = "common/backbones"
 
 
 def list_configs(suffix: str = ".py") -> list[str]:
-    """The names of all models' configs, such as ``deformable_detr/....py``.
+    """Return the names of all models' configs, such as ``deformable_detr/....py``.
 
     Args:
-        suffix: ``.py`` for lazy configs, ``.yaml`` for those of the main models that Detectron2's
-            ``get_cfg()`` takes.
+        suffix: ``.py`` for lazy configs, ``.yaml`` for YAML configs, which the main models have.
     """
     names = (path.relative_to(CONFIG_ROOT).as_posix() for path in CONFIG_ROOT.rglob(f"*{suffix}"))
     return sorted(name for name in names if not name.startswith("common/"))
 
 
 def list_backbones() -> list[str]:
-    """The names of the backbones in ``configs/common/backbones``, such as ``swin_tiny``."""
+    """Return the names of the backbones in ``configs/common/backbones``, such as ``swin_tiny``."""
     return sorted(path.stem for path in Path(CONFIG_ROOT, BACKBONES).glob("*.py"))
 
 
 def get_config_file(name: str) -> str:
-    """The path of a config file.
+    """Return the path of a config file.
 
     Args:
-        name: a file of one's own, or a name of :func:`list_configs`.
+        name: your own file, or a name of :func:`list_configs`.
 
     Raises:
-        MissingFileError: there is neither; the message names those that come closest.
+        MissingFileError: there is neither; the message suggests similar names.
     """
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
@@ -54,9 +52,10 @@ def get_config_file(name: str) -> str:
 
 
 def get_lazy_config_file(name: str) -> str:
-    """As :func:`get_config_file`, for a lazy config.
+    """Return the path of a lazy config, see :func:`get_config_file`.
 
     Raises:
+        MissingFileError: there is no such config.
         ConfigError: it is a YAML file.
     """
     path = get_config_file(name)
@@ -70,16 +69,17 @@ def get_lazy_config_file(name: str) -> str:
 
 
 def get_config(name: str) -> DictConfig:
-    """The lazy config of a model: ``model``, ``dataloader``, ``optimizer``, ``train`` and so on.
+    """Return the lazy config of a model: ``model``, ``dataloader``, ``optimizer``, ``train``, ...
 
     Raises:
+        MissingFileError: there is no such config.
         ConfigError: it is a YAML file.
     """
     return LazyConfig.load(get_lazy_config_file(name))
 
 
 def get_fields(name: str, *fields: str) -> dict[str, Any]:
-    """Those of the fields that a lazy config has: lists and texts, too, which get_config drops."""
+    """Return those fields that a lazy config has; unlike get_config, also lists and strings."""
     path = get_lazy_config_file(name)
     found = {}
     for field in fields:
@@ -89,18 +89,82 @@ def get_fields(name: str, *fields: str) -> dict[str, Any]:
 
 
 def get_yaml_config(name: str) -> CfgNode:
-    """The config of a model for ``DefaultPredictor`` and ``DefaultTrainer``, from a YAML file.
+    """Return the config of a model for ``DefaultPredictor`` and ``DefaultTrainer``.
+
+    Args:
+        name: a YAML file of your own, or a name of ``list_configs(".yaml")``.
 
     Raises:
+        MissingFileError: there is no such config.
         ConfigError: it is a lazy config.
     """
     path = get_config_file(name)
     if not path.endswith(YAML_SUFFIXES):
         raise ConfigError(
-            f"config {name!r} is no YAML file, which is needed here (NAME.yaml): lazy configs are "
-            "for train_net.py, and in Python for lite_detr.model_zoo.get_config"
+            f"config {name!r} is not a YAML file, which is needed here (NAME.yaml): lazy configs "
+            "are for train_net.py, and in Python for lite_detr.model_zoo.get_config"
         )
     cfg = get_cfg()
     add_lite_detr_config(cfg)
     cfg.merge_from_file(path)
     return cfg
+
+
+def add_lite_detr_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.DETR``, the options of our backbones and ``SOLVER.LR_FACTORS`` to a config.
+
+    Nothing else changes. None and empty values stand for those of the lazy configs, so each default
+    has one place. A second call does nothing.
+
+    Raises:
+        ConfigError: the config has a ``MODEL.DETR`` of another project.
+    """
+    if "DETR" in cfg.MODEL:
+        if "ENCODER" in cfg.MODEL.DETR:
+            return
+        raise ConfigError(
+            f"the config has a MODEL.DETR of another project, with {list(cfg.MODEL.DETR)}: call "
+            "add_lite_detr_config on a config without it, such as a fresh get_cfg()"
+        )
+
+    cfg.MODEL.DETR = CfgNode()
+    # The lazy config with the detector's `model`, a file or a name of the model zoo; empty for that
+    # of MODEL.META_ARCHITECTURE, which is DeformableDETR, DINO or HDETR.
+    cfg.MODEL.DETR.DETECTOR = ""
+    # "full", or an interleaved encoder in the paper's notation, such as "H3L1-(2+1)x3".
+    cfg.MODEL.DETR.ENCODER = ""
+    # "deformable" or "key_aware", in the encoder and in the decoder.
+    cfg.MODEL.DETR.ATTENTION = ""
+    cfg.MODEL.DETR.NUM_CLASSES = None
+    cfg.MODEL.DETR.NUM_QUERIES = None
+    # The number of scales.
+    cfg.MODEL.DETR.NUM_LEVELS = None
+    # The backbone's maps, fine to coarse; None selects those with strides 8, 16 and 32.
+    cfg.MODEL.DETR.IN_FEATURES = None
+    # Detections with a lower score are dropped.
+    cfg.MODEL.DETR.SCORE_THRESH_TEST = None
+    # None uses TEST.DETECTIONS_PER_IMAGE.
+    cfg.MODEL.DETR.DETECTIONS_PER_IMAGE = None
+
+    # The arguments of TimmBackbone and TorchvisionBackbone, if MODEL.BACKBONE.NAME is one.
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.MODEL_NAME = None
+    cfg.MODEL.TIMM.OUT_STRIDES = None
+    cfg.MODEL.TIMM.PRETRAINED = None
+    cfg.MODEL.TIMM.WEIGHTS = None
+    cfg.MODEL.TIMM.FROZEN_NORM = None
+    cfg.MODEL.TIMM.FROZEN_STRIDE = None
+    cfg.MODEL.TIMM.SIZE_DIVISIBILITY = None
+    cfg.MODEL.TIMM.OPTIONS = CfgNode(new_allowed=True)
+    cfg.MODEL.TORCHVISION = CfgNode()
+    cfg.MODEL.TORCHVISION.MODEL_NAME = None
+    cfg.MODEL.TORCHVISION.OUT_STRIDES = None
+    cfg.MODEL.TORCHVISION.WEIGHTS = None
+    cfg.MODEL.TORCHVISION.RETURN_NODES = None
+    cfg.MODEL.TORCHVISION.FROZEN_NORM = None
+    cfg.MODEL.TORCHVISION.FROZEN_STRIDE = None
+    cfg.MODEL.TORCHVISION.SIZE_DIVISIBILITY = None
+
+    # Pairs of a part of parameter names and a factor for their learning rate; the first match
+    # counts. None uses those of configs/common/optimizer.py.
+    cfg.SOLVER.LR_FACTORS = None

@@ -1,4 +1,4 @@
-"""What the reference detectors' optimisation needs beyond Detectron2's own parts."""
+"""The reference detectors' optimizer: learning rates by parameter name, clipped gradients."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,8 +9,8 @@ class LrFactors:
     """Learning rate factors by parts of parameter names, for ``get_default_optimizer_params``.
 
     Args:
-        factors: ``{part_of_name: factor}``; the first part that a parameter's name holds counts,
-            and 1 where none does.
+        factors: ``{part_of_name: factor}``; the first part found in a parameter's name counts, and
+            the factor is 1 if none is.
     """
 
     def __init__(self, factors: Mapping[str, float]):
@@ -23,16 +23,15 @@ class LrFactors:
 class ClippedAdamW(torch.optim.AdamW):
     """AdamW that first clips the gradient's norm over all parameters.
 
-    As a part of the optimizer, clipping also happens in trainers that know nothing of it, such as
-    that of Detectron2's ``lazyconfig_train_net.py``; behind a gradient scaler it sees true
-    gradients.
+    As part of the optimizer, clipping also works in trainers that do not clip themselves, such as
+    Detectron2's ``lazyconfig_train_net.py``; a gradient scaler unscales gradients first.
 
     Args:
         params, **options: see :class:`torch.optim.AdamW`.
-        clip_norm: the largest L2 norm that a step's gradient keeps.
+        clip_norm: the largest L2 norm of a step's gradient.
 
     Raises:
-        FloatingPointError: in :meth:`step`, the norm is not finite; weights and state are kept.
+        FloatingPointError: in :meth:`step`, if the norm is not finite; weights and state are kept.
     """
 
     def __init__(self, params, clip_norm: float = 0.1, **options):
@@ -47,7 +46,7 @@ class ClippedAdamW(torch.optim.AdamW):
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        # A single NaN would by way of the norm reach every weight.
+        # A single NaN would reach every weight through the norm.
         if not norm.isfinite():
             raise FloatingPointError("the gradient is not finite")
         super().step()

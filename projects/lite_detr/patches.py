@@ -1,10 +1,10 @@
-"""Where Detectron2 has no registry: its optimizer and its checkpointer, for our detectors alone.
+"""Patch Detectron2 where it has no registry: its optimizer and checkpointer, for our detectors.
 
 ``DefaultTrainer``, ``DefaultPredictor`` and the programs in Detectron2's ``tools/`` build every
-optimizer with ``build_optimizer``, which knows SGD, and load all weights with
-``DetectionCheckpointer``, which neither knows the names of other DETRs nor minds missing weights.
-Importing this module puts ours in their place for models that are a :class:`Detector`; for all
-others nothing changes.
+optimizer with ``build_optimizer``, which only knows SGD, and load all weights with
+``DetectionCheckpointer``, which neither knows the names of other DETRs nor reports missing weights
+as an error. Importing this module replaces both for models that are a :class:`Detector`; nothing
+changes for others.
 """
 
 import functools
@@ -24,7 +24,7 @@ _build_optimizer = detectron2.solver.build.build_optimizer
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether a model, or what a data parallel wrapper holds, is one of our detectors."""
+    """Return whether a model, or the model in a data parallel wrapper, is one of our detectors."""
     return isinstance(getattr(model, "module", model), Detector)
 
 
@@ -34,7 +34,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
 
 def new_checkpointer(cls: type, model: nn.Module, *args, **kwargs) -> DetectionCheckpointer:
-    """``DetectionCheckpointer(detector)`` makes a :class:`DetrCheckpointer`."""
+    """Let ``DetectionCheckpointer(detector)`` make a :class:`DetrCheckpointer`."""
     if cls is DetectionCheckpointer and is_detector(model):
         cls = DetrCheckpointer
     return object.__new__(cls)

@@ -1,4 +1,4 @@
-"""The states of all random generators that a training draws from."""
+"""Save, restore and seed the random generators that training draws from."""
 
 import random
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ States = dict[str, Any]
 
 
 def get_random_states() -> States:
-    """The states of the generators of Python, NumPy, PyTorch and the current GPU.
+    """Return the states of the generators of Python, NumPy, PyTorch and the current GPU.
 
     Returns:
         Numbers, strings, tuples and tensors, which ``torch.load`` reads with ``weights_only=True``;
-        ``cuda`` is None where no GPU is in use.
+        ``cuda`` is None if no GPU is in use.
     """
     kind, keys, *rest = np.random.get_state()
     return {
@@ -28,9 +28,9 @@ def get_random_states() -> States:
 
 
 def set_random_states(states: States) -> None:
-    """Brings the generators into states that :func:`get_random_states` returned.
+    """Restore states that :func:`get_random_states` returned.
 
-    A state of a GPU is left out where there is none now.
+    The state of a GPU is ignored if there is no GPU now.
     """
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
@@ -40,9 +40,9 @@ def set_random_states(states: States) -> None:
 
 
 def seed_sample(*key: int) -> None:
-    """Seeds the generators that augmentations draw from by all numbers of a key.
+    """Seed the generators that augmentations draw from with all numbers of a key.
 
-    Not those of GPUs: ``torch.manual_seed`` would reset them, too, in the training's process.
+    GPUs' generators are not seeded; ``torch.manual_seed`` would reset them in the training process.
     """
     words = np.random.SeedSequence(key).generate_state(3).tolist()
     random.seed(words[0])
@@ -52,7 +52,7 @@ def seed_sample(*key: int) -> None:
 
 @contextmanager
 def same_random_states() -> Iterator[None]:
-    """Afterwards the generators are in the states that they were in before."""
+    """Restore the generators' states afterwards."""
     states = get_random_states()
     try:
         yield

@@ -253,4 +253,4 @@ def test_the_strongest_samples_of_all_queries_leave_padding_out(model, inputs):
 
 def test_an_attention_says_that_its_weights_are_missing():
     with pytest.raises(NotImplementedError, match="DeformableAttention must say what its weights"):
-        DeformableAttention(16, 2, 1, 1).weigh(None, None, None, None)
+        DeformableAttention(16, 2, 1, 1).point_weights(None, None, None, None)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import Conversion, convert_weights
+from lite_detr.modeling.criterion import Target
 from lite_detr.modeling.detector import evaluating
-from lite_detr.modeling.targets import Target
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIGS = {

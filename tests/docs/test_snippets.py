@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config import defaults as d2_defaults
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
@@ -24,7 +24,6 @@ from programs import ROOT
 from torch.optim.swa_utils import AveragedModel
 
 from lite_detr import add_lite_detr_config, model_zoo
-from lite_detr.modeling import InterleavedEncoder
 
 OURS = ("detectron2", "lite_detr")
 
@@ -90,11 +89,6 @@ GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
         lambda: {"model": small_detector(), "inputs": [{"image": torch.zeros(3, 64, 96)}]},
     ),
     ("backbones.md", "common/backbones/swin_tiny.py", dino),
-    (
-        "design.md",
-        "InterleavedEncoder",
-        lambda: dino() | {"L": LazyCall, "InterleavedEncoder": InterleavedEncoder},
-    ),
     ("training.md", 'checkpoint["ema"]', write_averaged_checkpoint),
 )
 

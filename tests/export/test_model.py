@@ -6,9 +6,8 @@ from detectron2.structures import ImageList
 from small_detectors import CONFIGS, small_detector
 
 from lite_detr.export import ExportableDetector
-from lite_detr.export.model import level_mask
 from lite_detr.modeling.detector import padding_mask
-from lite_detr.modeling.scales import resize_mask
+from lite_detr.modeling.scales import mask_from_sizes, resize_mask
 
 
 def make_batch(sizes, height, width):
@@ -70,7 +69,7 @@ def test_mask_of_a_map_is_that_of_the_image_resized():
         for stride in (8, 16, 32, 64):
             up = index % 2 * (stride - 1)
             shape = max(1, (height + up) // stride), max(1, (width + up) // stride)
-            found = level_mask(torch.tensor(sizes), (height, width), shape)
+            found = mask_from_sizes(torch.tensor(sizes), (height, width), shape)
             assert torch.equal(found, resize_mask(mask, shape)), (height, width, shape)
 
 

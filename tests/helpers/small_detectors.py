@@ -4,6 +4,8 @@ There is one way to make a detector small: :func:`shrink`, on a config of the mo
 in ``tests/helpers/configs``, which programs load, use it as well.
 """
 
+from unittest import mock
+
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.layers import ShapeSpec
@@ -152,6 +154,15 @@ def make_input(height, width, objects=0, generator=None):
     instances.gt_classes = torch.randint(0, CLASSES, (objects,), generator=generator)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": image, "instances": instances}
+
+
+def encode_maps(model, maps, images):
+    """Encode an ImageList as if the neck had made these maps of it."""
+    with (
+        mock.patch.object(model.backbone, "forward", lambda images: None),
+        mock.patch.object(model.neck, "forward", lambda features: maps),
+    ):
+        return model.encode(images)
 
 
 def gradients(model):

@@ -9,9 +9,8 @@ from small_detectors import count
 from torchvision.ops import box_convert, generalized_box_iou
 
 from lite_detr.modeling import HungarianMatcher, SetCriterion
+from lite_detr.modeling.criterion import Target, generalized_iou
 from lite_detr.modeling.heads import Predictions
-from lite_detr.modeling.iou import generalized_iou
-from lite_detr.modeling.targets import Target
 
 CLASSES = 3
 

@@ -11,8 +11,8 @@ from lite_detr.modeling import (
     MultiScaleDeformableAttention,
     PredictionHeads,
 )
-from lite_detr.modeling.clone import clone_layers
 from lite_detr.modeling.heads import inverse_sigmoid, move_reference
+from lite_detr.modeling.layers import clone_layers
 from lite_detr.modeling.queries import Queries
 
 SHAPES = ((3, 4), (2, 2))

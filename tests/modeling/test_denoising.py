@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lite_detr.modeling import ContrastiveDenoising
-from lite_detr.modeling.targets import Target
+from lite_detr.modeling.criterion import Target
 
 CLASSES = 7
 CHANNELS = 6

@@ -6,7 +6,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.structures import ImageList
-from small_detectors import QUERIES, small_config
+from small_detectors import QUERIES, encode_maps, small_config
 
 from lite_detr.modeling import DeformableDETR
 from lite_detr.modeling.detector import padding_mask
@@ -161,12 +161,12 @@ def test_padding_changes_nothing(make_detector, perturb, form, encoder, attentio
     for level, *images in zip(batch, *maps):
         for padded, image in zip(level, images):
             padded[:, : image.shape[2], : image.shape[3]] = image[0]
-    memory, scales = model.encode_maps(batch, ImageList(torch.empty(2, 3, 128, 192), sizes))
+    memory, scales = encode_maps(model, batch, ImageList(torch.empty(2, 3, 128, 192), sizes))
     predictions = model.predict(memory, scales)
     assert scales.padding_mask.sum(1).tolist() == [510 - 170, 0]
     for index, (size, image_maps) in enumerate(zip(sizes, maps)):
         images = ImageList(torch.empty(1, 3, *size), [size])
-        own_memory, own_scales = model.encode_maps(image_maps, images)
+        own_memory, own_scales = encode_maps(model, image_maps, images)
         assert own_scales.padding_mask is None
         valid = memory[index][~scales.padding_mask[index]]
         torch.testing.assert_close(valid, own_memory[0], rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from lite_detr.modeling import (
     KeyAwareDeformableAttention,
     MultiScaleDeformableAttention,
 )
-from lite_detr.modeling.clone import clone_layers
+from lite_detr.modeling.layers import clone_layers
 
 SHAPES = ((4, 6), (2, 3), (1, 2), (1, 1))
 SIZES = [24, 6, 2, 1]

@@ -17,8 +17,8 @@ from small_detectors import (
 )
 
 from lite_detr.modeling import HDETR
+from lite_detr.modeling.criterion import Target
 from lite_detr.modeling.heads import Predictions
-from lite_detr.modeling.targets import Target
 
 ENCODERS = pytest.mark.parametrize("encoder", ["full", "interleaved"])
 ATTENTIONS = pytest.mark.parametrize("attention", ["msda", "kda"])

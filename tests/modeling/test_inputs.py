@@ -6,10 +6,16 @@ import torch
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.structures import Boxes, ImageList
-from small_detectors import CONFIGS, assert_every_gradient, small_detector, small_inputs
+from small_detectors import (
+    CONFIGS,
+    assert_every_gradient,
+    encode_maps,
+    small_detector,
+    small_inputs,
+)
 
-from lite_detr.modeling.backbone.padding import batch_images, divisibility
 from lite_detr.modeling.detector import padding_mask
+from lite_detr.modeling.inputs import batch_images, divisibility
 from lite_detr.modeling.scales import resize_mask
 
 
@@ -216,7 +222,7 @@ OUTPUT_SIZES = [{"height": 100, "width": 200}, {}, {"height": 33, "width": 22}]
 
 
 def detections(model, maps, images, output_sizes):
-    predictions = model.predict(*model.encode_maps(maps, images))
+    predictions = model.predict(*encode_maps(model, maps, images))
     results = model.postprocess(predictions, output_sizes, images.image_sizes)
     return [result["instances"] for result in results]
 

@@ -121,7 +121,7 @@ WITHOUT = {name: spec for name, spec in OFFER.items() if name != "c4"}
     [
         (OFFER, ["c3", "c7"], 4, r"no feature \['c7'\]"),
         (OFFER, ["c4", "c3"], 4, r"fine to coarse.*\['c4', 'c3'\].*\[16, 8\]"),
-        (TWICE, ["c4", "d4"], 4, r"one map a stride.*\['c4', 'd4'\].*\[16, 16\]"),
+        (TWICE, ["c4", "d4"], 4, r"one map per stride.*\['c4', 'd4'\].*\[16, 16\]"),
         (WITHOUT, None, 4, "stride 16: 0 have it.*in_features"),
         (TWICE, None, 4, "stride 16: 2 have it.*in_features"),
     ],

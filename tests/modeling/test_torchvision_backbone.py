@@ -92,7 +92,7 @@ def test_maps_of_named_nodes():
             {"return_nodes": ["layer1", "layer3", "layer4"]},
             r"stride 8 is asked for.*\(1, 64, 16, 24\)",
         ),
-        ({"weights": "IMAGENET22K"}, "'IMAGENET22K' are no file.*IMAGENET1K_V1, DEFAULT"),
+        ({"weights": "IMAGENET22K"}, "'IMAGENET22K' are not a file.*IMAGENET1K_V1, DEFAULT"),
     ],
 )
 def test_what_does_not_fit_is_said(options, problem):
@@ -182,7 +182,7 @@ def test_weights_of_a_file_are_those_of_the_whole_model(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "squeezenet.pth")
-    with pytest.raises(WeightsError, match="squeezenet.pth are not of resnet18"):
+    with pytest.raises(WeightsError, match="squeezenet.pth do not fit resnet18"):
         TorchvisionBackbone("resnet18", weights=str(tmp_path / "squeezenet.pth"))
 
 

@@ -24,8 +24,7 @@ from lite_detr.modeling import (
     TimmBackbone,
     TorchvisionBackbone,
 )
-from lite_detr.yacs.backbone import backbone_from_config
-from lite_detr.yacs.model import lazy_model
+from lite_detr.yacs.model import backbone_from_config, lazy_model
 
 YAML = model_zoo.list_configs(".yaml")
 LITE_DINO = "dino/lite_dino_r50_h3l1_2p1x3_36ep.yaml"

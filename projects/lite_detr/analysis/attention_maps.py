@@ -190,7 +190,7 @@ def make_map(
     return AttentionMap(
         name=name,
         locations=locations,
-        weights=module.weigh(query, memory, locations, scales),
+        weights=module.point_weights(query, memory, locations, scales),
         reference_points=reference_points.detach(),
         scales=scales,
         first_token=first_token(reference_points, scales),

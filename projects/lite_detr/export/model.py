@@ -2,12 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..modeling.backbone.padding import divisibility
 from ..modeling.detector import Detector
+from ..modeling.inputs import divisibility
 from ..modeling.postprocessing import best_detections, corners
-from ..modeling.scales import sizes_to_tensor
+from ..modeling.scales import mask_from_sizes
 
 
 class ExportableDetector(nn.Module):
@@ -47,11 +48,10 @@ class ExportableDetector(nn.Module):
         detector = self.detector
         images = self.pad(detector.normalize(images))
         size = images.shape[2:]
-        mask = level_mask(image_sizes, size, size)
-        maps = detector.neck(detector.backbone(images.masked_fill(mask[:, None], 0.0)))
-        masks = [level_mask(image_sizes, size, feature_map.shape[2:]) for feature_map in maps]
-        pos, scales = detector.locate_masked(masks, padded=True, dtype=maps[0].dtype)
-        memory = detector.encode_tokens(maps, pos, scales)
+        mask = mask_from_sizes(image_sizes, size, size)
+        memory, scales = detector.encode(
+            ImageList(images.masked_fill(mask[:, None], 0.0), image_sizes)
+        )
         boxes, scores, classes = best_detections(
             detector.predict(memory, scales), image_sizes, detector.detections_per_image
         )
@@ -68,24 +68,3 @@ class ExportableDetector(nn.Module):
         if unit > 1:
             return F.pad(images, (0, -width % unit, 0, -height % unit))
         return images
-
-
-def level_mask(image_sizes: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """Return the padding mask of a map: the mask of the images resized to the nearest pixel.
-
-    Args:
-        image_sizes: ``[B, 2]``, height and width of each image without padding.
-        size: height and width of the batch, with padding.
-        shape: height and width of the map.
-
-    Returns:
-        ``[B, *shape]`` bool, True on padding.
-    """
-    # In float32, as resize_mask computes it. Sizes become tensors, as ONNX cannot multiply them.
-    pixels, cells = sizes_to_tensor([size, shape]).to(image_sizes.device, torch.float32)
-    height, width = shape
-    steps = pixels / cells
-    rows = (torch.arange(height, device=image_sizes.device) * steps[0]).floor()
-    columns = (torch.arange(width, device=image_sizes.device) * steps[1]).floor()
-    below, right = rows >= image_sizes[:, :1], columns >= image_sizes[:, 1:]
-    return below[:, :, None] | right[:, None, :]

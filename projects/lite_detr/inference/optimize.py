@@ -11,10 +11,9 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import OptimizationError
-from ..modeling.backbone.padding import batch_images
 from ..modeling.detector import Detector
-from ..modeling.feed_forward import FeedForward
-from ..modeling.heads import MLP
+from ..modeling.inputs import batch_images
+from ..modeling.layers import MLP, FeedForward
 from ..modeling.queries import ProposalQueries
 from ..modeling.scales import Scales
 from .fold_norms import fold_norms

@@ -1,22 +1,17 @@
-"""The parts of the detectors; configs compose them. Importing registers the meta-architectures."""
+"""The parts that configs compose into detectors; importing registers the meta-architectures."""
 
-from .activation_checkpointing import CheckpointedEncoderLayer
 from .attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from .backbone import TimmBackbone, TorchvisionBackbone
-from .criterion import SetCriterion
+from .criterion import HungarianMatcher, SetCriterion
 from .decoder import DecoderLayer, DeformableDecoder
 from .deformable_detr import DeformableDETR
-from .denoising import ContrastiveDenoising
-from .dino import DINO
-from .encoder import DeformableEncoder, EncoderLayer
-from .feed_forward import FeedForward
-from .h_detr import HDETR
+from .dino import DINO, ContrastiveDenoising, DinoQueries, ReferencePosition
+from .encoder import CheckpointedEncoderLayer, DeformableEncoder, EncoderLayer
+from .h_detr import HDETR, HybridQueries
 from .heads import PredictionHeads
 from .interleaved_encoder import InterleavedEncoder
-from .matcher import HungarianMatcher
-from .mixed_queries import DinoQueries, HybridQueries, ReferencePosition
+from .layers import FeedForward, SinePositionEncoding
 from .neck import MultiScaleNeck
-from .position_encoding import SinePositionEncoding
 from .queries import LearnedQueries, TwoStageQueries
 from .scales import Scales
 

@@ -6,15 +6,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..ops import key_aware_ms_deform_attn, key_aware_weights, ms_deform_attn
 from .scales import Scales
 
 
 class DeformableAttention(nn.Module):
-    """What both attentions share: where a query looks, and the projections around it.
+    """Base of both attentions: the sampling locations, and the projections around them.
 
     Each query attends, in each of ``M`` heads, to ``P`` points on each of ``L`` scales, at offsets
-    from its reference that are linear in the query. A subclass says how the points are weighted.
+    from its reference that are linear in the query. A subclass defines how points are weighted.
 
     Args:
         embed_dim: channels ``C``, a multiple of ``num_heads``.
@@ -24,6 +25,9 @@ class DeformableAttention(nn.Module):
 
     Attributes:
         operator: samples and sums up; one of :mod:`lite_detr.ops`.
+
+    Raises:
+        ConfigError: ``embed_dim`` is not a multiple of ``num_heads``.
     """
 
     operator: Callable
@@ -33,7 +37,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
             )
         self.num_heads = num_heads
@@ -44,9 +48,9 @@ class DeformableAttention(nn.Module):
         self.output_proj = nn.Linear(embed_dim, embed_dim)
 
     def reset_parameters(self) -> None:
-        """Deformable DETR's initialisation (appendix A.4.2).
+        """Initialise as Deformable DETR does (appendix A.4.2).
 
-        Head ``m`` starts by looking in direction ``2 pi m / M``, point ``p`` at ``p + 1`` cells.
+        Head ``m`` first looks in direction ``2 pi m / M``, point ``p`` at ``p + 1`` cells.
         """
         angles = torch.arange(self.num_heads, dtype=torch.float64) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
@@ -78,17 +82,19 @@ class DeformableAttention(nn.Module):
         return self.output_proj(self.attend(query, memory, locations, scales))
 
     def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
-        """Weighs what ``memory`` holds at the locations ``[B, Q, M, L, P, 2]``: ``[B, Q, C]``."""
-        raise NotImplementedError(f"{type(self).__name__} must say how points are weighted")
+        """Sum ``memory`` at locations ``[B, Q, M, L, P, 2]``, weighted: ``[B, Q, C]``."""
+        raise NotImplementedError(f"{type(self).__name__} must define `attend`")
 
-    def weigh(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
-        """The weights ``[B, Q, M, L, P]`` of :meth:`attend`, a softmax over ``L * P``."""
-        raise NotImplementedError(f"{type(self).__name__} must say what its weights are")
+    def point_weights(
+        self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales
+    ) -> Tensor:
+        """Return the weights ``[B, Q, M, L, P]`` of :meth:`attend`, a softmax over ``L * P``."""
+        raise NotImplementedError(f"{type(self).__name__} must define `point_weights`")
 
     def sampling_locations(self, query: Tensor, reference_points: Tensor, scales: Scales) -> Tensor:
-        """Where each query samples: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale.
+        """Return where queries sample: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale.
 
-        Offsets count cells of a scale around a point, and half extents over ``P`` around a box.
+        The unit of offsets is a cell around a point, and the half extent over ``P`` around a box.
         """
         batch, queries, _ = query.shape
         if reference_points.shape[-1] == 2:
@@ -100,8 +106,8 @@ class DeformableAttention(nn.Module):
                 "reference_points must be [B, Q, L, 2] points or [B, Q, L, 4] boxes, "
                 f"got {tuple(reference_points.shape)}"
             )
-        # Heads share centres and steps. Repeated for each point beforehand, they run along with the
-        # offsets in one pass over whole rows, which is several times faster than in pairs (x, y).
+        # Heads share centres and steps. Repeating them for each point first allows one pass over
+        # whole rows, which is several times faster than one over pairs (x, y).
         offsets = self.sampling_offsets(query).to(reference_points.dtype)
         locations = torch.addcmul(
             self.repeat_points(reference_points[..., :2]),
@@ -116,7 +122,7 @@ class DeformableAttention(nn.Module):
         return points.flatten(-3).unsqueeze(-2)
 
     def project(self, projection: nn.Linear, memory: Tensor, scales: Scales) -> Tensor:
-        """``[B, S, C]`` -> ``[B, S, M, D]``, zero on padding as it is outside the maps."""
+        """``[B, S, C]`` -> ``[B, S, M, D]``, zero on padding as outside the maps."""
         projected = projection(memory)
         if scales.padding_mask is not None:
             projected = projected.masked_fill_(scales.padding_mask[..., None], 0.0)
@@ -147,13 +153,15 @@ class MultiScaleDeformableAttention(DeformableAttention):
             scales.spatial_shapes,
             scales.level_start_index,
             locations,
-            self.weigh(query, memory, locations, scales),
+            self.point_weights(query, memory, locations, scales),
         )
 
-    def weigh(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+    def point_weights(
+        self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales
+    ) -> Tensor:
         logits = self.attention_weights(query)
         weights = logits.unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        # Under autocast a softmax is float32, and the value is what linear layers make.
+        # Under autocast a softmax is float32, while the value has the dtype of linear layers.
         return weights.unflatten(-1, (self.num_levels, self.num_points)).to(logits.dtype)
 
 
@@ -161,8 +169,9 @@ class KeyAwareDeformableAttention(DeformableAttention):
     """Weights from query x sampled keys (Lite DETR, arXiv 2303.07335, section 3.4, KDA).
 
     Args:
-        key_proj: True projects keys on their own; False takes the values as keys, as the released
-            models do.
+        embed_dim, num_heads, num_levels, num_points: see :class:`DeformableAttention`.
+        key_proj: True gives keys a projection of their own; False uses the values as keys, as the
+            released models do.
     """
 
     operator = staticmethod(key_aware_ms_deform_attn)
@@ -198,7 +207,9 @@ class KeyAwareDeformableAttention(DeformableAttention):
             locations,
         )
 
-    def weigh(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+    def point_weights(
+        self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales
+    ) -> Tensor:
         projection = self.value_proj if self.key_proj is None else self.key_proj
         return key_aware_weights(
             self.query_proj(query).unflatten(-1, (self.num_heads, -1)),

@@ -1,11 +1,10 @@
-"""The decoder: queries look at each other, then at the memory, and move their boxes."""
+"""The decoder: queries attend to each other, then to the memory, and move their boxes."""
 
 from torch import Tensor, nn
 
 from .attention import DeformableAttention
-from .clone import clone_layers
-from .feed_forward import FeedForward
 from .heads import PredictionHeads, Predictions
+from .layers import FeedForward, clone_layers
 from .queries import Queries
 from .scales import Scales
 
@@ -72,14 +71,14 @@ class DeformableDecoder(nn.Module):
 
     Args:
         layer: the prototype of a layer.
-        heads: what predicts from each layer's queries; it says how many layers there are.
+        heads: predict from each layer's queries; they set the number of layers.
         refine: iterative bounding box refinement: a layer's boxes are the next one's references
-            (appendix A.4.1). Otherwise all layers look at, and predict from, the first ones.
+            (appendix A.4.1). Otherwise all layers sample around, and predict from, the first ones.
         look_forward_twice: a layer's boxes also train the layer before it, whose boxes they start
             from (DINO, arXiv 2203.03605, section 3.5).
-        query_pos: makes the position part from the references anew for each layer; None keeps that
-            of the queries.
-        norm: what the heads see passes it; the next layer's queries and references do not.
+        query_pos: makes the position part from each layer's references; None keeps the queries'
+            own.
+        norm: applied to what the heads see, but not to the next layer's queries and references.
     """
 
     def __init__(
@@ -107,21 +106,22 @@ class DeformableDecoder(nn.Module):
         attn_mask: Tensor | None = None,
         last_only: bool = False,
     ) -> list[Predictions]:
-        """
+        """Run the layers and predict.
+
         Args:
             queries: content, position and references.
             memory: ``[B, S, C]``, the encoder's tokens.
             scales: their geometry and padding.
             attn_mask: ``[Q, Q]`` bool, True where a query may not see another.
-            last_only: leaves out what only trains the layers before the last.
+            last_only: skip what only trains the layers before the last.
 
         Returns:
-            The predictions of each layer, first to last; with ``last_only`` of the last alone.
+            The predictions of each layer, first to last; with ``last_only`` only the last one's.
         """
         content, pos, reference = queries
-        # Images cover only their valid share of the padded maps that attention samples.
+        # Images cover only their valid share of the padded maps that attention samples from.
         to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, reference.shape[-1] // 2)
-        anchor = reference  # where a layer's predictions start from: equal, but for gradients
+        anchor = reference  # where predictions start from: the same values, other gradients
         predictions = []
         for index, layer in enumerate(self.layers):
             reference_points = reference[:, :, None] * to_padded
@@ -143,7 +143,7 @@ class DeformableDecoder(nn.Module):
         return predictions
 
     def predict(self, layer: int, content: Tensor, anchor: Tensor) -> Predictions:
-        """What a layer's queries ``[B, Q, C]`` say, with boxes that start from ``anchor``."""
+        """Predict from a layer's queries ``[B, Q, C]``, with boxes that start from ``anchor``."""
         state = self.norm(content)
         boxes = self.heads.refine(layer, state, anchor)
         return Predictions(self.heads.classify(layer, state).to(boxes.dtype), boxes)

@@ -3,20 +3,20 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from .criterion import Target, class_agnostic
 from .detector import Detector
 from .heads import by_layer
 from .scales import Scales
-from .targets import Target, class_agnostic
 
 
 @META_ARCH_REGISTRY.register()
 class DeformableDETR(Detector):
     """Deformable DETR (arXiv 2010.04159), with the full or an interleaved encoder.
 
-    Its three forms are compositions: single-stage is :class:`LearnedQueries` and a decoder with
-    shared heads that does not refine; iterative refinement turns that on, with heads of their own
-    for each layer; two-stage takes :class:`TwoStageQueries` besides. The arguments are those of
-    :class:`Detector`.
+    Its three forms are compositions. Single-stage has :class:`LearnedQueries`, and a decoder with
+    shared heads that does not refine; iterative refinement has a decoder that refines, with
+    separate heads for each layer; two-stage also has :class:`TwoStageQueries`. The arguments are
+    those of :class:`Detector`.
     """
 
     lazy_config = "common/models/deformable_detr.py"
@@ -24,7 +24,10 @@ class DeformableDETR(Detector):
     def losses(
         self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
     ) -> dict[str, Tensor]:
-        """``loss_ce``, ``loss_bbox``, ``loss_giou``; ``_0`` ... of earlier layers, ``_enc``."""
+        """Return ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
+
+        Those of earlier layers end in ``_0``, ``_1`` and so on, those of the proposals in ``_enc``.
+        """
         queries, proposals = self.queries(memory, scales)
         outputs = by_layer(self.decoder(queries, memory, scales))
         losses = self.criterion(outputs, targets, num_objects)

@@ -1,26 +1,25 @@
-"""The data flow that all detectors share: images -> tokens -> memory, and queries -> Instances."""
+"""The data flow of all detectors: images -> tokens -> memory -> queries -> Instances."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .attention import DeformableAttention
-from .backbone.padding import batch_images
-from .criterion import SetCriterion, count_objects
+from .criterion import SetCriterion, Target, count_objects
 from .decoder import DeformableDecoder
 from .heads import Predictions
-from .inputs import check_images, check_objects
+from .inputs import batch_images, check_images, check_objects
+from .layers import SinePositionEncoding
 from .neck import MultiScaleNeck
-from .position_encoding import SinePositionEncoding
 from .postprocessing import detector_instances
-from .scales import Scales, resize_mask
-from .targets import Target
+from .scales import Scales, mask_from_sizes, resize_mask
 
 
 class Detector(nn.Module):
@@ -28,33 +27,35 @@ class Detector(nn.Module):
 
     Images pass the backbone and the neck; the tokens of all scales, high resolution first, pass the
     encoder; queries made from its memory pass the decoder, whose last layer predicts. A subclass
-    says in :meth:`losses` how it is trained.
+    defines in :meth:`losses` how it is trained.
 
     Args:
         backbone: any Detectron2 backbone; its ``output_shape()`` sizes the neck.
         encoder: takes tokens ``[B, S, C]``, positions ``[B, S, C]`` and :class:`Scales`.
-        queries: makes the decoder's queries from the memory, and proposals where it has two stages.
+        queries: makes the decoder's queries from the memory, and proposals if it has two stages.
         decoder: predicts from the queries, layer by layer.
         criterion: turns predictions and targets into losses.
         embed_dim: channels ``C``.
         num_classes: foreground classes.
         num_levels: the number of scales ``L``.
-        in_features: the backbone's maps to use; None takes those with strides 8, 16 and 32.
-        position_encoding: of the tokens of a scale.
+        in_features: names of the backbone's maps to use; None selects those with strides 8, 16 and
+            32.
+        position_encoding: encodes the tokens' positions within a scale.
         pixel_mean, pixel_std: per channel, on the scale of the input's values (0 to 255).
         input_format: the order of the channels, which ``DefaultPredictor`` and demos ask for.
-        score_thresh: detections scored lower are dropped.
-        detections_per_image: at most so many are kept.
+        score_thresh: detections with a lower score are dropped.
+        detections_per_image: the largest number of detections kept.
 
     Attributes:
-        lazy_config: the config of the model zoo that a YAML config of the class starts from.
+        lazy_config: the model zoo's config that a YAML config of this class starts from.
 
     Raises:
-        ValueError: an attention is built for another number of scales than ``num_levels``.
+        ConfigError: an attention is built for another number of scales than ``num_levels``.
     """
 
     lazy_config: ClassVar[str]
 
+    # `from_config`, for Detectron2's YAML configs, is added in lite_detr.yacs.
     @configurable
     def __init__(
         self,
@@ -92,14 +93,6 @@ class Detector(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         check_levels(self, num_levels)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The arguments that Detectron2's YAML config stands for, see :mod:`lite_detr.yacs`."""
-        # The lazy configs that are read there import the detectors.
-        from ..yacs.model import detector_arguments
-
-        return detector_arguments(cfg, cls)
-
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
@@ -107,18 +100,19 @@ class Detector(nn.Module):
     def forward(
         self, batched_inputs: list[dict], num_objects: Tensor | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """
+        """Compute the losses in training, and the detections in evaluation mode.
+
         Args:
-            batched_inputs: for each image a dict with ``image`` (``[3, H, W]``, ``input_format``);
-                in training ``instances`` with ``gt_boxes`` and ``gt_classes``; in inference
-                optionally ``height`` and ``width``, the size to give the boxes in.
-            num_objects: in training, where the inputs are only a part of a batch, the number of its
-                objects, see :func:`count_objects`; None counts those of the inputs.
+            batched_inputs: a dict for each image, with ``image`` (``[3, H, W]``,
+                ``input_format``); in training ``instances`` with ``gt_boxes`` and ``gt_classes``;
+                in inference optionally ``height`` and ``width``, the size to scale the boxes to.
+            num_objects: in training, the number of objects in the whole batch if the inputs are
+                only a part of it, see :func:`count_objects`; None counts those of the inputs.
 
         Returns:
-            In training the losses by name, to be summed. In inference for each image
-            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``, best
-            first.
+            In training, the losses by name, to be summed. In inference,
+            ``{"instances": Instances}`` for each image, with ``pred_boxes``, ``scores`` and
+            ``pred_classes``, best first.
 
         Raises:
             TypeError, ValueError: see :func:`check_images` and :func:`check_objects`.
@@ -134,7 +128,7 @@ class Detector(nn.Module):
         return self.postprocess(self.predict(memory, scales), batched_inputs, images.image_sizes)
 
     def forward_queries(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """The raw outputs of inference, for those who build on the model.
+        """Return the raw outputs of inference, for code that builds on the model.
 
         Runs in evaluation mode and without gradients, whatever mode the model is in.
 
@@ -143,7 +137,7 @@ class Detector(nn.Module):
 
         Returns:
             ``pred_logits [B, Q, num_classes]`` and ``pred_boxes [B, Q, 4]`` of the last decoder
-            layer, boxes as normalised (cx, cy, w, h) of each image without its padding, and
+            layer, with boxes as normalised (cx, cy, w, h) in each image without its padding; and
             ``memory [B, S, C]``, the encoder's tokens.
         """
         with evaluating(self), torch.no_grad():
@@ -152,62 +146,46 @@ class Detector(nn.Module):
         return {"pred_logits": logits, "pred_boxes": boxes, "memory": memory}
 
     def predict(self, memory: Tensor, scales: Scales) -> Predictions:
-        """The last decoder layer's predictions in inference."""
+        """Return the last decoder layer's predictions."""
         queries, _ = self.queries(memory, scales)
         return self.decoder(queries, memory, scales, last_only=True)[-1]
 
     def losses(
         self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
     ) -> dict[str, Tensor]:
-        """The weighted training losses by name, for ``num_objects`` in the batch."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it is trained")
+        """Return the weighted training losses by name, for ``num_objects`` in the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define `losses`")
 
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises the images and pads them at the bottom and right to one size."""
+        """Normalise the images and pad them at the bottom and right to one size."""
         check_images(batched_inputs, len(self.pixel_mean))
         images = [self.normalize(inputs["image"].to(self.device)) for inputs in batched_inputs]
         return batch_images(images, self.backbone)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Pixels ``[..., 3, H, W]`` of 0 to 255 -> what the backbone takes, in the weights' dtype.
+        """Normalise pixels ``[..., 3, H, W]`` of 0 to 255; the result has the weights' dtype.
 
-        As in the references in float32 and in units of 255: their weights see the same rounding.
+        As in the references, in float32 and in units of 255: their weights see the same rounding.
         """
         mean, std = self.pixel_mean.float() / 255, self.pixel_std.float() / 255
         return ((image.float() / 255 - mean) / std).to(self.level_embed.dtype)
 
     def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
-        """Images -> memory ``[B, S, C]`` and the geometry of its tokens."""
-        return self.encode_maps(self.neck(self.backbone(images.tensor)), images)
-
-    def encode_maps(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
-        """As :meth:`encode`, from the neck's maps ``[B, C, H_l, W_l]``."""
+        """Encode images: memory ``[B, S, C]`` and the geometry of its tokens."""
+        maps = self.neck(self.backbone(images.tensor))
         pos, scales = self.locate_tokens(maps, images)
-        return self.encode_tokens(maps, pos, scales), scales
-
-    def encode_tokens(self, maps: list[Tensor], pos: Tensor, scales: Scales) -> Tensor:
-        """Maps ``[B, C, H_l, W_l]`` and the positions of their cells ``[B, S, C]`` -> memory."""
         tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
-        return self.encoder(tokens, pos, scales)
+        return self.encoder(tokens, pos, scales), scales
 
     def locate_tokens(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
-        """Position and level encodings ``[B, S, C]`` of the maps' cells, and their geometry.
-
-        Of the maps only shapes and dtype count.
-        """
-        mask, padded = padding_mask(images)
-        masks = [resize_mask(mask, tuple(feature_map.shape[-2:])) for feature_map in maps]
-        return self.locate_masked(masks, padded, maps[0].dtype)
-
-    def locate_masked(
-        self, masks: list[Tensor], padded: bool, dtype: torch.dtype
-    ) -> tuple[Tensor, Scales]:
-        """As :meth:`locate_tokens`, from the padding ``[B, H_l, W_l]`` of each map, True on it.
+        """Return position and level encodings ``[B, S, C]`` of the maps' cells, and their geometry.
 
         Args:
-            padded: whether there is any.
-            dtype: of the encodings.
+            maps: ``[B, C, H_l, W_l]`` of each scale; only shapes and dtype matter.
+            images: their sizes tell what is padding.
         """
+        dtype = maps[0].dtype
+        masks, padded = padding_masks(images, [feature_map.shape[-2:] for feature_map in maps])
         # Geometry stays exact in mixed precision: 16 bits cannot tell neighbouring cells apart.
         exact = dtype if dtype == torch.float64 else torch.float32
         scales = Scales.from_masks(masks, padded, exact)
@@ -221,8 +199,8 @@ class Detector(nn.Module):
         return pos, scales
 
     def prepare_targets(self, batched_inputs: list[dict], scales: Scales) -> list[Target]:
-        """Ground truth on the model's device, normalised by each image's own size."""
-        # Before it is on a GPU, where it would say no more than that an assertion failed.
+        """Return ground truth on the model's device, normalised by each image's own size."""
+        # Checked on the host: a GPU would report no more than a failed assertion.
         for inputs in batched_inputs:
             check_objects(inputs, self.num_classes)
         return [
@@ -236,7 +214,7 @@ class Detector(nn.Module):
         batched_inputs: list[dict],
         image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Instances]]:
-        """The best (query, class) pairs of each image, in the coordinates that it asks for."""
+        """Return the best (query, class) pairs of each image, in the coordinates it asks for."""
         output_sizes = [
             (inputs.get("height", height), inputs.get("width", width))
             for inputs, (height, width) in zip(batched_inputs, image_sizes)
@@ -248,10 +226,10 @@ class Detector(nn.Module):
 
 
 def check_levels(model: nn.Module, num_levels: int) -> None:
-    """Raises a ValueError where an attention is built for another number of scales."""
+    """Raise a ConfigError if an attention is built for another number of scales."""
     for name, module in model.named_modules():
         if isinstance(module, DeformableAttention) and module.num_levels != num_levels:
-            raise ValueError(
+            raise ConfigError(
                 f"{name} is built for {module.num_levels} scales, the detector has num_levels "
                 f"{num_levels}: make them agree"
             )
@@ -259,7 +237,7 @@ def check_levels(model: nn.Module, num_levels: int) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with each module back in its own mode afterwards, also after an error."""
+    """Switch to evaluation mode, and each module back to its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -269,14 +247,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def padding_masks(
+    images: ImageList, shapes: Sequence[tuple[int, int]]
+) -> tuple[list[Tensor], bool]:
+    """Return the padding of maps of the images, and whether there is any.
+
+    Args:
+        images: their sizes are a list, or in exports a tensor ``[B, 2]``, which stays a variable.
+        shapes: height and width of each map.
+
+    Returns:
+        ``[B, height, width]`` bool for each map, True on padding; and False if no image is padded.
+    """
+    if isinstance(images.image_sizes, Tensor):
+        size = images.tensor.shape[-2:]
+        return [mask_from_sizes(images.image_sizes, size, shape) for shape in shapes], True
+    mask, padded = padding_mask(images)
+    return [resize_mask(mask, tuple(shape)) for shape in shapes], padded
+
+
 def padding_mask(images: ImageList) -> tuple[Tensor, bool]:
-    """``[B, H, W]`` bool, True on padding, and whether there is any (known without a device)."""
+    """Return ``[B, H, W]`` bool, True on padding, and whether there is any (known on the host)."""
     batch, _, height, width = images.tensor.shape
     mask = torch.zeros(batch, height, width, dtype=torch.bool, device=images.tensor.device)
     for image_mask, (image_height, image_width) in zip(mask, images.image_sizes):
         image_mask[image_height:] = True
         image_mask[:, image_width:] = True
-    # Images that are traced say nothing of those to come.
+    # Traced images tell nothing about later ones.
     padded = torch.jit.is_tracing() or any(
         size != (height, width) for size in map(tuple, images.image_sizes)
     )

@@ -1,11 +1,11 @@
-"""The encoder of Deformable DETR: every layer updates the tokens of every scale."""
+"""Deformable DETR's encoder: every layer updates the tokens of every scale."""
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import DeformableAttention
-from .clone import clone_layers
-from .feed_forward import FeedForward
+from .layers import FeedForward, clone_layers
 from .scales import Scales
 
 
@@ -28,13 +28,14 @@ class EncoderLayer(nn.Module):
     def attend(
         self, query: Tensor, pos: Tensor, reference_points: Tensor, memory: Tensor, scales: Scales
     ) -> Tensor:
-        """The attention half of the layer, for the tokens that are to be updated.
+        """Apply the attention half of the layer to the tokens to update.
 
         Args:
             query: ``[B, Q, C]``, the tokens to update.
             pos: ``[B, Q, C]``, their position encodings.
             reference_points: ``[B, Q, L, 2]``, see :class:`Scales`.
-            memory: ``[B, S, C]``, the tokens of all scales, which they attend to.
+            memory: ``[B, S, C]``, the tokens of all scales, which the queries attend to.
+            scales: their geometry and padding.
 
         Returns:
             ``[B, Q, C]``
@@ -52,10 +53,11 @@ class EncoderLayer(nn.Module):
         light_ffn: FeedForward | None = None,
         num_light: int = 0,
     ) -> Tensor:
-        """As :meth:`attend`, followed by the feed-forward network.
+        """Apply :meth:`attend` and then the feed-forward network.
 
         Args:
-            light_ffn: the network of the first ``num_light`` queries, where they have another.
+            light_ffn: a separate network for the first ``num_light`` queries; None uses the
+                layer's own for all.
         """
         attended = self.attend(query, pos, reference_points, memory, scales)
         if light_ffn is None:
@@ -64,12 +66,28 @@ class EncoderLayer(nn.Module):
         return torch.cat([light_ffn(light), self.ffn(full)], dim=1)
 
 
+class CheckpointedEncoderLayer(EncoderLayer):
+    """An encoder layer that keeps only its input for the backward pass.
+
+    The backward pass computes everything in between again, with the same dropout and in the same
+    precision, so gradients are the same and training needs less memory. Parameter names are those
+    of :class:`EncoderLayer`. Hooks on the parts inside run twice per training pass. Without
+    gradients this is an :class:`EncoderLayer`.
+    """
+
+    def forward(self, *args, **options) -> Tensor:
+        """See :meth:`EncoderLayer.forward`."""
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **options)
+        return checkpoint(super().forward, *args, use_reentrant=False, **options)
+
+
 class DeformableEncoder(nn.Module):
-    """All scales in all layers (Deformable DETR, arXiv 2010.04159, section 4.2).
+    """Update all scales in all layers (Deformable DETR, arXiv 2010.04159, section 4.2).
 
     Args:
         layer: the prototype of a layer.
-        num_layers: how many there are.
+        num_layers: the number of layers.
     """
 
     def __init__(self, layer: EncoderLayer, num_layers: int = 6):

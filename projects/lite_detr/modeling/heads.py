@@ -1,4 +1,4 @@
-"""Classification and box heads, and the arithmetic of boxes relative to references."""
+"""Classification and box heads, and boxes relative to references."""
 
 import math
 from typing import NamedTuple
@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .layers import MLP
+
 
 class Predictions(NamedTuple):
-    """What one decoder layer, or the encoder, predicts.
+    """The predictions of one decoder layer, or of the encoder.
 
     Attributes:
         logits: ``[B, Q, num_classes]``, before the sigmoid.
@@ -20,38 +22,28 @@ class Predictions(NamedTuple):
 
 
 def by_layer(predictions: list[Predictions], suffix: str = "") -> dict[str, Predictions]:
-    """The decoder layers' predictions by the suffix of their losses, as the references name them.
+    """Key the decoder layers' predictions by the suffix of their losses, as the references do.
 
-    The last layer's is ``suffix`` alone, the others' have ``_0``, ``_1`` and so on behind it.
+    The last layer's key is ``suffix``; the others append ``_0``, ``_1`` and so on.
     """
     *auxiliary, last = predictions
     return {suffix: last} | {f"{suffix}_{layer}": out for layer, out in enumerate(auxiliary)}
 
 
-class MLP(nn.Sequential):
-    """``num_layers`` linear layers with ReLUs between them."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
-        dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        layers: list[nn.Module] = []
-        for index in range(num_layers):
-            layers += [nn.Linear(dims[index], dims[index + 1]), nn.ReLU()]
-        super().__init__(*layers[:-1])
-
-
 def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
-    """A linear classifier that starts at probability 0.01 (RetinaNet, section 4.1)."""
+    """Return a linear classifier that starts at probability 0.01 (RetinaNet, section 4.1)."""
     head = nn.Linear(embed_dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
     return head
 
 
 def box_head(embed_dim: int, size_bias: float = 0.0) -> MLP:
-    """A 3-layer perceptron that starts by moving a reference not at all.
+    """Return a 3-layer perceptron that leaves references where they are at first.
 
     Args:
-        size_bias: the logit at which width and height start; with a point as reference, which has
-            no size, Deformable DETR starts at -2, a box of 12 % of the image.
+        embed_dim: channels ``C`` of the queries.
+        size_bias: the logit at which width and height start. If the reference is a point, which
+            has no size, Deformable DETR starts at -2, a box of 12 % of the image.
     """
     head = MLP(embed_dim, embed_dim, 4, num_layers=3)
     nn.init.zeros_(head[-1].weight)
@@ -66,11 +58,11 @@ class PredictionHeads(nn.Module):
     Args:
         embed_dim: channels ``C`` of the queries.
         num_classes: foreground classes.
-        num_layers: the decoder's layers.
-        shared: one pair of heads for all layers, as where the decoder does not refine its boxes.
-        size_bias: see :func:`box_head`; of the first layer, whose reference may be a point.
-        border: references nearer than this to the border of ``[0, 1]`` count as this near, since
-            their logits would be infinite; Deformable DETR has 1e-5, DINO 1e-3.
+        num_layers: the number of decoder layers.
+        shared: use one pair of heads for all layers, for instance if the decoder does not refine.
+        size_bias: see :func:`box_head`; for the first layer, whose reference may be a point.
+        border: references are kept this far from the border of ``[0, 1]``, where their logits would
+            be infinite; Deformable DETR uses 1e-5, DINO 1e-3.
     """
 
     def __init__(
@@ -96,13 +88,13 @@ class PredictionHeads(nn.Module):
         return self.class_embed[layer % len(self.class_embed)](queries)
 
     def refine(self, layer: int, queries: Tensor, reference: Tensor) -> Tensor:
-        """Moves references ``[B, Q, 2 or 4]`` to boxes ``[B, Q, 4]``, all normalised."""
+        """Move references ``[B, Q, 2 or 4]`` to boxes ``[B, Q, 4]``, all normalised."""
         delta = self.bbox_embed[layer % len(self.bbox_embed)](queries)
         return move_reference(reference, delta, self.border)
 
 
 def move_reference(reference: Tensor, delta: Tensor, border: float = 1e-5) -> Tensor:
-    """Adds ``delta [B, Q, 4]`` to points or boxes ``[B, Q, 2 or 4]`` in logit space.
+    """Add ``delta [B, Q, 4]`` to points or boxes ``[B, Q, 2 or 4]`` in logit space.
 
     Iterative bounding box refinement (Deformable DETR, appendix A.4.1, eq. 4).
     """
@@ -114,6 +106,6 @@ def move_reference(reference: Tensor, delta: Tensor, border: float = 1e-5) -> Te
 
 
 def inverse_sigmoid(x: Tensor, border: float = 1e-5) -> Tensor:
-    """The logit of ``x`` in ``[0, 1]``, finite at both ends."""
+    """Return the logit of ``x`` in ``[0, 1]``, finite at both ends."""
     x = x.clamp(min=0, max=1)
     return torch.log(x.clamp(min=border) / (1 - x).clamp(min=border))

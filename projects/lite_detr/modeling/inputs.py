@@ -1,18 +1,21 @@
-"""What detectors take in: images and ground truth, looked at before they reach a kernel."""
+"""Validate what a detector is given, and pad the images of a batch to one size."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from detectron2.structures import Instances
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList, Instances
 from torch import Tensor
+
+from ..errors import ConfigError
 
 
 def check_images(batched_inputs: Sequence[Mapping], channels: int) -> None:
-    """Looks whether inputs are as Detectron2's data loaders and predictors make them.
+    """Validate images, which should be as Detectron2's data loaders and predictors make them.
 
     Raises:
-        TypeError: they are no list of dicts, or an image is no tensor.
-        ValueError: there is none, one has no image, or an image is not ``[channels, H, W]``.
+        TypeError: the inputs are not a list of dicts, or an image is not a tensor.
+        ValueError: the list is empty, a dict has no image, or an image is not ``[channels, H, W]``.
     """
     if not isinstance(batched_inputs, Sequence) or not all(
         isinstance(inputs, Mapping) for inputs in batched_inputs
@@ -24,7 +27,7 @@ def check_images(batched_inputs: Sequence[Mapping], channels: int) -> None:
     if not batched_inputs:
         raise ValueError("a detector takes at least one image, got an empty list")
     for inputs in batched_inputs:
-        name = name_of(inputs)
+        name = get_name(inputs)
         if "image" not in inputs:
             raise ValueError(
                 f"{name} has no `image`, only {', '.join(map(str, inputs)) or 'an empty dict'}: "
@@ -44,16 +47,16 @@ def check_images(batched_inputs: Sequence[Mapping], channels: int) -> None:
 
 
 def check_objects(inputs: Mapping, num_classes: int) -> None:
-    """Looks whether the ground truth of an image can be trained on.
+    """Validate the ground truth of an image.
 
     Raises:
-        TypeError: its classes are no int64.
-        ValueError: there is none, a class that the model does not know, or a box of NaN or
-            infinity.
+        TypeError: the classes are not int64.
+        ValueError: there is no ground truth, a class is outside the model's range, or a box is NaN
+            or infinite.
     """
-    name, instances = name_of(inputs), instances_of(inputs)
+    name, instances = get_name(inputs), get_instances(inputs)
     classes = instances.gt_classes
-    # As indices, uint8 would be taken for a mask.
+    # uint8 indices would be taken for a mask.
     if classes.dtype != torch.int64:
         raise TypeError(f"gt_classes of {name} must be torch.int64, got {classes.dtype}")
     if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:
@@ -71,8 +74,8 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
         )
 
 
-def instances_of(inputs: Mapping) -> Instances:
-    """The ground truth of an image.
+def get_instances(inputs: Mapping) -> Instances:
+    """Return the ground truth of an image.
 
     Raises:
         ValueError: there is none.
@@ -80,13 +83,13 @@ def instances_of(inputs: Mapping) -> Instances:
     if "instances" not in inputs:
         raise ValueError(
             "in training every input needs `instances` with gt_boxes and gt_classes, and "
-            f"{name_of(inputs)} has none: give them, or call model.eval() for inference"
+            f"{get_name(inputs)} has none: give them, or call model.eval() for inference"
         )
     return inputs["instances"]
 
 
-def name_of(inputs: Mapping) -> str:
-    """What to call an image in an error."""
+def get_name(inputs: Mapping) -> str:
+    """Return what to call an image in an error."""
     return inputs.get("file_name", "an image")
 
 
@@ -96,3 +99,38 @@ def describe(batched_inputs: object) -> str:
         return kind
     kinds = sorted({type(inputs).__name__ for inputs in batched_inputs})
     return f"{kind} of {', '.join(kinds)}"
+
+
+def batch_images(images: Sequence[Tensor], backbone: Backbone) -> ImageList:
+    """Pad images ``[3, H, W]`` at the bottom and right to one size that the backbone accepts.
+
+    The list remembers the size of each image; padding masks are made from these.
+
+    Raises:
+        ConfigError: an image is larger than the square that the backbone pads to.
+    """
+    constraints = backbone.padding_constraints
+    square = constraints.get("square_size", 0)
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    if square and max(height, width) > square:
+        # Detectron2 would crop the image and keep its boxes.
+        raise ConfigError(
+            f"images of up to {height}x{width} pixels do not fit the square of {square} that the "
+            f"backbone pads to: make them smaller in the augmentations (max_size={square}), or set "
+            "the backbone's square_pad to their size, or to 0 to pad only as much as needed"
+        )
+    return ImageList.from_tensors(
+        list(images),
+        padding_constraints={"square_size": square, "size_divisibility": divisibility(backbone)},
+    )
+
+
+def divisibility(backbone: Backbone) -> int:
+    """Return the number that heights and widths must be multiples of; 0 if any size will do."""
+    constraints = backbone.padding_constraints
+    # The second is how SimpleFeaturePyramid spells it.
+    for name in ("size_divisibility", "size_divisiblity"):
+        if name in constraints:
+            return constraints[name]
+    # SwinTransformer's property fails on a misspelt attribute. That model pads by itself.
+    return getattr(backbone, "size_divisibility", 0)

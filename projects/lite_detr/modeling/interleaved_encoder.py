@@ -1,24 +1,27 @@
-"""The encoder of Lite DETR: high-level scales are updated often, low-level ones rarely."""
+"""Lite DETR's encoder: high-level scales are updated often, low-level ones rarely."""
+
+import re
 
 import torch
 from torch import Tensor, nn
 
-from .clone import clone_layers
+from ..errors import ConfigError
 from .encoder import EncoderLayer
-from .feed_forward import FeedForward
+from .layers import FeedForward, clone_layers
 from .scales import Scales
 
 
 class InterleavedEncoder(nn.Module):
     """Interleaved multi-scale encoder (Lite DETR, arXiv 2303.07335, sections 3.2 and 3.3, fig. 3).
 
-    ``H3L1-(2+1)x3`` in the paper's notation is ``num_high_levels=3`` (of four scales, so one
-    low-level one), ``updates_per_block=2``, ``num_blocks=3``. As in the released code a block has
-    ``updates_per_block`` layers, six in all in every variant of the paper:
+    ``H3L1-(2+1)x3`` in the paper's notation is ``num_high_levels=3`` (of four scales, so one is
+    low-level), ``updates_per_block=2``, ``num_blocks=3``; see :func:`parse_notation`. As in the
+    released code, a block has ``updates_per_block`` layers, and every variant of the paper has six
+    layers in total:
 
-    - every layer but the block's last takes the high-level tokens alone as queries (iterative
+    - every layer but the block's last takes only the high-level tokens as queries (iterative
       high-level feature cross-scale fusion, section 3.2);
-    - the last takes all tokens as queries, which updates the high-level ones once more and the
+    - the last takes all tokens as queries: it updates the high-level ones once more and the
       low-level ones for the only time in the block (efficient low-level cross-scale fusion,
       section 3.3). There the low-level tokens pass a light feed-forward network of hidden width
       ``C`` with its own weights and norm, the high-level ones the layer's full one.
@@ -27,9 +30,12 @@ class InterleavedEncoder(nn.Module):
 
     Args:
         layer: the prototype of a layer.
-        num_high_levels: how many of the coarsest scales are high-level.
+        num_high_levels: the number of coarsest scales that are high-level.
         num_blocks: how often the low-level scales are updated.
-        updates_per_block: how often the high-level scales are updated in a block.
+        updates_per_block: how often each block updates the high-level scales.
+
+    Raises:
+        ConfigError: a number is out of its range.
     """
 
     def __init__(
@@ -42,12 +48,12 @@ class InterleavedEncoder(nn.Module):
         super().__init__()
         num_levels = layer.self_attn.num_levels
         if not 0 < num_high_levels < num_levels:
-            raise ValueError(
+            raise ConfigError(
                 f"num_high_levels must leave at least one of the {num_levels} scales low-level, "
                 f"so 1 to {num_levels - 1}; got {num_high_levels}"
             )
         if num_blocks < 1 or updates_per_block < 1:
-            raise ValueError(
+            raise ConfigError(
                 "num_blocks and updates_per_block must be at least 1, "
                 f"got {num_blocks} and {updates_per_block}"
             )
@@ -83,3 +89,31 @@ class InterleavedEncoder(nn.Module):
                     tokens, pos, scales.reference_points, tokens, scales, light_ffn, split
                 )
         return tokens
+
+
+def parse_notation(variant: str) -> tuple[int, dict[str, int]]:
+    """Parse the paper's notation of an interleaved encoder.
+
+    Args:
+        variant: such as ``H3L1-(2+1)x3``: 3 high-level scales, 1 low-level scale, and 3 blocks of 2
+            updates.
+
+    Returns:
+        The number of scales, and the arguments of :class:`InterleavedEncoder`.
+
+    Raises:
+        ConfigError: it is not in this notation.
+    """
+    match = re.fullmatch(r"H(\d+)L(\d+)-\((\d+)\+1\)x(\d+)", variant)
+    if match is None:
+        raise ConfigError(
+            f"{variant!r} is not an interleaved encoder in the paper's notation, such as "
+            "'H3L1-(2+1)x3': 3 high-level scales, 1 low-level scale, 3 blocks of 2 updates"
+        )
+    num_high, num_low, updates_per_block, num_blocks = map(int, match.groups())
+    options = {
+        "num_high_levels": num_high,
+        "num_blocks": num_blocks,
+        "updates_per_block": updates_per_block,
+    }
+    return num_high + num_low, options

@@ -1,4 +1,4 @@
-"""Projects the backbone's feature maps to one width and adds the coarser scales."""
+"""Project the backbone's feature maps to one width, and add the coarser scales."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,25 +6,27 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 DEFAULT_STRIDES = (8, 16, 32)
 NUM_GROUPS = 32
 
 
 class MultiScaleNeck(nn.Module):
-    """1x1 convolutions on the backbone's maps, stride-2 3x3 convolutions for scales beyond them.
+    """1x1 convolutions on the backbone's maps, 3x3 convolutions of stride 2 for coarser scales.
 
-    As in Deformable DETR (appendix A.4.1): the first added scale is made from the backbone's last
+    As in Deformable DETR (appendix A.4.1), the first added scale is made from the backbone's last
     map, each further one from the scale before it. Every scale ends in a group normalisation.
 
     Args:
         input_shape: the backbone's ``output_shape()``.
-        in_features: names of the maps to use; None takes those with strides 8, 16 and 32, or 8 and
-            16, or 8 alone, as far as the backbone goes.
+        in_features: names of the maps to use; None selects those with strides 8, 16 and 32, as far
+            as the backbone goes.
         embed_dim: channels ``C`` of every scale, a multiple of 32.
         num_levels: the number of scales ``L``, at least the number of maps.
 
     Raises:
-        ValueError: the backbone lacks a map or a stride, or ``num_levels`` is too small.
+        ConfigError: the backbone lacks a map or a stride, or a number is out of its range.
     """
 
     def __init__(
@@ -36,10 +38,10 @@ class MultiScaleNeck(nn.Module):
     ):
         super().__init__()
         if embed_dim % NUM_GROUPS:
-            raise ValueError(f"embed_dim must be a multiple of {NUM_GROUPS}, got {embed_dim}")
+            raise ConfigError(f"embed_dim must be a multiple of {NUM_GROUPS}, got {embed_dim}")
         self.in_features = select_features(input_shape, in_features)
         if num_levels < len(self.in_features):
-            raise ValueError(
+            raise ConfigError(
                 f"num_levels is {num_levels}, but there are {len(self.in_features)} input maps "
                 f"{self.in_features}: raise num_levels or name fewer in_features"
             )
@@ -69,23 +71,23 @@ class MultiScaleNeck(nn.Module):
 def select_features(
     input_shape: Mapping[str, ShapeSpec], in_features: Sequence[str] | None
 ) -> list[str]:
-    """The names of the maps to use, high resolution first.
+    """Return the names of the maps to use, high resolution first.
 
-    Unless they are given, those of strides 8, 16 and 32, as far as the backbone goes.
+    Unless ``in_features`` names them, those of strides 8, 16 and 32, as far as the backbone goes.
 
     Raises:
-        ValueError: there is no map of stride 8, a gap behind it, or a stride twice; a name is not
-            the backbone's; or the maps named do not go from fine to coarse.
+        ConfigError: there is no map of stride 8, a gap after it, or several maps of one stride; the
+            backbone has no map of a name; or the maps named do not go from fine to coarse.
     """
     offer = ", ".join(f"{name} (stride {spec.stride})" for name, spec in input_shape.items())
     if in_features is not None:
         missing = [name for name in in_features if name not in input_shape]
         if missing:
-            raise ValueError(f"the backbone has no feature {missing}; it offers {offer}")
+            raise ConfigError(f"the backbone has no feature {missing}; it offers {offer}")
         strides = [input_shape[name].stride for name in in_features]
         if sorted(set(strides)) != strides:
-            raise ValueError(
-                f"in_features must go from fine to coarse with one map a stride, got "
+            raise ConfigError(
+                f"in_features must go from fine to coarse with one map per stride, got "
                 f"{list(in_features)} with strides {strides}; the backbone offers {offer}"
             )
         return list(in_features)
@@ -96,9 +98,9 @@ def select_features(
     last = max((stride for stride, names in by_stride.items() if names), default=0)
     selected = []
     for stride, names in by_stride.items():
-        # The neck makes the scales beyond the last map, but none before or between maps.
+        # The neck adds scales after the last map, but none before or between maps.
         if len(names) > 1 or (not names and (stride == DEFAULT_STRIDES[0] or stride < last)):
-            raise ValueError(
+            raise ConfigError(
                 f"cannot choose a feature map of stride {stride}: {len(names)} have it; "
                 f"the backbone offers {offer}. Name the maps to use in in_features"
             )
@@ -114,9 +116,9 @@ def _conv_norm(in_channels: int, embed_dim: int, **conv) -> nn.Sequential:
 
 
 class MapNorm(nn.GroupNorm):
-    """A group norm that also takes a map of one cell with one channel a group.
+    """A group norm that also accepts a map of one cell with one channel per group.
 
-    ``nn.GroupNorm`` refuses it as nothing to average over; here the result is the bias.
+    ``nn.GroupNorm`` refuses it, as there is nothing to average over; here the result is the bias.
     """
 
     def forward(self, feature_map: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a batch's predictions to its detections, without a wait for each image."""
+"""Turn a batch's predictions into detections, waiting for the GPU only once."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,14 +30,14 @@ class Detections(NamedTuple):
 def best_detections(
     predictions: Predictions, image_sizes: Tensor, detections_per_image: int
 ) -> Detections:
-    """Ranks all (query, class) pairs by score, as Deformable DETR does.
+    """Rank all (query, class) pairs by score, as Deformable DETR does.
 
-    Nothing here depends on the values of tensors, so that it can be exported.
+    Nothing here depends on the values of tensors, so this can be exported.
 
     Args:
-        predictions: of the decoder's last layer.
-        image_sizes: ``[B, 2]``, heights and widths in pixels to give the boxes in.
-        detections_per_image: ``K``; at most the number of pairs.
+        predictions: those of the decoder's last layer.
+        image_sizes: ``[B, 2]``, heights and widths in pixels; boxes are scaled to them.
+        detections_per_image: ``K``, limited by the number of pairs.
     """
     logits, boxes = predictions
     num_pairs, num_classes = logits.shape[1] * logits.shape[2], logits.shape[2]
@@ -54,19 +54,19 @@ def detector_instances(
     score_thresh: float,
     detections_per_image: int,
 ) -> list[Instances]:
-    """The detections that Detectron2's ``detector_postprocess`` leaves, for a whole batch.
+    """Do for a whole batch what Detectron2's ``detector_postprocess`` does for an image.
 
     A GPU is waited for once, for the number of detections of all images.
 
     Args:
-        predictions: of the decoder's last layer.
-        image_sizes: of the images that the detector saw, without padding, in pixels.
-        output_sizes: what to give the boxes in; they are clipped to it, and empty ones dropped.
+        predictions: those of the decoder's last layer.
+        image_sizes: sizes of the images that the detector saw, without padding, in pixels.
+        output_sizes: sizes that boxes are scaled and clipped to; empty boxes are dropped.
         score_thresh: only detections with a higher score are kept.
-        detections_per_image: at most so many are kept.
+        detections_per_image: the largest number of detections kept.
 
     Returns:
-        For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
+        ``pred_boxes``, ``scores`` and ``pred_classes`` of each image, best first.
 
     Raises:
         FloatingPointError: a box with a score above the threshold is NaN or infinite.
@@ -75,7 +75,7 @@ def detector_instances(
         (height, width, out_height, out_width, out_height / height, out_width / width)
         for (height, width), (out_height, out_width) in zip(image_sizes, output_sizes)
     ]
-    # A copy to a GPU that is not said to be non-blocking waits for all that runs there.
+    # A blocking copy would wait for everything that runs on the GPU.
     sizes = as_tensor(rows).to(predictions.boxes.device, non_blocking=True)
     seen, wanted, ratios = sizes.split(2, dim=1)
     boxes, scores, classes = best_detections(predictions, seen, detections_per_image)
@@ -86,8 +86,7 @@ def detector_instances(
     boxes = boxes.clamp(min=0).minimum(corners(wanted))
     x1, y1, x2, y2 = boxes.unbind(2)
     kept = above & (x2 > x1) & (y2 > y1)
-    # Those that are kept come first, in the same order, so that a number is all it takes to cut
-    # the others off.
+    # Those kept come first, in the same order, so that their number is enough to cut off the rest.
     order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     scores, classes = scores.gather(1, order), classes.gather(1, order)
@@ -99,8 +98,8 @@ def detector_instances(
         if num_broken:
             raise FloatingPointError(
                 f"{num_broken} boxes of image {index} in the batch are NaN or infinite: look for "
-                "such values in the image and in the weights; float16 overflows at 65504, which "
-                "bfloat16 does not"
+                "such values in the image and in the weights; float16 overflows at 65504, bfloat16 "
+                "does not"
             )
         size = output_sizes[index]
         results.append(
@@ -115,7 +114,7 @@ def detector_instances(
 
 
 def as_tensor(numbers: Sequence) -> Tensor:
-    """``torch.tensor``, also for the tensors that sizes are while Detectron2 traces a model."""
+    """``torch.tensor``, also for sizes that are tensors while Detectron2 traces a model."""
     if not torch.jit.is_tracing():
         return torch.tensor(numbers)
     if isinstance(numbers, Sequence):
@@ -124,5 +123,5 @@ def as_tensor(numbers: Sequence) -> Tensor:
 
 
 def corners(sizes: Tensor) -> Tensor:
-    """``[B, 2]`` as (height, width) -> ``[B, 1, 4]`` as (x, y, x, y), which scales boxes."""
+    """``[B, 2]`` as (height, width) -> ``[B, 1, 4]`` as (x, y, x, y), to scale boxes with."""
     return sizes.flip(1).repeat(1, 2)[:, None]

@@ -1,4 +1,4 @@
-"""Where a decoder's queries come from: learned embeddings or the encoder's proposals."""
+"""The decoder's queries: learned embeddings, or the encoder's best proposals."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .heads import Predictions, box_head, class_head
-from .position_encoding import sine_embedding
+from .layers import sine_embedding
 from .scales import Scales
 
 
@@ -16,7 +16,7 @@ class Queries(NamedTuple):
 
     Attributes:
         content: ``[B, Q, C]``
-        pos: ``[B, Q, C]``, the position part, added to the content in every attention; None where
+        pos: ``[B, Q, C]``, the position part, added to the content in every attention; None if
             the decoder makes it from the references.
         reference: ``[B, Q, 2]`` points or ``[B, Q, 4]`` boxes (cx, cy, w, h), normalised to each
             image without its padding.
@@ -44,7 +44,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, None]:
-        """``memory [B, S, C]`` only says how many images there are; there are no proposals."""
+        """Return the queries, and no proposals; of ``memory [B, S, C]`` only ``B`` matters."""
         content = self.content.weight.expand(memory.shape[0], -1, -1)
         pos = self.pos.weight.expand(memory.shape[0], -1, -1)
         reference = self.reference_points(pos).to(scales.centers.dtype).sigmoid()
@@ -52,18 +52,18 @@ class LearnedQueries(nn.Module):
 
 
 class ProposalQueries(nn.Module):
-    """Base of the queries that begin as the encoder's best proposals.
+    """Base of the queries that start as the encoder's best proposals.
 
-    Every token proposes a box around itself, and the proposals with the highest score are the
-    decoder's references (Deformable DETR, appendix A.4.1). Scores are class-agnostic: the first
-    class channel alone, trained on objects of any class.
+    Every token proposes a box around itself, and the proposals with the highest scores become the
+    decoder's references (Deformable DETR, appendix A.4.1). Scores are class-agnostic: only the
+    first class channel counts, trained on objects of any class.
 
     Args:
         embed_dim: channels ``C``.
-        num_classes: foreground classes; the references give the proposal head all of them.
+        num_classes: foreground classes; as in the references, the proposal head has all of them.
     """
 
-    # Whether one channel of the proposal head stands for any object; otherwise each has its class.
+    # True if the proposal head's first channel means "any object", False if each means its class.
     class_agnostic = True
 
     def __init__(self, embed_dim: int, num_classes: int):
@@ -77,11 +77,12 @@ class ProposalQueries(nn.Module):
     def propose(
         self, memory: Tensor, scales: Scales, num_queries: int
     ) -> tuple[Tensor, Predictions]:
-        """
+        """Select the best proposals.
+
         Args:
             memory: ``[B, S, C]``, the encoder's output.
             scales: the geometry of its tokens.
-            num_queries: ``Q``; at most as many as there are tokens.
+            num_queries: ``Q``, limited by the number of tokens.
 
         Returns:
             The references ``[B, Q, 4]`` without gradients, and the proposals of all ``S`` tokens.
@@ -89,16 +90,16 @@ class ProposalQueries(nn.Module):
         features, anchors = self.proposal_features(memory, scales)
         logits = self.class_embed(features)
         box_logits = self.bbox_embed(features).to(anchors.dtype) + anchors
-        count = at_most(num_queries, memory.shape[1])
+        count = static_min(num_queries, memory.shape[1])
         best = logits[..., 0].topk(count, dim=1).indices
-        reference = take(box_logits, best).detach().sigmoid()
+        reference = gather_queries(box_logits, best).detach().sigmoid()
         return reference, Predictions(logits.to(anchors.dtype), box_logits.sigmoid())
 
     def proposal_features(self, memory: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
-        """What proposals are made from: features ``[B, S, C]`` and anchors' logits ``[B, S, 4]``.
+        """Return the proposals' features ``[B, S, C]`` and their anchors' logits ``[B, S, 4]``.
 
         A token without an anchor has the features of a zero token and the box (1, 1, 1, 1). As in
-        the references it is ranked with the others; training teaches it to score low.
+        the references, it is ranked with the others; training teaches it to score low.
         """
         anchors, usable = anchor_logits(scales)
         features = self.enc_output(memory.masked_fill(~usable, 0.0))
@@ -120,7 +121,7 @@ class TwoStageQueries(ProposalQueries):
         self.encode_box = BoxEncoding(embed_dim)
 
     def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, Predictions]:
-        """The queries, and the proposals of all ``S`` tokens for the encoder's loss."""
+        """Return the queries, and the proposals of all ``S`` tokens for the encoder's loss."""
         reference, proposals = self.propose(memory, scales, self.num_queries)
         pos, content = self.encode_box(reference)
         return Queries(content, pos, reference), proposals
@@ -149,18 +150,19 @@ class BoxEncoding(nn.Module):
 
 
 def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tensor]:
-    """The box that each token proposes before its features have a say.
+    """Return the box that each token proposes before its features move it.
 
-    Boxes are square in the image's normalised frame and double with each scale. As all geometry
-    they are computed in float32.
+    Boxes are square in the image's normalised frame and double in size with each scale. Like all
+    geometry, they are computed in float32.
 
     Args:
         scales: the geometry of the tokens.
         base_size: side on the finest scale, as a share of the image.
 
     Returns:
-        Box logits ``[B, S, 4]``, infinite where a token has no anchor, and where it has one
-        ``[B, S, 1]``: not on padding, and not within 1 % of the border, where logits explode.
+        Box logits ``[B, S, 4]``, infinite for tokens without an anchor; and ``[B, S, 1]`` bool,
+        True for tokens with one: not on padding, and not within 1 % of the border, where logits
+        explode.
     """
     sizes = torch.cat(
         [
@@ -175,15 +177,21 @@ def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tens
     return logits.to(scales.centers.dtype), usable
 
 
-def at_most(num_queries: int, num_tokens: int) -> int:
-    """The smaller number.
+def static_min(num_queries: int, num_tokens: int) -> int:
+    """Return the smaller number, which an export keeps as a constant.
 
-    An export would keep ``min`` as a formula, in the shape of all that follows. It keeps what is
-    chosen here for its example, whose tokens are many, and asks for as many of later images.
+    With ``min``, an export would keep a formula in all shapes that follow. Here it keeps the choice
+    made for its example, which has many tokens, and later images need at least that many.
     """
     return num_tokens if num_tokens < num_queries else num_queries
 
 
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
+def gather_queries(tokens: Tensor, indices: Tensor) -> Tensor:
     """``[B, S, C]`` at ``[B, Q]`` -> ``[B, Q, C]``"""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def expand_content(embedding: nn.Embedding, reference: Tensor) -> Tensor:
+    """Return the first ``Q`` embeddings ``[B, Q, C]`` for references ``[B, Q, 4]``."""
+    batch, queries, _ = reference.shape
+    return embedding.weight[:queries].expand(batch, -1, -1)

@@ -1,4 +1,4 @@
-"""What every layer needs to know about the feature scales, as one immutable value."""
+"""The geometry of the feature scales, as one immutable value that every layer gets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Scales:
 
     Attributes:
         shapes: ``(height, width)`` of each of the ``L`` scales.
-        padding_mask: ``[B, S]`` bool, True on padding; None where no image of the batch is padded.
+        padding_mask: ``[B, S]`` bool, True on padding; None if no image of the batch is padded.
         valid_ratios: ``[B, L, 2]``, the ``(x, y)`` share of each map that an image covers.
         centers: ``[B, S, 2]``, the ``(x, y)`` centre of each token in its image's ``[0, 1]`` frame
             (beyond 1 on padding).
-        reference_points: ``[B, S, L, 2]``, the same centres in the padded frame of every scale:
-            where the encoder's queries look.
+        reference_points: ``[B, S, L, 2]``, the same centres in the padded frame of every scale,
+            around which the encoder's queries sample.
         cell_sizes: ``[L, 2]``, the ``(x, y)`` extent of a cell in the padded frame of each scale.
         spatial_shapes: ``[L, 2]`` int64 on the host, ``shapes`` as the operators take them.
         level_start_index: ``[L]`` int64 on the host, the first token of each scale.
@@ -39,13 +39,13 @@ class Scales:
 
     @classmethod
     def from_masks(cls, masks: list[Tensor], padded: bool, dtype: torch.dtype) -> "Scales":
-        """Derives everything from the padding masks of the scales.
+        """Derive everything from the padding masks of the scales.
 
-        The geometry is computed in float32 whatever ``dtype`` is, as the references do it.
+        The geometry is computed in float32 whatever ``dtype`` is, as in the references.
 
         Args:
             masks: ``[B, H_l, W_l]`` bool for each scale, True on padding.
-            padded: whether any image of the batch is padded (known on the host).
+            padded: True if any image of the batch is padded (known on the host).
             dtype: of the floating-point attributes.
         """
         shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
@@ -77,18 +77,18 @@ class Scales:
 
     @property
     def num_tokens(self) -> int:
-        """``S``, the tokens of all scales."""
+        """``S``, the number of tokens of all scales."""
         return sum(height * width for height, width in self.shapes)
 
     def start(self, level: int) -> int:
-        """The first token of a scale; ``start(0)`` is 0."""
+        """Return the index of a scale's first token; ``start(0)`` is 0."""
         return sum(height * width for height, width in self.shapes[:level])
 
 
 def sizes_to_tensor(sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """``(height, width)`` for each -> ``[N, 2]`` int64 on the host.
+    """``(height, width)`` of each -> ``[N, 2]`` int64 on the host.
 
-    ``torch.jit.trace`` makes tensors of sizes: what is stacked here stays a function of the images.
+    ``torch.jit.trace`` turns sizes into tensors; stacked, they stay a function of the images.
     """
     if torch.jit.is_tracing():
         return torch.stack([shapes_to_tensor(size) for size in sizes])
@@ -100,13 +100,34 @@ def resize_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None].float(), size=shape)[:, 0].bool()
 
 
+def mask_from_sizes(image_sizes: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Compute the padding of a map from sizes that are a tensor, with :func:`resize_mask`'s result.
+
+    Args:
+        image_sizes: ``[B, 2]``, height and width of each image without padding.
+        size: height and width with padding.
+        shape: height and width of the map.
+
+    Returns:
+        ``[B, *shape]`` bool, True on padding.
+    """
+    # In float32, as resize_mask computes it, and with tensors: ONNX has no products with sizes.
+    pixels, cells = sizes_to_tensor([size, shape]).to(image_sizes.device, torch.float32)
+    height, width = shape
+    steps = pixels / cells
+    rows = (torch.arange(height, device=image_sizes.device) * steps[0]).floor()
+    columns = (torch.arange(width, device=image_sizes.device) * steps[1]).floor()
+    below, right = rows >= image_sizes[:, :1], columns >= image_sizes[:, 1:]
+    return below[:, :, None] | right[:, None, :]
+
+
 def _valid_cells(mask: Tensor) -> Tensor:
-    """``[B, H, W]`` -> ``[B, 2]``: the ``(x, y)`` extent in cells of what is no padding."""
+    """``[B, H, W]`` -> ``[B, 2]``: the ``(x, y)`` extent of the part without padding, in cells."""
     return torch.stack([(~mask[:, 0, :]).sum(1), (~mask[:, :, 0]).sum(1)], dim=-1).float()
 
 
 def _centers(shape: tuple[int, int], valid: Tensor) -> Tensor:
-    """Cell centres ``[B, H * W, 2]`` of one scale, relative to its part ``valid [B, 2]``."""
+    """Return cell centres ``[B, H * W, 2]`` of one scale, relative to its part ``valid [B, 2]``."""
     height, width = shape
     y, x = torch.meshgrid(
         torch.arange(height, device=valid.device) + 0.5,

@@ -1,35 +1,50 @@
-"""From a YAML config to the arguments of a detector, by way of the lazy configs."""
+"""Turn a YAML config into the arguments of a detector, starting from a lazy config."""
 
+import logging
 import pydoc
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.config import LazyCall as L
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from omegaconf import DictConfig
 
 from .. import model_zoo
 from ..data.coco import check_for_detection
-from .backbone import backbone_from_config
-from .config import add_lite_detr_config
-from .encoder import set_attention, set_encoder
+from ..errors import ConfigError
+from ..modeling import (
+    DeformableEncoder,
+    InterleavedEncoder,
+    KeyAwareDeformableAttention,
+    MultiScaleDeformableAttention,
+)
+from ..modeling.interleaved_encoder import parse_notation
 
+logger = logging.getLogger("lite_detr")
+
+ATTENTIONS = {
+    "deformable": MultiScaleDeformableAttention,
+    "key_aware": KeyAwareDeformableAttention,
+}
 # Options of Detectron2 that a detector of boxes cannot follow.
 REFUSED = (
     ("MODEL.MASK_ON", "predict masks"),
     ("MODEL.KEYPOINT_ON", "predict keypoints"),
     ("MODEL.LOAD_PROPOSALS", "take proposals from files"),
-    ("TEST.AUG.ENABLED", "be tested with augmentation, which Detectron2 has for R-CNNs alone"),
+    ("TEST.AUG.ENABLED", "use test-time augmentation, which Detectron2 only has for R-CNNs"),
 )
 
 
-def detector_arguments(cfg: CfgNode, detector: type) -> dict[str, Any]:
-    """The arguments of a meta-architecture that a YAML config stands for.
+def detector_arguments(detector: type, cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of a meta-architecture that a YAML config stands for.
 
     Args:
+        detector: the meta-architecture, whose lazy config ``cfg`` starts from.
         cfg: Detectron2's config with the keys of :func:`add_lite_detr_config`.
-        detector: the meta-architecture, whose lazy config is where ``cfg`` starts from.
 
     Raises:
-        ValueError: an option contradicts another, or asks for what the detector cannot do.
+        ConfigError: an option contradicts another, or asks for what the detector cannot do.
     """
     model = lazy_model(cfg, detector)
     parts = {"backbone": backbone_from_config(cfg)}
@@ -39,11 +54,11 @@ def detector_arguments(cfg: CfgNode, detector: type) -> dict[str, Any]:
 
 
 def lazy_model(cfg: CfgNode, detector: type) -> DictConfig:
-    """The lazy config of a detector, changed by what ``cfg`` says of all but the backbone."""
+    """Return the lazy config of a detector with the changes in ``cfg``, except for the backbone."""
     if "DETR" not in cfg.MODEL:
-        raise ValueError(
-            "the config has no MODEL.DETR: call lite_detr.add_lite_detr_config(cfg) before files "
-            "are merged into it"
+        raise ConfigError(
+            "the config has no MODEL.DETR: call lite_detr.add_lite_detr_config(cfg) before merging "
+            "files into it"
         )
     refuse_other_tasks(cfg)
     options = cfg.MODEL.DETR
@@ -74,13 +89,13 @@ def lazy_model(cfg: CfgNode, detector: type) -> DictConfig:
 
 
 def refuse_other_tasks(cfg: CfgNode) -> None:
-    """Raises a ValueError where a config asks for more than boxes."""
+    """Raise a ConfigError if a config asks for more than boxes."""
     for path, what in REFUSED:
         value = cfg
         for key in path.split("."):
             value = value[key]
         if value:
-            raise ValueError(
+            raise ConfigError(
                 f"{cfg.MODEL.META_ARCHITECTURE} detects boxes and cannot {what}: set {path} to "
                 "False"
             )
@@ -89,21 +104,114 @@ def refuse_other_tasks(cfg: CfgNode) -> None:
 
 
 def refuse_unknown_keys(options: CfgNode) -> None:
-    """Raises a ValueError at a slip of the pen, which yacs takes for a new key in Python."""
+    """Raise a ConfigError for a misspelt key, which yacs accepts as a new one in Python."""
     fresh = get_cfg()
-    add_lite_detr_config(fresh)
+    model_zoo.add_lite_detr_config(fresh)
     known = fresh.MODEL.DETR
     unknown = [key for key in options if key not in known]
     if unknown:
-        raise ValueError(f"MODEL.DETR has no {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ConfigError(f"MODEL.DETR has no {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 def check_target(model: DictConfig, path: str, detector: type) -> None:
-    """Raises a ValueError where a lazy model is another meta-architecture than the one to build."""
+    """Raise a ConfigError if a lazy model is another meta-architecture than the one to build."""
     target = model._target_
     built = pydoc.locate(target) if isinstance(target, str) else target
     if not issubclass(detector, built):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.DETR.DETECTOR {path!r} is a {built.__name__}, MODEL.META_ARCHITECTURE says "
-            f"{detector.__name__}: make them agree, or leave out MODEL.DETR.DETECTOR"
+            f"{detector.__name__}: make them agree, or omit MODEL.DETR.DETECTOR"
         )
+
+
+def set_encoder(model: DictConfig, encoder: str, num_levels: int | None) -> None:
+    """Give a lazy model the encoder that ``MODEL.DETR.ENCODER`` names.
+
+    Args:
+        model: a detector's lazy config.
+        encoder: ``full``, or an interleaved one in the paper's notation, see
+            :func:`parse_notation`.
+        num_levels: the number of scales, if another option sets it.
+
+    Raises:
+        ConfigError: the name is neither, or contradicts ``num_levels``.
+    """
+    prototype = model.encoder.layer
+    if encoder == "full":
+        if "num_blocks" in model.encoder:
+            num_layers = model.encoder.num_blocks * model.encoder.updates_per_block
+            model.encoder = L(DeformableEncoder)(layer=prototype, num_layers=num_layers)
+        return
+    try:
+        model.num_levels, options = parse_notation(encoder)
+    except ConfigError as error:
+        raise ConfigError(f"MODEL.DETR.ENCODER: {error}. The full encoder is 'full'") from None
+    if num_levels not in (None, model.num_levels):
+        raise ConfigError(
+            f"MODEL.DETR.ENCODER {encoder!r} has {model.num_levels} scales, "
+            f"MODEL.DETR.NUM_LEVELS says {num_levels}: omit it, or make them agree"
+        )
+    model.encoder = L(InterleavedEncoder)(layer=prototype, **options)
+
+
+def set_attention(model: DictConfig, attention: str) -> None:
+    """Give the encoder and the decoder of a lazy model one of :data:`ATTENTIONS`."""
+    if attention not in ATTENTIONS:
+        raise ConfigError(
+            f"MODEL.DETR.ATTENTION is {attention!r}; accepted are {', '.join(ATTENTIONS)}"
+        )
+    node = model.encoder.layer.attention
+    node._target_ = ATTENTIONS[attention]
+    if attention == "deformable":
+        node.pop("key_proj", None)
+
+
+def backbone_from_config(cfg: CfgNode) -> Backbone:
+    """Build a backbone that is registered with Detectron2 or described by a lazy config.
+
+    Args:
+        cfg: ``MODEL.BACKBONE.NAME`` is a registered name such as ``build_resnet_backbone`` or
+            ``TimmBackbone``; one of ``configs/common/backbones`` such as ``swin_tiny``; or a file
+            with a lazy ``backbone``. Registered ones read their options from the config.
+
+    Raises:
+        ConfigError: there is no such backbone, and the message lists those that exist; or the file
+            has no ``backbone``.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name in BACKBONE_REGISTRY:
+        return build_backbone(cfg)
+    lazy = model_zoo.list_backbones()
+    path = f"{model_zoo.BACKBONES}/{name}.py" if name in lazy else name
+    if not path.endswith(".py"):
+        registered = sorted(name for name, _ in BACKBONE_REGISTRY)
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME is {name!r}; registered are {', '.join(registered)}; lazy ones "
+            f"are {', '.join(lazy)}; a file NAME.py with a lazy `backbone` is also accepted"
+        )
+    fields = model_zoo.get_fields(path, "backbone", "pixel_mean", "pixel_std", "input_format")
+    if "backbone" not in fields:
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME is {name!r}, a file without `backbone`: assign a LazyCall of a "
+            "Backbone to it, as the files in configs/common/backbones do"
+        )
+    _compare_pixels(cfg, fields)
+    return instantiate(fields["backbone"])
+
+
+def _compare_pixels(cfg: CfgNode, fields: Mapping[str, Any]) -> None:
+    """Warn if images are normalised differently than for the backbone's weights."""
+    for option, field, given in (
+        ("MODEL.PIXEL_MEAN", "pixel_mean", list(cfg.MODEL.PIXEL_MEAN)),
+        ("MODEL.PIXEL_STD", "pixel_std", list(cfg.MODEL.PIXEL_STD)),
+        ("INPUT.FORMAT", "input_format", cfg.INPUT.FORMAT),
+    ):
+        expected = fields.get(field, given)
+        if expected != given:
+            logger.warning(
+                "%s is %s, the weights of backbone %s were trained with %s",
+                option,
+                given,
+                cfg.MODEL.BACKBONE.NAME,
+                expected,
+            )

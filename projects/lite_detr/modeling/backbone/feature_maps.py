@@ -1,4 +1,4 @@
-"""What backbones from other libraries share: maps by stride, and parts that stay as they are."""
+"""Base of the backbones from other libraries: maps by stride, and frozen parts."""
 
 import difflib
 import math
@@ -11,28 +11,30 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from ...errors import ConfigError
+
 
 class FeatureMapBackbone(Backbone):
-    """Maps of a body that gives several, named ``stride8``, ``stride16`` and so on.
+    """The feature maps of a model, named ``stride8``, ``stride16`` and so on.
 
-    One small image passes the body first. Its maps say what they have of channels and in which
-    order of dimensions; weights that no wanted map is made with are frozen, as
-    DistributedDataParallel waits for all others.
+    A small trial image passes the body first, which shows the channels and the order of dimensions
+    of its maps. Weights that no requested map depends on are frozen, as DistributedDataParallel
+    waits for the gradients of all others.
 
     Args:
         body: ``[B, 3, H, W]`` -> a list or dict of maps, ``[B, C, H, W]`` or ``[B, H, W, C]``.
-        keys: for each stride where its map is in that list or dict.
-        out_strides: the strides of the maps to give.
-        frozen_norm: keep batch norms as they were pretrained: neither statistics nor weights train.
-        frozen_stride: weights that the map of this stride, and so every finer one, is made with do
-            not train; 0 trains all.
+        keys: the index or key in that list or dict of each stride's map.
+        out_strides: the strides of the maps to return.
+        frozen_norm: keep pretrained batch norms: neither statistics nor weights train.
+        frozen_stride: freeze the weights that the map of this stride, and so every finer one,
+            depends on; 0 trains all.
         size_divisibility: pad images until height and width are multiples of it; 0 pads nothing.
 
     Raises:
-        ValueError: the body does not take images of any size, or a map is not of its stride.
+        ConfigError: the body does not accept images of any size, or a map has another stride.
     """
 
-    # Where ``cfg.MODEL`` has the arguments of a subclass.
+    # The key in ``cfg.MODEL`` of a subclass's arguments.
     config_node: ClassVar[str]
 
     def __init__(
@@ -64,15 +66,15 @@ class FeatureMapBackbone(Backbone):
                 feature = maps[keys[stride]]
                 seen = read_layout(feature, image)
                 if seen is None or seen.stride != stride:
-                    raise ValueError(
-                        f"a map of stride {stride} is asked for, but of an image "
+                    raise ConfigError(
+                        f"a map of stride {stride} is needed, but for an image "
                         f"{tuple(image.shape)} it is {tuple(feature.shape)}; accepted are "
                         "[B, C, H / stride, W / stride] and [B, H / stride, W / stride, C]"
                     )
                 self._maps[f"stride{stride}"] = keys[stride], seen.channels_last
                 self._shapes[f"stride{stride}"] = ShapeSpec(channels=seen.channels, stride=stride)
-            used = made_with(body, [maps[keys[stride]] for stride in out_strides])
-            early = made_with(body, [maps[keys[frozen_stride]]]) if frozen_stride else set()
+            used = parameters_behind(body, [maps[keys[stride]] for stride in out_strides])
+            early = parameters_behind(body, [maps[keys[frozen_stride]]]) if frozen_stride else set()
         for parameter in body.parameters():
             if parameter not in used or parameter in early:
                 parameter.requires_grad_(False)
@@ -80,14 +82,14 @@ class FeatureMapBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """For ``cfg.MODEL.BACKBONE.NAME``: the arguments that ``cfg`` states, in capitals.
+        """Return the arguments that a YAML config gives in capitals.
 
         Raises:
-            ValueError: it does not say which model.
+            ConfigError: the name of the model is not set.
         """
         node = cfg.MODEL.get(cls.config_node, {})
         if not node.get("MODEL_NAME"):
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.BACKBONE.NAME is {cls.__name__}, but MODEL.{cls.config_node}.MODEL_NAME "
                 "is not set: name the library's model there, after "
                 "lite_detr.add_lite_detr_config(cfg)"
@@ -116,40 +118,40 @@ class FeatureMapBackbone(Backbone):
         }
 
 
-def unknown_model(library: str, name: str, names: Sequence[str]) -> ValueError:
-    """The error to raise where a library has no model of a name, with those that come closest."""
+def unknown_model(library: str, name: str, names: Sequence[str]) -> ConfigError:
+    """Return the error for a model name that a library does not have, with similar names."""
     close = difflib.get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "its list_models() names them all"
-    return ValueError(f"{library} has no model {name!r}; {hint}")
+    return ConfigError(f"{library} has no model {name!r}; {hint}")
 
 
 def trial_image(body: nn.Module, stride: int, size_divisibility: int) -> Tensor:
-    """``[1, 3, H, W]``, the smallest of which each map up to a stride is an exact part."""
+    """Return the smallest image ``[1, 3, H, W]`` that is a multiple of all strides up to one."""
     unit = math.lcm(stride, size_divisibility or 1)
     device = next((parameter.device for parameter in body.parameters()), None)
     return torch.zeros(1, 3, 2 * unit, 3 * unit, device=device)
 
 
 def run_trial(model: nn.Module, image: Tensor) -> Any:
-    """What a model gives in evaluation mode, in which it stays.
+    """Run a model in evaluation mode, and leave it in that mode.
 
     Raises:
-        ValueError: it does not take the image.
+        ConfigError: it does not accept the image.
     """
     try:
         return model.eval()(image)
     except (AssertionError, RuntimeError, ValueError) as error:
         height, width = image.shape[2:]
-        raise ValueError(
-            f"the backbone does not take an image of {height}x{width} pixels ({error}). A "
-            "detector's images are of any size: choose another model, or an option of this one "
-            "that allows it, such as strict_img_size=False, with size_divisibility for what "
-            "heights and widths must be multiples of"
+        raise ConfigError(
+            f"the backbone does not accept an image of {height}x{width} pixels ({error}). A "
+            "detector's images have any size: choose another model, or an option of this one that "
+            "allows it, such as strict_img_size=False, with size_divisibility if heights and "
+            "widths must be multiples of a number"
         ) from error
 
 
 class Layout(NamedTuple):
-    """What a map of an image tells of itself."""
+    """The layout of a feature map."""
 
     stride: int
     channels: int
@@ -157,7 +159,7 @@ class Layout(NamedTuple):
 
 
 def read_layout(feature: object, image: Tensor) -> Layout | None:
-    """That of a map ``[1, C, h, w]`` or ``[1, h, w, C]``; None of what is no map of the image."""
+    """Read it from a map ``[1, C, h, w]`` or ``[1, h, w, C]``; None if it is not one."""
     if not (isinstance(feature, Tensor) and feature.dim() == 4):
         return None
     height, width = image.shape[2:]
@@ -168,8 +170,8 @@ def read_layout(feature: object, image: Tensor) -> Layout | None:
     return None
 
 
-def made_with(body: nn.Module, maps: Sequence[Tensor]) -> set[nn.Parameter]:
-    """The trainable parameters that maps depend on."""
+def parameters_behind(body: nn.Module, maps: Sequence[Tensor]) -> set[nn.Parameter]:
+    """Return the trainable parameters that maps depend on."""
     parameters = [parameter for parameter in body.parameters() if parameter.requires_grad]
     maps = [feature.sum() for feature in maps if feature.requires_grad]
     if not (parameters and maps):

@@ -1,4 +1,4 @@
-"""Any convolutional or hierarchical model of timm as a Detectron2 backbone."""
+"""Use any convolutional or hierarchical model of timm as a Detectron2 backbone."""
 
 import logging
 from collections import defaultdict
@@ -11,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from ...checkpoint import read_weights
+from ...errors import ConfigError, WeightsError
 from .feature_maps import FeatureMapBackbone, unknown_model
 
 logger = logging.getLogger("lite_detr")
@@ -22,22 +23,23 @@ class TimmBackbone(FeatureMapBackbone):
 
     Args:
         model_name: a model that ``timm.create_model(..., features_only=True)`` can make.
-        out_strides: the strides of the maps to give.
+        out_strides: the strides of the maps to return.
         pretrained: let timm download its weights.
-        weights: a file of weights instead, in the names of the whole timm model.
-        state_dict: such weights themselves, as :func:`efficientnet_lite0_state_dict` makes them;
-            what the maps do not need is left.
-        frozen_norm: keep batch norms as they were pretrained: neither statistics nor weights train.
-        frozen_stride: weights that the map of this stride, and so every finer one, is made with do
-            not train; 0 trains all.
+        weights: a file with weights instead, in the names of the whole timm model.
+        state_dict: the weights themselves, such as :func:`efficientnet_lite0_state_dict` returns;
+            those that the maps do not need are ignored.
+        frozen_norm: keep pretrained batch norms: neither statistics nor weights train.
+        frozen_stride: freeze the weights that the map of this stride, and so every finer one,
+            depends on; 0 trains all.
         size_divisibility: pad images until height and width are multiples of it; 0 pads nothing.
         options: further arguments of ``timm.create_model``, such as ``strict_img_size=False`` for
-            models of windows, or ``drop_path_rate``.
+            window-based models, or ``drop_path_rate``.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: the model has no map of a stride in ``out_strides``, or takes images of one size
-            alone; there is no such model; weights are given in two ways, or fit nothing in it.
+        ConfigError: there is no such model; it has no map of a stride in ``out_strides``, or only
+            accepts images of one size; or weights are given in several ways.
+        WeightsError: weights cannot be read or downloaded, or do not fit the model.
     """
 
     config_node = "TIMM"
@@ -58,7 +60,7 @@ class TimmBackbone(FeatureMapBackbone):
         given = {"pretrained": pretrained, "weights": weights, "state_dict": state_dict is not None}
         given = [name for name, value in given.items() if value]
         if len(given) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"weights are given by {' and '.join(given)}: give one of pretrained, weights and "
                 "state_dict"
             )
@@ -80,12 +82,12 @@ class TimmBackbone(FeatureMapBackbone):
 def make_body(
     model_name: str, strides: set[int], options: dict[str, object]
 ) -> tuple[nn.Module, dict[int, int]]:
-    """A timm model of features, and for each stride where its map is among those that it gives."""
+    """Return a timm feature extractor, and the index of each stride's map in its output."""
     try:
         import timm
     except ModuleNotFoundError:
         raise ModuleNotFoundError("TimmBackbone needs timm: run `pip install timm`") from None
-    # Those with a colon are on a hub or in a folder.
+    # Names with a colon are on a hub or in a folder.
     if ":" not in model_name and not timm.is_model(model_name):
         raise unknown_model("timm", model_name, timm.list_models())
     options = options | {"features_only": True}
@@ -95,22 +97,22 @@ def make_body(
     offered = info.reduction(list(every))
     missing = sorted(strides - set(offered))
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"{model_name} has no feature map of stride {missing}; it offers {offered}"
         )
-    # Of several maps of a stride the last one is made with the most layers.
+    # If several maps have a stride, the last one comes after the most layers.
     index = {stride: every[-1 - offered[::-1].index(stride)] for stride in strides}
     wanted = sorted(index.values())
     given = [every[i] for i in info.out_indices]
     if wanted[-1] != given[-1] or not set(wanted) <= set(given):
-        # timm leaves out what is behind the last map, and knows more maps than it gives unasked.
+        # timm drops the layers after the last map, and by default does not return all maps.
         body, given = timm.create_model(model_name, out_indices=wanted, **options), wanted
     return body, {stride: given.index(index[stride]) for stride in strides}
 
 
 @contextmanager
 def errors_only(library: logging.Logger) -> Iterator[None]:
-    """Without a library's warnings: timm's list the classifier's weights, which no map needs."""
+    """Silence a library's warnings: timm's list the classifier's weights, which no map needs."""
     level = library.level
     library.setLevel(logging.ERROR)
     try:
@@ -120,13 +122,13 @@ def errors_only(library: logging.Logger) -> Iterator[None]:
 
 
 def check_loaded(body: nn.Module, state_dict: Mapping[str, Tensor], model_name: str) -> None:
-    """Looks whether weights have arrived, since timm leaves out in silence what does not fit.
+    """Check that weights were loaded, as timm silently ignores those that do not fit.
 
-    They are looked up by value, since timm renames and reshapes some as it loads them; so those of
-    one value throughout, as norms begin with, tell nothing.
+    Weights are compared by value, as timm renames and reshapes some while loading. Constant ones,
+    such as fresh norms have, tell nothing and are not compared.
 
     Raises:
-        ValueError: none has.
+        WeightsError: none was loaded.
     """
     by_shape = defaultdict(list)
     for value in state_dict.values():
@@ -142,14 +144,14 @@ def check_loaded(body: nn.Module, state_dict: Mapping[str, Tensor], model_name: 
         if not any(torch.equal(weight, value.to(weight)) for value in by_shape[weight.shape])
     ]
     if len(lacking) == len(weights):
-        raise ValueError(
-            f"the weights fit nothing in {model_name}: its own begin with {list(weights)[:3]}, "
+        raise WeightsError(
+            f"the weights fit nothing in {model_name}: its own start with {list(weights)[:3]}, "
             f"those given with {list(state_dict)[:3]}. Give weights in the names of timm's model"
         )
     if lacking:
         logger.warning(
-            "%d of the %d weights of %s are not among those given, such as %s: they are as timm "
-            "made them anew, or adapted them",
+            "%d of the %d weights of %s are not among those given, such as %s: timm initialised or "
+            "adapted them",
             len(lacking),
             len(weights),
             model_name,

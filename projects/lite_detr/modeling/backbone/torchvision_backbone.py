@@ -1,4 +1,4 @@
-"""Any convolutional or hierarchical classifier of torchvision as a Detectron2 backbone."""
+"""Use any convolutional or hierarchical classifier of torchvision as a Detectron2 backbone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import StochasticDepth
 
-from ...checkpoint import WeightsError, read_weights
+from ...checkpoint import read_weights
+from ...errors import ConfigError, WeightsError
 from .feature_maps import FeatureMapBackbone, read_layout, run_trial, trial_image, unknown_model
 
 
@@ -22,20 +23,20 @@ class TorchvisionBackbone(FeatureMapBackbone):
 
     Args:
         model_name: a classifier that ``torchvision.models.get_model`` can make.
-        out_strides: the strides of the maps to give.
+        out_strides: the strides of the maps to return.
         weights: a name of torchvision's, such as ``DEFAULT`` or ``IMAGENET1K_V1``, which it
-            downloads, or a file of the whole model's weights; None draws new ones.
-        return_nodes: the module, or the node of the traced model, that gives the map of each of
-            ``out_strides``; None takes the last stage of each stride.
-        frozen_norm: keep batch norms as they were pretrained: neither statistics nor weights train.
-        frozen_stride: weights that the map of this stride, and so every finer one, is made with do
-            not train; 0 trains all.
+            downloads, or a file with the whole model's weights; None starts from random weights.
+        return_nodes: the module, or the node of the traced model, that returns the map of each of
+            ``out_strides``; None uses the last stage of each stride.
+        frozen_norm: keep pretrained batch norms: neither statistics nor weights train.
+        frozen_stride: freeze the weights that the map of this stride, and so every finer one,
+            depends on; 0 trains all.
         size_divisibility: pad images until height and width are multiples of it; 0 pads nothing.
 
     Raises:
-        ValueError: the model has no map of a stride in ``out_strides``, or takes images of one size
-            alone; there is no such model, node or name of weights.
-        WeightsError: a file of weights is broken, or they do not fit.
+        ConfigError: there is no such model; it has no map of a stride in ``out_strides``, no such
+            node or weights, or only accepts images of one size.
+        WeightsError: weights cannot be read or downloaded, or do not fit the model.
     """
 
     config_node = "TORCHVISION"
@@ -53,7 +54,7 @@ class TorchvisionBackbone(FeatureMapBackbone):
     ):
         model = make_model(model_name, weights)
         if return_nodes and len(return_nodes) != len(out_strides):
-            raise ValueError(
+            raise ConfigError(
                 f"return_nodes names {len(return_nodes)} maps {list(return_nodes)} for the "
                 f"{len(out_strides)} strides {list(out_strides)}: give one for each"
             )
@@ -63,7 +64,7 @@ class TorchvisionBackbone(FeatureMapBackbone):
             found = find_stages(model, strides, size_divisibility)
             missing = sorted(strides - set(nodes) - set(found))
             if missing:
-                raise ValueError(
+                raise ConfigError(
                     f"{model_name} has no feature map of stride {missing}; it offers "
                     f"{sorted(found)}"
                 )
@@ -73,14 +74,14 @@ class TorchvisionBackbone(FeatureMapBackbone):
             return_nodes={node: f"stride{stride}" for stride, node in nodes.items()},
             tracer_kwargs={"leaf_modules": [StochasticDepth]},
         )
-        # One graph for both modes: as modules of it, dropout and stochastic depth ask their own.
+        # One graph for both modes: dropout and stochastic depth are modules, with their own mode.
         body = GraphModule(extractor, extractor.eval_graph)
         keys = {stride: f"stride{stride}" for stride in nodes}
         super().__init__(body, keys, out_strides, frozen_norm, frozen_stride, size_divisibility)
 
 
 def make_model(model_name: str, weights: str | None) -> nn.Module:
-    """A torchvision model, with weights of torchvision's by name or with those of a file."""
+    """Return a torchvision model, with torchvision's weights by name or those of a file."""
     if model_name.lower() not in models.list_models():
         raise unknown_model("torchvision", model_name, models.list_models(models))
     if not weights:
@@ -90,21 +91,21 @@ def make_model(model_name: str, weights: str | None) -> nn.Module:
         try:
             model.load_state_dict(read_weights(weights))
         except RuntimeError as error:
-            raise WeightsError(f"weights {weights} are not of {model_name}: {error}") from error
+            raise WeightsError(f"weights {weights} do not fit {model_name}: {error}") from error
         return model
     names = models.get_model_weights(model_name).__members__
     if weights not in names:
-        raise ValueError(
-            f"weights {weights!r} are no file, and {model_name} has none of this name; accepted "
+        raise ConfigError(
+            f"weights {weights!r} are not a file, and {model_name} has none of this name; accepted "
             f"are a file and {', '.join(names)}"
         )
     return models.get_model(model_name, weights=names[weights])
 
 
 def find_stages(model: nn.Module, strides: set[int], size_divisibility: int) -> dict[int, str]:
-    """For each stride of which a model has maps, the module that gives the last of them.
+    """Return, for each stride, the module that returns a model's last map of it.
 
-    Modules that hold others come first: what a block widens within itself is no map of a stage.
+    Outer modules take precedence: what a block computes inside is not the map of a stage.
     """
     image = trial_image(model, max(strides), size_divisibility)
     ended: list[tuple[int, str, object]] = []
