@@ -228,7 +228,7 @@ def test_weight_names_follow_timm(given, expected):
 
 
 def test_weights_of_more_blocks_are_of_another_model():
-    with pytest.raises(ValueError, match=r"_blocks.16._bn2.bias, accepted are the blocks 0 to 15"):
+    with pytest.raises(ValueError, match=r"_blocks.16._bn2.bias, accepted are blocks 0 to 15"):
         timm_name("_blocks.16._bn2.bias")
 
 

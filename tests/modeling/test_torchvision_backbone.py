@@ -90,7 +90,7 @@ def test_maps_of_named_nodes():
         ({"return_nodes": ["layer2"]}, r"names 1 maps \['layer2'\] for the 3 strides"),
         (
             {"return_nodes": ["layer1", "layer3", "layer4"]},
-            r"stride 8 is asked for.*\(1, 64, 16, 24\)",
+            r"stride 8 is needed.*\(1, 64, 16, 24\)",
         ),
         ({"weights": "IMAGENET22K"}, "'IMAGENET22K' are not a file.*IMAGENET1K_V1, DEFAULT"),
     ],

@@ -163,7 +163,7 @@ def test_detections_per_image_are_those_of_test_unless_the_detector_says_otherwi
     ("key", "value", "message"),
     [
         ("NUM_QUERY", 100, "MODEL.DETR has no NUM_QUERY; it has DETECTOR, .*NUM_QUERIES"),
-        ("ENCODER", "H3L1", r"'H3L1'; accepted are 'full' and .*'H3L1-\(2\+1\)x3'"),
+        ("ENCODER", "H3L1", r"ENCODER: 'H3L1' is not .*'H3L1-\(2\+1\)x3'.* is 'full'"),
         ("ATTENTION", "kda", "'kda'; accepted are deformable, key_aware"),
         ("DETECTOR", "dino/dino_r50_4scale_36ep.py", "is a DINO, .* says DeformableDETR"),
         ("DETECTOR", "dino/dino_r50_4scale_36ep.yaml", "YAML file, and a lazy config"),
