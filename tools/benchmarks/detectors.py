@@ -13,8 +13,8 @@ in reverse: so whatever else the machine does hits all alike. Weights, image and
 
 Figures are medians over the rounds, in milliseconds, with the first and the last decile. Latency is
 all but the data, which a data loader's workers make meanwhile: what it takes to read, resize and
-collate a batch is told apart. docs/how_speed_is_measured.md says what belongs to which part, and how
-memory is counted.
+collate a batch is told apart. docs/how_speed_is_measured.md says what belongs to which part, and
+how memory is counted.
 """
 
 import argparse
