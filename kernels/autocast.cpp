@@ -1,5 +1,5 @@
-// Under autocast the tensors that are read per channel take the low precision; locations keep theirs,
-// as 16 bits cannot tell neighbouring cells of a wide map apart.
+// Under autocast, tensors with channels take the low precision. Locations become float32: 16 bits
+// cannot tell neighbouring cells of a wide map apart.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-// First derivatives through the backward operators; second derivatives raise.
+// First derivatives call the backward operators; second derivatives raise.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -68,7 +68,7 @@ class KeyAwareMsDeformAttn : public torch::autograd::Function<KeyAwareMsDeformAt
       "derivatives without create_graph=True, or call the *_pytorch forms of lite_detr.ops");
 }
 
-// The backward operators are recorded, so that their own derivative raises and is not zero.
+// The backward operators are recorded too, so that their derivative raises instead of being zero.
 class MsDeformAttnBackward : public torch::autograd::Function<MsDeformAttnBackward> {
  public:
   static variable_list forward(

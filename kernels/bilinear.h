@@ -12,21 +12,21 @@
 
 namespace lite_detr {
 
-// The four cells around a location, in the order top left, top right, bottom left, bottom right.
+// The four cells around a location: top left, top right, bottom left, bottom right.
 template <typename Real>
 struct Corners {
-  int32_t token[4];  // of S tokens, or -1 outside the map, where values are zero
-  int32_t first;     // the token of the top left one, whether it is on the map or not
-  Real right;        // share of the two right cells, 0 to 1
-  Real lower;        // share of the two lower cells, 0 to 1
+  int32_t token[4];  // index into the S tokens, or -1 outside the map, where values are zero
+  int32_t first;     // the top left token, even if it is not on the map
+  Real right;        // weight of the two right cells, 0 to 1
+  Real lower;        // weight of the two lower cells, 0 to 1
 };
 
 // Finds the corners of (x, y), given in [0, 1] across a map of width x height cells that begins at
 // token `start`. The centre of the first cell is at (0.5 / width, 0.5 / height).
 //
-// Without branches, so that a compiler can do several locations at once. A location that is NaN,
-// infinite or anywhere outside fails the comparison and becomes a cell that is never read, before
-// any conversion to an integer that could overflow.
+// Free of branches, so that compilers can vectorise it. A location that is NaN, infinite or outside
+// the map fails the comparison and becomes a cell that is never read, before a conversion to an
+// integer could overflow.
 template <typename Real>
 LITE_DETR_INLINE Corners<Real> find_corners(
     Real x, Real y, int32_t width, int32_t height, int32_t start) {

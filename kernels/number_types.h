@@ -1,11 +1,11 @@
-// The types of numbers that tensors hold, and those that kernels compute in.
+// The types of numbers that tensors hold, and the types that kernels compute in.
 #pragma once
 
 #include <cstdint>
 
 namespace lite_detr {
 
-// Storage of 16-bit floating-point numbers; arithmetic is done in float.
+// Storage for 16-bit floating-point numbers; arithmetic is in float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -13,7 +13,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-// The type to compute in.
+// The type that arithmetic on T uses.
 template <typename T>
 struct Compute {
   using type = float;

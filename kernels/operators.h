@@ -1,4 +1,4 @@
-// The operators as C++ functions that pass PyTorch's dispatcher.
+// The operators as C++ functions that go through PyTorch's dispatcher.
 #pragma once
 
 #include <ATen/core/Tensor.h>

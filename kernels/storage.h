@@ -1,4 +1,4 @@
-// The numbers of PyTorch's tensors, as kernels take them.
+// PyTorch's tensors as pointers to the numbers that kernels read.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,7 @@
 
 namespace lite_detr {
 
-// Calls `run` with a null pointer of the storage type of a floating-point tensor.
+// Calls `run` with a null pointer, whose type is the storage type of a floating-point dtype.
 template <typename Run>
 void for_storage_type(at::ScalarType dtype, Run run) {
   switch (dtype) {

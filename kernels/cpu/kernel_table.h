@@ -1,17 +1,17 @@
-// The table of the kernels of one instruction set; the including file has named it as LITE_DETR_ISA.
+// The table of one instruction set's kernels. The including file defines LITE_DETR_ISA, its name.
 #pragma once
 
 #include "key_aware.h"
-#include "plain.h"
+#include "msda.h"
 
 namespace lite_detr::cpu {
 namespace LITE_DETR_ISA {
 
-// Heads of 32, 64, ... channels go through in blocks of 32, others in blocks of 16.
+// Heads of 32, 64, ... channels are processed in blocks of 32, others in blocks of 16.
 #define LITE_DETR_BY_WIDTH(kernel, tensors_type)                                                  \
   template <typename T>                                                                           \
   void kernel##_any_width(                                                                        \
-      const Geometry& geometry, const Task<T>& task, const tensors_type<T>& tensors) {            \
+      const KernelGeometry& geometry, const Task<T>& task, const tensors_type<T>& tensors) {      \
     if (geometry.channels % 32 == 0) {                                                            \
       kernel<T, 32>(geometry, task, tensors);                                                     \
     } else {                                                                                      \
@@ -19,14 +19,14 @@ namespace LITE_DETR_ISA {
     }                                                                                             \
   }
 
-LITE_DETR_BY_WIDTH(plain_forward, PlainForward)
-LITE_DETR_BY_WIDTH(plain_backward, PlainBackward)
+LITE_DETR_BY_WIDTH(msda_forward, MsdaForward)
+LITE_DETR_BY_WIDTH(msda_backward, MsdaBackward)
 LITE_DETR_BY_WIDTH(key_aware_forward, KeyAwareForward)
 LITE_DETR_BY_WIDTH(key_aware_backward, KeyAwareBackward)
 
 template <typename T>
 void store_rows(
-    const compute_t<T>* source, int64_t padded_channels, const Rows<T>& target, int64_t count,
+    const compute_t<T>* source, int64_t padded_channels, const TokenRows<T>& target, int64_t count,
     int64_t channels) {
   for (int64_t row = 0; row < count; ++row) {
     const compute_t<T>* from = source + row * padded_channels;
@@ -41,7 +41,7 @@ void store_rows(
 template <typename T>
 constexpr Kernels<T> table() {
   return {
-      plain_forward_any_width<T>, plain_backward_any_width<T>, key_aware_forward_any_width<T>,
+      msda_forward_any_width<T>, msda_backward_any_width<T>, key_aware_forward_any_width<T>,
       key_aware_backward_any_width<T>, store_rows<T>};
 }
 

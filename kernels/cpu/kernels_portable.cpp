@@ -6,6 +6,10 @@
 namespace lite_detr::cpu {
 
 const AllKernels portable_kernels = {
-    "portable", portable::table<float>(), portable::table<double>(), portable::table<Float16>(), portable::table<BFloat16>()};
+    "portable",
+    portable::table<float>(),
+    portable::table<double>(),
+    portable::table<Float16>(),
+    portable::table<BFloat16>()};
 
 }  // namespace lite_detr::cpu

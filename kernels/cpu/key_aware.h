@@ -1,20 +1,21 @@
 // Key-aware deformable attention: the weights are a softmax over query times sampled keys.
 //
-// The samples of one group of points are held at a time; softmax runs from group to group by its
-// maximum so far. The backward pass samples again and takes the weights from the saved logsumexp.
+// The samples of one group of points are held at a time; the softmax goes on from group to group,
+// relative to the largest logit so far. The backward pass samples again, and computes the weights
+// from the saved logsumexp.
 #pragma once
 
 #include "samples.h"
 
 namespace lite_detr::cpu::LITE_DETR_ISA {
 
-// Below every logit, and finite: a group of logits that are all minus infinity leaves no inf - inf.
+// Below every logit, and finite: a group whose logits are all -inf must not compute inf - inf.
 template <typename A>
 constexpr A kLowest = sizeof(A) == sizeof(double) ? A(-__DBL_MAX__) : A(-__FLT_MAX__);
 
 template <typename T, int kChannels>
 void key_aware_forward(
-    const Geometry& geometry, const Task<T>& task, const KeyAwareForward<T>& tensors) {
+    const KernelGeometry& geometry, const Task<T>& task, const KeyAwareForward<T>& tensors) {
   using A = compute_t<T>;
   using B = Block<A, kChannels>;
   const int64_t channels = geometry.channels;
@@ -34,7 +35,7 @@ void key_aware_forward(
       Group<A> group;
       group.locate(tensors.locations + (item * geometry.points + first) * 2, geometry, first);
       alignas(64) A weights[4][kGroup];
-      group.weigh(ones.factors, weights);
+      group.corner_weights(ones.factors, weights);
 
       Vec<A> products[kGroup] = {};
       for (int64_t channel = 0; channel < channels; channel += kChannels) {
@@ -95,7 +96,7 @@ void key_aware_forward(
 
 template <typename T, int kChannels>
 void key_aware_backward(
-    const Geometry& geometry, const Task<T>& task, const KeyAwareBackward<T>& tensors) {
+    const KernelGeometry& geometry, const Task<T>& task, const KeyAwareBackward<T>& tensors) {
   using A = compute_t<T>;
   using B = Block<A, kChannels>;
   const int64_t channels = geometry.channels;
@@ -110,8 +111,8 @@ void key_aware_backward(
         (task.image * geometry.queries + query) * geometry.heads + task.head;
     const T* query_row = tensors.query + item * channels;
     const T* grad_output = tensors.grad_output + item * channels;
-    // The softmax's Jacobian takes off the mean of the weights' gradients, which is the output
-    // times its gradient.
+    // The softmax's Jacobian subtracts the mean of the weights' gradients, which is the product of
+    // the output and its gradient.
     Vec<A> products = {};
     for (int64_t channel = 0; channel < channels; channel += kChannels) {
       add_product(
@@ -126,7 +127,7 @@ void key_aware_backward(
       Group<A> group;
       group.locate(tensors.locations + 2 * point_offset, geometry, first);
       alignas(64) A weights[4][kGroup];
-      group.weigh(ones.factors, weights);
+      group.corner_weights(ones.factors, weights);
 
       Vec<A> by_logit[kGroup] = {}, by_weight[kGroup] = {};
       for (int64_t channel = 0; channel < channels; channel += kChannels) {

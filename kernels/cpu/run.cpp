@@ -39,33 +39,33 @@ const AllKernels& kernels() {
   return chosen;
 }
 
-PointLevels::PointLevels(const Problem& problem) {
-  const int64_t count = problem.points_in_all();
+PointLevels::PointLevels(const Geometry& geometry) {
+  const int64_t count = geometry.points_in_all();
   const int64_t padded = round_up(count, kGroup);
   width_.resize(padded);
   height_.resize(padded);
   start_.resize(padded);
   for (int64_t point = 0; point < count; ++point) {
-    const Level& level = problem.levels[point / problem.points];
+    const Level& level = geometry.levels[point / geometry.points];
     width_[point] = level.width;
     height_[point] = level.height;
     start_[point] = level.start;
   }
 }
 
-Geometry PointLevels::geometry(const Problem& problem) const {
+KernelGeometry PointLevels::for_kernel(const Geometry& geometry) const {
   return {
-      problem.tokens,
-      problem.queries,
-      problem.heads,
-      padded_channels(problem.channels),
-      problem.points_in_all(),
+      geometry.tokens,
+      geometry.queries,
+      geometry.heads,
+      padded_channels(geometry.channels),
+      geometry.points_in_all(),
       width_.data(),
       height_.data(),
       start_.data()};
 }
 
-// Takes no tensor that would say which device it is for.
+// It takes no tensor that would name a device.
 TORCH_LIBRARY_IMPL(lite_detr, CompositeExplicitAutograd, library) {
   library.impl("cpu_capability", cpu_capability);
 }

@@ -1,4 +1,4 @@
-// Bilinear sampling of a group of points: what the kernels of both attentions share.
+// Bilinear sampling of a group of points, which both attentions share.
 #pragma once
 
 #include "vector.h"
@@ -22,7 +22,7 @@ struct Scratch {
   }
 };
 
-// Loads up to kGroup numbers, zeros behind them.
+// Loads up to kGroup numbers, and zeros after them.
 template <typename T>
 LITE_DETR_INLINE void load_group(const T* source, int count, compute_t<T>* target) {
   T padded[kGroup];
@@ -83,15 +83,15 @@ LITE_DETR_INLINE void add_product(V& sum, const B& a, const B& b) {
   for (int i = 0; i < B::kVectors; ++i) sum += a.part[i] * b.part[i];
 }
 
-// The corners of a group of points, one array a field so that they are found several at once.
+// The corners of a group of points: an array for each field, so that the search is vectorised.
 template <typename A>
 struct Group {
   alignas(64) int32_t token[4][kGroup];
   alignas(64) A right[kGroup];
   alignas(64) A lower[kGroup];
-  int count;  // points in the group; the rest lies outside every map
+  int count;  // points in the group; the others lie outside every map
 
-  void locate(const A* locations, const Geometry& geometry, int64_t first) {
+  void locate(const A* locations, const KernelGeometry& geometry, int64_t first) {
     A padded[2 * kGroup];
     const int64_t remaining = geometry.points - first;
     count = remaining < kGroup ? int(remaining) : kGroup;
@@ -112,8 +112,8 @@ struct Group {
     }
   }
 
-  // The bilinear weight of each corner, times a factor for each point.
-  void weigh(const A* factors, A (*weights)[kGroup]) const {
+  // Computes the bilinear weight of each corner, times a factor for each point.
+  void corner_weights(const A* factors, A (*weights)[kGroup]) const {
     for (int i = 0; i < kGroup; i += kLanes<A>) {
       const Vec<A> factor = load(factors + i);
       const Vec<A> right_part = load(right + i) * factor, left_part = factor - right_part;
@@ -137,8 +137,8 @@ struct Ones {
 // The gradients of `count` locations, from those of the position inside the cell.
 template <typename A>
 LITE_DETR_INLINE void store_grad_locations(
-    A* target, const Group<A>& group, const Geometry& geometry, int64_t first, const A* along_x,
-    const A* along_y) {
+    A* target, const Group<A>& group, const KernelGeometry& geometry, int64_t first,
+    const A* along_x, const A* along_y) {
   A interleaved[2 * kGroup];
   for (int i = 0; i < kGroup; ++i) {
     interleaved[2 * i] = along_x[i] * A(geometry.width[first + i]);
@@ -147,15 +147,15 @@ LITE_DETR_INLINE void store_grad_locations(
   std::memcpy(target, interleaved, 2 * group.count * sizeof(A));
 }
 
-// The rows of the four corners of a point. Outside the map another row takes the place, so that
-// neither a branch nor an invalid number elsewhere in the map comes into play.
+// The rows at the four corners of a point. `outside` replaces rows outside the map: there is no
+// branch, and no invalid number elsewhere in the map is read.
 template <typename T>
 struct CornerRows {
   T* row[4];
 
   template <typename A>
   LITE_DETR_INLINE CornerRows(
-      const Rows<T>& rows, T* outside, const Group<A>& group, int point) {
+      const TokenRows<T>& rows, T* outside, const Group<A>& group, int point) {
 #pragma GCC unroll 4
     for (int corner = 0; corner < 4; ++corner) {
       const int32_t token = group.token[corner][point];

@@ -1,5 +1,5 @@
-// Vectors of the width of the instruction set that the including file is compiled for, by the
-// extension that GCC and Clang share: +, * and < work on whole vectors.
+// Vectors as wide as the instruction set that the including file is compiled for, by the extension
+// that GCC and Clang share: +, * and < work on whole vectors.
 //
 // The including file defines LITE_DETR_ISA, the namespace to compile into, and
 // LITE_DETR_VECTOR_BYTES.
@@ -46,7 +46,7 @@ LITE_DETR_INLINE void store(float* target, Vec<float> v) { std::memcpy(target, &
 LITE_DETR_INLINE void store(double* target, Vec<double> v) { std::memcpy(target, &v, sizeof(v)); }
 LITE_DETR_INLINE void store(BFloat16* target, Vec<float> v) {
   const auto bits = (FloatLanes<uint32_t>)v;
-  // To the nearest, ties to even; a NaN must not round up to infinity.
+  // Rounds to nearest, ties to even; a NaN must not become infinity.
   const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const auto is_nan = (FloatLanes<uint32_t>)(v != v);
   const auto chosen = (rounded & ~is_nan) | (0x7fc0 & is_nan);
@@ -71,13 +71,13 @@ LITE_DETR_INLINE void store(Float16* target, Vec<float> v) {
   std::memcpy(target, &narrow, sizeof(narrow));
 }
 #else
-// By integers, as compilers call a function for every number where there is no instruction.
+// By integers: without an instruction for it, compilers call a function for every number.
 LITE_DETR_INLINE Vec<float> load(const Float16* source) {
   const auto bits = __builtin_convertvector(
       load_bytes<FloatLanes<uint16_t>>(source), FloatLanes<uint32_t>);
-  // The exponents' biases differ by 112; the product also makes subnormal numbers right.
+  // The exponents' biases differ by 112; the product is right for subnormal numbers, too.
   const auto magnitude = (Vec<float>)((bits & 0x7fff) << 13) * 0x1p112f;
-  // What lies beyond the largest number is infinite or NaN.
+  // Anything beyond the largest number is infinite or NaN.
   const auto special = (FloatLanes<uint32_t>)(magnitude > 65504.0f) & 0x7f800000;
   return (Vec<float>)((FloatLanes<uint32_t>)magnitude | special | ((bits & 0x8000) << 16));
 }
@@ -115,8 +115,8 @@ LITE_DETR_INLINE void fold_all(Vec<A>* vectors) {
   }
 }
 
-// The sums over the lanes of kGroup vectors, by halving: about three instructions for each vector
-// where summing them one by one takes a dozen. Destroys the vectors.
+// The sums over the lanes of kGroup vectors, by halving: about three instructions for each vector,
+// where a sum for each takes a dozen. Destroys the vectors.
 template <typename A>
 LITE_DETR_INLINE void sum_lanes(Vec<A>* vectors, A* sums) {
   for (int first = 0; first < kGroup; first += kLanes<A>) {
@@ -158,12 +158,12 @@ LITE_DETR_INLINE double logarithm(double x) { return __builtin_log(x); }
 
 LITE_DETR_INLINE double exponential(double x) { return __builtin_exp(x); }
 
-// exp to about 1e-7: 2^n * p(r) with x = n ln 2 + r. Scalar and free of branches, so that the loops
-// around it become vector code. A softmax asks for x <= 0; beyond 88 it is cut off.
+// exp to about 1e-7: 2^n * p(r) with x = n ln 2 + r. Scalar and free of branches, so that compilers
+// vectorise the loops around it. A softmax needs x <= 0; x is clamped to 88.
 LITE_DETR_INLINE float exponential(float x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  // Below -87 the result is subnormal and as good as zero. NaN has no integer part: see the end.
+  // Below -87 the result is subnormal, and taken as zero. NaN has no integer part: see the end.
   const float above = x > -87.0f ? x : -87.0f;
   const float bounded = above < 88.0f ? above : 88.0f;
   const float shifted = bounded * kLog2E;

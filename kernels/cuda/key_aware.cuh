@@ -1,7 +1,7 @@
 // Key-aware deformable attention: the weights are a softmax over query times sampled keys.
 //
-// Forward is one pass over the points, with a softmax relative to the largest logit so far; the
-// backward pass takes the weights from the logsumexp that it leaves.
+// Forward is one pass over the points, with a softmax relative to the largest logit so far.
+// Backward computes the weights from the logsumexp that forward leaves.
 #pragma once
 
 #include <cfloat>
@@ -13,13 +13,13 @@ namespace lite_detr::cuda {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
-// By powers of two, in which the hardware has its exponential.
+// By powers of two, which the hardware computes.
 __device__ __forceinline__ float exponential(float x) { return exp2f(x * float(kLog2E)); }
 __device__ __forceinline__ double exponential(double x) { return exp2(x * kLog2E); }
 __device__ __forceinline__ float logarithm(float x) { return log2f(x) * float(kLn2); }
 __device__ __forceinline__ double logarithm(double x) { return log2(x) * kLn2; }
 
-// Below every logit, and finite: logits that are all minus infinity leave no inf - inf.
+// Below every logit, and finite: logits that are all -inf must not compute inf - inf.
 template <typename A>
 constexpr A kLowest = sizeof(A) == sizeof(double) ? A(-DBL_MAX) : A(-FLT_MAX);
 
@@ -31,18 +31,18 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, kShared>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
   constexpr int kBatch = kLayout.batch;
-  using Row = Channels<A, kWidth>;
-  // Whether sampled keys wait in registers to be added up as values.
+  using Part = Channels<A, kWidth>;
+  // Whether sampled keys stay in registers until they are added up as values.
   constexpr bool kKept = kShared && kVectors == 1;
 
-  const Geometry& geometry = arguments.geometry;
+  const KernelGeometry& geometry = arguments.geometry;
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
-  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
-  const SampledRows<T, kWidth, kLanes> keys(
+  const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
-  const OwnRow<T, kWidth, kLanes, kVectors> query(arguments.query, group.item, group.lane);
+  const QueryRow<T, kWidth, kLanes, kVectors> query(arguments.query, group.item, group.lane);
   const int32_t points = geometry.levels * geometry.points;
-  Row sums[kVectors] = {};
+  Part sums[kVectors] = {};
   A maximum = kLowest<A>, total = 0;
 
   for (int32_t first = 0; first < points; first += kLanes) {
@@ -54,14 +54,14 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
     for (int start = 0; start < count; start += kBatch) {
       Point<A> batch[kBatch];
       A logits[kBatch] = {};
-      Row samples[kBatch] = {};
+      Part samples[kBatch] = {};
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         batch[i] = share<kLanes>(own, start + i);
         const int32_t width = geometry.width[batch[i].level()];
 #pragma unroll(kVectors == 1 ? 4 : 1)
         for (int vector = 0; vector < kVectors; ++vector) {
-          Row sample{};
+          Part sample{};
 #pragma unroll(kKept ? 4 : kLayout.corners)
           for (int corner = 0; corner < 4; ++corner) {
             const A share_of_corner = Influence<A>(batch[i], corner).share;
@@ -75,12 +75,12 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         logits[i] = sum_lanes<kLanes>(logits[i]) * arguments.scale;
-        // A batch may reach past the last point.
+        // A batch may go beyond the last point.
         if (start + i >= count) logits[i] = kLowest<A>;
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        // Relative to the larger of the logit and the largest so far, one of the two weights is 1.
+        // Relative to the larger of this logit and the largest so far, one of the two weights is 1.
         const bool rises = logits[i] > maximum;
         const A ratio = exponential(rises ? maximum - logits[i] : logits[i] - maximum);
         const A earlier = rises ? ratio : A(1);
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 #pragma unroll(kLayout.corners)
             for (int corner = 0; corner < 4; ++corner) {
               const A share_of_corner = Influence<A>(batch[i], corner).share;
-              const Row value = values.at(batch[i], corner, width, vector);
+              const Part value = values.at(batch[i], corner, width, vector);
               add_scaled(sums[vector], weight * share_of_corner, value);
             }
           }
@@ -125,27 +125,27 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   using A = compute_t<T>;
   constexpr Layout kLayout = kKeyAwareBackward<T, kHeadWidth, kShared>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
-  using Row = Channels<A, kWidth>;
-  using Own = OwnRow<T, kWidth, kLanes, kVectors>;
-  // Whether a sampled key waits in registers for its gradient, or is sampled again.
+  using Part = Channels<A, kWidth>;
+  using Row = QueryRow<T, kWidth, kLanes, kVectors>;
+  // Whether a sampled key stays in registers until its gradient is known, or is sampled again.
   constexpr bool kKept = kVectors == 1 && !kIs64Bit<T>;
-  // Whether the query's gradient adds up in registers, or in memory, where no other lane adds.
+  // Whether the query's gradient is summed in registers, or in memory, where no other lane adds.
   constexpr bool kSummed = kVectors == 1 || !kIs64Bit<T>;
 
-  const Geometry& geometry = arguments.geometry;
+  const KernelGeometry& geometry = arguments.geometry;
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
-  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
-  const SampledRows<T, kWidth, kLanes> keys(
+  const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
   const int32_t points = geometry.levels * geometry.points;
   const A logsumexp = load_number(arguments.logsumexp + group.item);
 
-  // The softmax's Jacobian takes off the mean of the weights' gradients, which is the output times
-  // its gradient.
+  // The softmax's Jacobian subtracts the mean of the weights' gradients, which is the product of
+  // the output and its gradient.
   A mean = 0;
   {
-    const Own grads(arguments.grad_output, group.item, group.lane);
-    const Own output(arguments.output, group.item, group.lane);
+    const Row grads(arguments.grad_output, group.item, group.lane);
+    const Row output(arguments.output, group.item, group.lane);
 #pragma unroll
     for (int vector = 0; vector < kVectors; ++vector) {
       mean += dot(grads.at(vector), output.at(vector));
@@ -153,37 +153,37 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
     mean = sum_lanes<kLanes>(mean);
   }
 
-  Row grad_query[kSummed ? kVectors : 1] = {};
+  Part grad_query[kSummed ? kVectors : 1] = {};
   for (int32_t first = 0; first < points; first += kLanes) {
     const int32_t item = pin(group.item);
     const int64_t first_point = int64_t(item) * points;
     const Point<A> own =
         find_point(geometry, arguments.locations, first_point, first + group.lane);
     const int count = min(kLanes, points - first);
-    const Own query(arguments.query, item, group.lane);
-    const Own grads(arguments.grad_output, item, group.lane);
-    // Where keys are apart, there are registers for one of the two rows.
-    const AddedRow<T, kWidth, kLanes, kVectors, kShared> added_query(
+    const Row query(arguments.query, item, group.lane);
+    const Row grads(arguments.grad_output, item, group.lane);
+    // With separate keys, there are registers for one of the two rows.
+    const QueryAddend<T, kWidth, kLanes, kVectors, kShared> added_query(
         query, arguments.query, item, group.lane);
-    const AddedRow<T, kWidth, kLanes, kVectors, true> added_grads(
+    const QueryAddend<T, kWidth, kLanes, kVectors, true> added_grads(
         grads, arguments.grad_output, item, group.lane);
-    const AddedRows<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
-    const AddedRows<A, kWidth, kLanes> grad_keys(
+    const TokenAdder<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
+    const TokenAdder<A, kWidth, kLanes> grad_keys(
         kShared ? arguments.grad_value : arguments.grad_key, group.lane);
 #pragma unroll 1
     for (int index = 0; index < count; ++index) {
       const Point<A> point = share<kLanes>(own, index);
       const int32_t width = geometry.width[point.level()];
       Mix<A> by_grads, by_query;
-      Row key_sample{};
+      Part key_sample{};
 #pragma unroll(kVectors == 1 ? 4 : 1)
       for (int vector = 0; vector < kVectors; ++vector) {
-        const Row grad = grads.at(vector), asked = query.at(vector);
+        const Part grad = grads.at(vector), asked = query.at(vector);
 #pragma unroll(kLayout.corners)
         for (int corner = 0; corner < 4; ++corner) {
           const Influence<A> influence(point, corner);
-          const Row value = values.at(point, corner, width, vector);
-          const Row key = kShared ? value : keys.at(point, corner, width, vector);
+          const Part value = values.at(point, corner, width, vector);
+          const Part key = kShared ? value : keys.at(point, corner, width, vector);
           by_grads.add(influence, dot(grad, value));
           by_query.add(influence, dot(asked, key));
           if (kKept) add_scaled(key_sample, influence.share, key);
@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
                 grad_logit * key_sample.at[i]);
           }
         }
-        const Row asked = added_query.at(vector);
-        Row grad_value = scale(weight, added_grads.at(vector));
+        const Part asked = added_query.at(vector);
+        Part grad_value = scale(weight, added_grads.at(vector));
         if (kShared) add_scaled(grad_value, grad_logit, asked);
 #pragma unroll(kLayout.corners)
         for (int corner = 0; corner < 4; ++corner) {

@@ -1,7 +1,7 @@
-// Groups of lanes within a warp, each at work for one query and head.
+// Groups of lanes within a warp, each working for one query and head.
 //
-// All lanes of a warp stay together to the end of a kernel, those without work too, so that every
-// shuffle names all of them: a mask that is not known beforehand costs a synchronisation each time.
+// All lanes of a warp stay together to the end of a kernel, even those without work, so that every
+// shuffle names all of them: a mask that is not known at compile time costs a synchronisation each.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,14 +14,14 @@ namespace lite_detr::cuda {
 constexpr unsigned kWholeWarp = 0xffffffff;
 
 // The query and head of a group of lanes. A block holds consecutive queries of one head of one
-// image; groups past the last query repeat it, and write nothing.
+// image; groups beyond the last query repeat it, and write nothing.
 template <int kLanes, int kThreads>
 struct Group {
   int32_t item;  // of B * Q * M
   int32_t lane;  // of kLanes
   bool exists;
 
-  __device__ __forceinline__ explicit Group(const Geometry& geometry) {
+  __device__ __forceinline__ explicit Group(const KernelGeometry& geometry) {
     const int32_t query = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
     exists = query < geometry.queries;
     const int32_t last = geometry.queries - 1;
@@ -31,16 +31,15 @@ struct Group {
   }
 };
 
-// The blocks for it.
-inline dim3 grid(const Layout& layout, const Geometry& geometry) {
+// The blocks of a launch.
+inline dim3 grid(const Layout& layout, const KernelGeometry& geometry) {
   const int32_t groups = layout.threads / layout.lanes;
   const int32_t blocks = geometry.queries / groups + (geometry.queries % groups != 0);
   return dim3(blocks, geometry.heads, geometry.batch);
 }
 
-// Keeps a value in a register. The compiler would rather compute addresses again for each load, a
-// dozen instructions where one is left to do, and load what does not change ahead of loops that
-// need the registers.
+// Keeps a value in a register. Otherwise the compiler recomputes addresses for each load, a dozen
+// instructions instead of one, and loads constants ahead of loops that need the registers.
 template <typename V>
 __device__ __forceinline__ V pin(V value) {
 #if defined(__CUDACC__)
@@ -53,8 +52,8 @@ __device__ __forceinline__ V pin(V value) {
   return value;
 }
 
-// Says of an address what pin() hides, that it is in device memory: an atomic addition is then one
-// instruction, where it would be a case for each kind of memory.
+// Tells the compiler what pin() hides, that an address is in device memory: an atomic addition is
+// then one instruction, instead of a case for each kind of memory.
 template <typename V>
 __device__ __forceinline__ V* in_device_memory(V* address) {
 #if defined(__CUDACC__)
@@ -63,21 +62,21 @@ __device__ __forceinline__ V* in_device_memory(V* address) {
   return address;
 }
 
-// Where the rows of a block's head and image begin.
+// The first row of the block's head and image.
 template <typename T>
-__device__ __forceinline__ T* first_row(const Rows<T>& rows) {
+__device__ __forceinline__ T* first_row(const TokenRows<T>& rows) {
   const auto* bytes = reinterpret_cast<const char*>(rows.data) +
       blockIdx.z * rows.batch_stride + blockIdx.y * rows.head_stride;
   return reinterpret_cast<T*>(const_cast<char*>(bytes));
 }
 
-// What one lane of the group has, for all of it.
+// The value of one lane, for all lanes of the group.
 template <int kLanes, typename V>
 __device__ __forceinline__ V share(V value, int lane) {
   return __shfl_sync(kWholeWarp, value, lane, kLanes);
 }
 
-// The sum over the lanes of a group, for all of it.
+// The sum over the lanes of a group, for all of them.
 template <int kLanes, typename A>
 __device__ __forceinline__ A sum_lanes(A value) {
 #pragma unroll
@@ -87,8 +86,8 @@ __device__ __forceinline__ A sum_lanes(A value) {
   return value;
 }
 
-// Two sums over the lanes of a group, for all of it, in log2(kLanes) + 1 shuffles: even lanes add
-// up the one, odd lanes the other, and neighbours tell each other.
+// Two sums over the lanes of a group, for all of them, in log2(kLanes) + 1 shuffles: even lanes add
+// up one, odd lanes the other, and neighbours exchange the results.
 template <int kLanes, typename A>
 __device__ __forceinline__ void sum_lanes(A& a, A& b, int lane) {
   const bool odd = lane & 1;
@@ -102,13 +101,13 @@ __device__ __forceinline__ void sum_lanes(A& a, A& b, int lane) {
   b = odd ? sum : other;
 }
 
-// The sums over the lanes of a group of kCount numbers: number i for the lanes i, i + kCount, ...
+// The sums of kCount numbers over the lanes of a group: lanes i, i + kCount, ... get number i's.
 //
 // By halving: lanes give away the numbers that are not theirs, which takes kCount - 1 shuffles, and
-// then one for each doubling from kCount to kLanes. Summing one by one takes kCount times log2 of
-// kLanes. The numbers are used up.
+// then one for each doubling from kCount to kLanes. Single sums take kCount * log2(kLanes).
+// Destroys the numbers.
 template <int kLanes, int kCount, typename A>
-__device__ __forceinline__ A sum_lanes_apart(A (&numbers)[kCount], int lane) {
+__device__ __forceinline__ A sum_lanes_separately(A (&numbers)[kCount], int lane) {
 #pragma unroll
   for (int half = kCount / 2; half > 0; half /= 2) {
     const bool upper = lane & half;

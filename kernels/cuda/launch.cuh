@@ -1,14 +1,14 @@
-// Launches the instance of a kernel that fits the width of the head.
+// Launches the instance of a kernel for the width of the head.
 #pragma once
 
 #include <type_traits>
 
 #include "key_aware.cuh"
-#include "plain.cuh"
+#include "msda.cuh"
 
 namespace lite_detr::cuda {
 
-// Calls `run` with one of kHeadWidths, of those that are for T.
+// Calls `run` with the one of kHeadWidths, if kernels of T are compiled for it.
 template <typename T, typename Run>
 cudaError_t for_head_width(int32_t channels, Run run) {
   switch (channels) {
@@ -38,20 +38,20 @@ cudaError_t launch_kernel(
 }
 
 template <typename T>
-cudaError_t launch(const PlainForward<T>& arguments, cudaStream_t stream) {
+cudaError_t launch(const MsdaForward<T>& arguments, cudaStream_t stream) {
   return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
     constexpr int kHeadWidth = width;
-    constexpr Layout kLayout = kPlainForward<T, kHeadWidth>;
-    return launch_kernel(plain_forward<T, kHeadWidth>, kLayout, arguments, stream);
+    constexpr Layout kLayout = kMsdaForward<T, kHeadWidth>;
+    return launch_kernel(msda_forward<T, kHeadWidth>, kLayout, arguments, stream);
   });
 }
 
 template <typename T>
-cudaError_t launch(const PlainBackward<T>& arguments, cudaStream_t stream) {
+cudaError_t launch(const MsdaBackward<T>& arguments, cudaStream_t stream) {
   return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
     constexpr int kHeadWidth = width;
-    constexpr Layout kLayout = kPlainBackward<T, kHeadWidth>;
-    return launch_kernel(plain_backward<T, kHeadWidth>, kLayout, arguments, stream);
+    constexpr Layout kLayout = kMsdaBackward<T, kHeadWidth>;
+    return launch_kernel(msda_backward<T, kHeadWidth>, kLayout, arguments, stream);
   });
 }
 
@@ -80,8 +80,8 @@ cudaError_t launch(const KeyAwareBackward<T>& arguments, cudaStream_t stream) {
 }
 
 #define LITE_DETR_INSTANCES(T)                                              \
-  template cudaError_t launch(const PlainForward<T>&, cudaStream_t);        \
-  template cudaError_t launch(const PlainBackward<T>&, cudaStream_t);       \
+  template cudaError_t launch(const MsdaForward<T>&, cudaStream_t);        \
+  template cudaError_t launch(const MsdaBackward<T>&, cudaStream_t);       \
   template cudaError_t launch(const KeyAwareForward<T>&, cudaStream_t);     \
   template cudaError_t launch(const KeyAwareBackward<T>&, cudaStream_t);
 

@@ -1,4 +1,4 @@
-// Where a query's points lie, and the rows of channels there.
+// Where a query's points lie, and the rows that are read for them: of tokens, and of the query.
 #pragma once
 
 #include "lanes.cuh"
@@ -6,7 +6,7 @@
 
 namespace lite_detr::cuda {
 
-// A location on one of the levels, in the few registers that the lanes of a group pass around.
+// A location on a level, in the few registers that the lanes of a group pass around.
 template <typename A>
 struct Point {
   int32_t token;   // of the top left corner
@@ -23,10 +23,10 @@ struct Point {
   }
 };
 
-// One of a query's L * P points. Of those behind the last one, no corner exists.
+// One of a query's L * P points. Points beyond the last one have no corners.
 template <typename A>
 __device__ __forceinline__ Point<A> find_point(
-    const Geometry& geometry, const A* locations, int64_t first_point, int32_t point) {
+    const KernelGeometry& geometry, const A* locations, int64_t first_point, int32_t point) {
   if (point >= geometry.levels * geometry.points) return {0, 0, A(0), A(0)};
   const uint32_t level = uint32_t(point) / uint32_t(geometry.points);
   const auto location = load_pair(locations + 2 * first_point, point);
@@ -48,8 +48,8 @@ __device__ __forceinline__ Point<A> share(const Point<A>& point, int lane) {
       share<kLanes>(point.right, lane), share<kLanes>(point.lower, lane)};
 }
 
-// What a corner does to a bilinear mix: its share of it, and how much of it the mix gains by a step
-// of one cell to the right, and by one to below.
+// A corner's influence on a bilinear mix: its share, and how that changes with a step of one cell
+// to the right, or down.
 template <typename A>
 struct Influence {
   A share;
@@ -65,7 +65,7 @@ struct Influence {
   }
 };
 
-// The bilinear mix of a number of each corner, and its slopes.
+// The bilinear mix of one number for each corner, and its slopes.
 template <typename A>
 struct Mix {
   A value = 0;
@@ -79,19 +79,19 @@ struct Mix {
   }
 };
 
-// A lane's channels of the rows of one head of one image.
+// Reads a lane's channels of the token rows of one head and image.
 template <typename T, int kWidth, int kLanes>
-class SampledRows {
+class TokenReader {
  public:
-  using Row = Channels<compute_t<T>, kWidth>;
+  using Part = Channels<compute_t<T>, kWidth>;
 
-  __device__ __forceinline__ SampledRows(const Rows<const T>& rows, int32_t lane)
+  __device__ __forceinline__ TokenReader(const TokenRows<const T>& rows, int32_t lane)
       : first_(pin(reinterpret_cast<const char*>(first_row(rows) + lane * kWidth))),
         stride_(rows.token_stride) {}
 
-  // What a corner of a point has; zeros where there is none.
+  // The row at a corner of a point; zeros if there is none.
   template <typename A>
-  __device__ __forceinline__ Row at(
+  __device__ __forceinline__ Part at(
       const Point<A>& point, int corner, int32_t width, int vector) const {
     if (!point.has(corner)) return {};
     const char* row = first_ + int64_t(point.corner_token(corner, width)) * stride_;
@@ -101,6 +101,41 @@ class SampledRows {
  private:
   const char* first_;
   int32_t stride_;
+};
+
+// A lane's channels of a row that belongs to a query: the query itself, its output or a gradient.
+//
+// One vector of 32-bit numbers stays in registers. More would leave too few for the sums: they are
+// loaded from a cache when they are used.
+template <typename T, int kWidth, int kLanes, int kVectors>
+class QueryRow {
+ public:
+  using Part = Channels<compute_t<T>, kWidth>;
+  static constexpr bool kHeld = kVectors == 1 && !kIs64Bit<T>;
+
+  __device__ __forceinline__ QueryRow(const T* rows, int32_t item, int32_t lane)
+      : rows_(rows), item_(item), channel_(lane * kWidth) {
+    if constexpr (kHeld) held_ = load_vector(0);
+  }
+
+  __device__ __forceinline__ Part at(int vector) const {
+    if constexpr (kHeld) {
+      return held_;
+    } else {
+      return load_vector(vector);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ Part load_vector(int vector) const {
+    const T* row = rows_ + int64_t(pin(item_)) * (kLanes * kWidth * kVectors) + channel_;
+    return load<kWidth>(row + vector * kLanes * kWidth);
+  }
+
+  const T* rows_;
+  int32_t item_;
+  int32_t channel_;
+  Part held_;
 };
 
 }  // namespace lite_detr::cuda

@@ -1,11 +1,11 @@
-// Adding to the gradients of rows that other queries add to as well.
+// Adds to the gradients of token rows, to which other queries add as well.
 #pragma once
 
-#include "own_rows.cuh"
+#include "points.cuh"
 
 namespace lite_detr::cuda {
 
-// Neighbouring numbers that one instruction adds.
+// How many neighbouring numbers one instruction adds to.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 template <typename A>
 constexpr int kAddedAtOnce = sizeof(A) == sizeof(float) ? 4 : 1;
@@ -14,7 +14,7 @@ template <typename A>
 constexpr int kAddedAtOnce = 1;
 #endif
 
-// A template, as there is no such addition to look up before 9.0.
+// A template, as this addition does not exist before 9.0.
 template <typename V>
 __device__ __forceinline__ void add_at_once(V* target, V sum) {
   atomicAdd(target, sum);
@@ -22,36 +22,37 @@ __device__ __forceinline__ void add_at_once(V* target, V sum) {
 
 // Which channels a lane adds to.
 //
-// Where four numbers are added at once, a lane adds to those that it loads. Elsewhere the lanes of
-// a group take turns, channel by channel, so that each addition of a group is to neighbouring
-// numbers: four times fewer sectors of the L2 cache than where lanes lie four channels apart.
+// If four numbers are added at once, a lane adds to those that it loads. Otherwise the lanes of a
+// group take turns, channel by channel, so that each addition of a group goes to neighbouring
+// numbers: four times fewer sectors of the L2 cache than with lanes that are four channels apart.
 template <typename A, int kWidth, int kLanes>
-struct Turns {
+struct LaneOrder {
   static constexpr int kRun = kAddedAtOnce<A>;
   static constexpr bool kAsLoaded = kRun == kWidth;
 
-  // From a lane's first channel to that of its number i of a vector.
+  // The distance from a lane's first channel to number i of a vector.
   __device__ __forceinline__ static constexpr int offset(int vector, int i) {
     return (vector * kWidth + i) / kRun * kRun * kLanes + i % kRun;
   }
 };
 
-// A row of the query's own, in the channels that a lane adds to. It stays in registers where they
-// are those of the row as loaded, or where the kernel has registers for both (kMayHold).
+// A row of the query that is to be added to token rows, in the channels that a lane adds to. It
+// stays in registers if these are the channels of the row as loaded, or if the kernel has registers
+// for both (kMayHold).
 template <typename T, int kWidth, int kLanes, int kVectors, bool kMayHold>
-class AddedRow {
+class QueryAddend {
  public:
-  using Loaded = OwnRow<T, kWidth, kLanes, kVectors>;
-  using Row = typename Loaded::Row;
+  using Loaded = QueryRow<T, kWidth, kLanes, kVectors>;
+  using Part = typename Loaded::Part;
 
-  __device__ __forceinline__ AddedRow(
+  __device__ __forceinline__ QueryAddend(
       const Loaded& loaded, const T* rows, int32_t item, int32_t lane)
-      : loaded_(loaded), rows_(rows), item_(item), channel_(lane * Own::kRun) {
+      : loaded_(loaded), rows_(rows), item_(item), channel_(lane * Lane::kRun) {
     if constexpr (kHeld) held_ = load_vector(0);
   }
 
-  __device__ __forceinline__ Row at(int vector) const {
-    if constexpr (Own::kAsLoaded) {
+  __device__ __forceinline__ Part at(int vector) const {
+    if constexpr (Lane::kAsLoaded) {
       return loaded_.at(vector);
     } else if constexpr (kHeld) {
       return held_;
@@ -61,14 +62,14 @@ class AddedRow {
   }
 
  private:
-  using Own = Turns<compute_t<T>, kWidth, kLanes>;
-  static constexpr bool kHeld = kMayHold && Loaded::kHeld && !Own::kAsLoaded;
+  using Lane = LaneOrder<compute_t<T>, kWidth, kLanes>;
+  static constexpr bool kHeld = kMayHold && Loaded::kHeld && !Lane::kAsLoaded;
 
-  __device__ __forceinline__ Row load_vector(int vector) const {
+  __device__ __forceinline__ Part load_vector(int vector) const {
     const T* row = rows_ + int64_t(pin(item_)) * (kLanes * kWidth * kVectors) + channel_;
-    Row channels;
+    Part channels;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) channels.at[i] = load_number(row + Own::offset(vector, i));
+    for (int i = 0; i < kWidth; ++i) channels.at[i] = load_number(row + Lane::offset(vector, i));
     return channels;
   }
 
@@ -76,39 +77,39 @@ class AddedRow {
   const T* rows_;
   int32_t item_;
   int32_t channel_;
-  Row held_;
+  Part held_;
 };
 
-// The gradient of the rows of one head of one image.
+// Adds to the gradient of the token rows of one head and image.
 template <typename A, int kWidth, int kLanes>
-class AddedRows {
+class TokenAdder {
  public:
-  __device__ __forceinline__ AddedRows(const Rows<A>& rows, int32_t lane)
-      : first_(pin(reinterpret_cast<char*>(first_row(rows) + lane * Own::kRun))),
+  __device__ __forceinline__ TokenAdder(const TokenRows<A>& rows, int32_t lane)
+      : first_(pin(reinterpret_cast<char*>(first_row(rows) + lane * Lane::kRun))),
         stride_(rows.token_stride) {}
 
-  // Adds factor * row, of an AddedRow, to what a corner of a point has; it must exist.
+  // Adds factor * row, a part of a QueryAddend, at a corner of a point, which must exist.
   __device__ __forceinline__ void add(
       const Point<A>& point, int corner, int32_t width, int vector, A factor,
       const Channels<A, kWidth>& row) const {
     A* target = in_device_memory(reinterpret_cast<A*>(
         first_ + int64_t(point.corner_token(corner, width)) * stride_));
 #pragma unroll
-    for (int i = 0; i < kWidth; i += Own::kRun) {
-      if constexpr (Own::kRun == 4) {
+    for (int i = 0; i < kWidth; i += Lane::kRun) {
+      if constexpr (Lane::kRun == 4) {
         add_at_once(
-            reinterpret_cast<float4*>(target + Own::offset(vector, i)),
+            reinterpret_cast<float4*>(target + Lane::offset(vector, i)),
             make_float4(
                 factor * row.at[i], factor * row.at[i + 1], factor * row.at[i + 2],
                 factor * row.at[i + 3]));
       } else {
-        atomicAdd(target + Own::offset(vector, i), factor * row.at[i]);
+        atomicAdd(target + Lane::offset(vector, i), factor * row.at[i]);
       }
     }
   }
 
  private:
-  using Own = Turns<A, kWidth, kLanes>;
+  using Lane = LaneOrder<A, kWidth, kLanes>;
 
   char* first_;
   int32_t stride_;

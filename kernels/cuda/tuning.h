@@ -1,7 +1,7 @@
 // How a kernel is laid out over a GPU's threads, by the width of a head and the type of numbers.
 //
-// No GPU was at hand: the choices follow from sizes and latencies as given beside them, and from
-// what the compiler makes of them (tools/kernels/report.py), not from measured times.
+// The choices follow from the sizes and latencies given beside them, and from what the compiler
+// makes of them (tools/kernels/report.py), not from measured times: no GPU was available.
 #pragma once
 
 #include "kernels.h"
@@ -18,9 +18,9 @@ struct Layout {
   int threads;  // of a block
 };
 
-// Lanes. As many as it takes to load a row of the head at once: a row of 32 float32 channels is a
-// line of 128 bytes, and eight lanes' work. Not less than four, since the lanes of a group also
-// share the work of finding its points. Not more than a warp, whose lanes then load several times.
+// Lanes: as many as load a row of the head at once. A row of 32 float32 channels is a line of 128
+// bytes, and takes eight lanes. At least four, as the lanes of a group also share the work of
+// finding its points. At most a warp, whose lanes then load several times.
 constexpr Layout spread(int head_width, int width, int batch, int corners, int threads) {
   Layout layout{width, 4, 1, batch, corners, threads};
   while (layout.lanes < 32 && layout.lanes * width < head_width) layout.lanes *= 2;
@@ -33,12 +33,12 @@ constexpr Layout spread(int head_width, int width, int batch, int corners, int t
   return layout;
 }
 
-// Threads. Blocks have no shared memory and no barrier, so their size only says which queries are
-// neighbours in an L1 cache (those of a block are consecutive and of one head), and how finely a
-// small problem spreads. The forward pass takes 256, so that the 32 queries of a block in float32
-// share many rows: a decoder's 900 queries of 8 heads are still 232 blocks for the 132
-// multiprocessors of an H100. The backward pass, which is bound by its additions and not by what it
-// reads, takes 128 and spreads twice as finely.
+// Threads. Blocks have no shared memory and no barrier, so their size only decides which queries
+// share an L1 cache (those of a block are consecutive, of one head), and how finely a small call is
+// spread. Forward takes 256, so that the 32 queries of a block in float32 share many rows: a
+// decoder's 900 queries of 8 heads are still 232 blocks for the 132 multiprocessors of an H100.
+// Backward is limited by its additions and not by what it reads; it takes 128, and is spread twice
+// as finely.
 constexpr int kForwardThreads = 256;
 constexpr int kBackwardThreads = 128;
 // Half of the threads that a multiprocessor can hold, which leaves 64 to 128 registers for each.
@@ -56,29 +56,29 @@ constexpr bool kIs16Bit = sizeof(T) == 2;
 template <typename T>
 constexpr bool kIs64Bit = sizeof(T) == 8;
 
-// Width, forward. 16 bytes, the most that a load takes, unless that leaves lanes without a channel.
+// Width, forward: 16 bytes, the most that a load takes, unless that leaves lanes without channels.
 template <typename T, int kHeadWidth>
 constexpr int kForwardWidth =
     kHeadWidth < 4 * kChannelMultiple<T> ? kHeadWidth / 4 : kChannelMultiple<T>;
-// Backward, 16-bit numbers go by four like float32: their gradients add up in float32, of which
-// four are the widest atomic addition, and a lane should add to the channels that it has loaded.
-// 64-bit numbers, which are there to check gradients, go singly: they take two registers each.
+// Backward: four numbers, even of 16 bits. Their gradients add up in float32, of which four are the
+// widest atomic addition, and a lane should add to the channels that it has loaded. A single 64-bit
+// number: it takes two registers, and float64 is there to check gradients.
 template <typename T>
 constexpr int kBackwardWidth = kIs64Bit<T> ? 1 : 4;
 
-// Batch and corners. What is unrolled is on its way at once: four loads of 16 bytes for a point.
-// 1024 threads have 64 KiB on their way by that, which covers a latency of 500 cycles at the 128
-// bytes a cycle of an L1 cache; two points cover twice as much. A load takes four registers and a
-// lane's sums as many, or eight where they are of 16-bit numbers; these are the largest batches
-// that fit 64 registers without spilling. Where keys are not the values, and for 64-bit numbers,
-// fewer corners of a point are on their way at once, down to one.
+// Batch and corners. Unrolled loads are in flight together: four loads of 16 bytes for a point.
+// With 1024 threads these are 64 KiB, which hides a latency of 500 cycles at the 128 bytes a cycle
+// of an L1 cache; two points hide twice as much. A load takes four registers and a lane's sums as
+// many, or eight for 16-bit numbers; these are the largest batches that fit 64 registers without
+// spilling. With separate keys, and for 64-bit numbers, fewer corners of a point are in flight,
+// down to one.
 template <typename T, int kHeadWidth>
-constexpr Layout kPlainForward = spread(
+constexpr Layout kMsdaForward = spread(
     kHeadWidth, kForwardWidth<T, kHeadWidth>, kIs16Bit<T> || kIs64Bit<T> ? 1 : 2, 4,
     kForwardThreads);
 
 template <typename T, int kHeadWidth>
-constexpr Layout kPlainBackward = spread(
+constexpr Layout kMsdaBackward = spread(
     kHeadWidth, kBackwardWidth<T>, kIs64Bit<T> ? 1 : 2, kIs64Bit<T> ? 1 : 4, kBackwardThreads);
 
 template <typename T, int kHeadWidth, bool kShared>

@@ -1,7 +1,6 @@
-// Channels in the registers of a lane, and their way from and to memory.
+// Channels in the registers of a lane, and how they are loaded and stored.
 //
-// All of global memory is read by __ldg and written by __stwb: none of these kernels reads what one
-// of them writes.
+// All global memory is read by __ldg and written by __stwb: no kernel reads what it writes.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,7 +14,7 @@
 
 namespace lite_detr::cuda {
 
-// kWidth neighbouring channels, in the type to compute in.
+// kWidth neighbouring channels, in the type of arithmetic.
 template <typename A, int kWidth>
 struct Channels {
   A at[kWidth];
@@ -46,7 +45,7 @@ __device__ __forceinline__ A dot(const Channels<A, kWidth>& a, const Channels<A,
   return sum;
 }
 
-// Two numbers of 16 bits, in one register.
+// Two 16-bit numbers in one register.
 template <typename T>
 __device__ __forceinline__ float2 unpack(uint32_t pair);
 template <>
@@ -79,7 +78,7 @@ __device__ __forceinline__ uint32_t pack<BFloat16>(float2 numbers) {
   return pair;
 }
 
-// What one instruction loads or stores: 16 bytes, or 8.
+// What one instruction loads or stores: 16 bytes or 8.
 template <int kBytes>
 using Vector = std::conditional_t<kBytes == 16, uint4, uint2>;
 

@@ -97,7 +97,7 @@ def extension() -> str:
 
     spec = importlib.util.find_spec("lite_detr._C")
     path = spec.origin if spec else "none"
-    return f"{path}, not loaded: {native.WHY_NOT}" if native.WHY_NOT else path
+    return f"{path}, not loaded: {native.MISSING_REASON}" if native.MISSING_REASON else path
 
 
 def variables() -> str:

@@ -127,7 +127,7 @@ def test_without_native_operators_or_a_compiler_it_says_so(monkeypatch, tmp_path
     with pytest.raises(ExportError, match="there is no g"):
         compile_program(None, tmp_path / "a.pt2")
     monkeypatch.setattr(program.native, "DEVICES", ())
-    monkeypatch.setattr(program.native, "WHY_NOT", "built for another PyTorch")
+    monkeypatch.setattr(program.native, "MISSING_REASON", "built for another PyTorch")
     detector = instantiate(small_config("h_detr"))
     for write in (export_program, lambda detector: export_torchscript(detector, tmp_path / "a.ts")):
         with pytest.raises(ExportError, match="none for cpu .built for another PyTorch.: docs/ker"):

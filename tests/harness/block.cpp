@@ -35,7 +35,7 @@ int source_lane(int lane, const Arrival& arrival) {
     return (lane & ~in_segment) | (arrival.argument & in_segment);
   }
   const int source = lane ^ (arrival.argument & (kWarpSize - 1));
-  // Segments before the lane's own can be read from, those behind it not.
+  // Lanes can read from segments before their own, but not from those after it.
   return source <= (lane | in_segment) ? source : lane;
 }
 
@@ -88,7 +88,7 @@ void Block::arrive(int thread, const Arrival& arrival) {
   if (width <= 0 || width > kWarpSize || (width & (width - 1)) != 0) {
     throw std::runtime_error(
         name(thread) + ": " + describe(arrival) + " has a width of " + std::to_string(width) +
-        ", which is no power of two up to 32");
+        ", which is not a power of two up to 32");
   }
   if (!holds(arrival.mask, lane)) {
     throw std::runtime_error(
@@ -121,7 +121,7 @@ void Block::exit(int thread) {
   warp.ready &= ~(1u << lane);
   warp.exited |= 1u << lane;
   --alive_;
-  // Those that waited for this lane alone need wait no longer.
+  // Release the lanes that waited for this one only.
   for (int other = 0; other < kWarpSize; ++other) {
     if (holds(warp.waiting, other) && holds(warp.arrivals[other].mask, lane)) {
       release_warp(thread - lane, Arrival(warp.arrivals[other]));
@@ -159,7 +159,7 @@ void Block::release_barrier() {
 }
 
 void Block::report_deadlock() const {
-  // Were all at the barrier, it would have let them go.
+  // If all were at the barrier, it would have released them.
   int first = 0;
   while (warps_[first].waiting == 0) ++first;
   const Warp& warp = warps_[first];
@@ -169,7 +169,7 @@ void Block::report_deadlock() const {
       ? "__syncthreads"
       : describe(warp.arrivals[missing]);
   throw std::runtime_error(
-      name(first * kWarpSize + lane) + ": waits for ever at " + describe(warp.arrivals[lane]) +
+      name(first * kWarpSize + lane) + ": waits forever at " + describe(warp.arrivals[lane]) +
       " for lane " + std::to_string(missing) + ", which waits at " + place);
 }
 

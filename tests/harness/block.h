@@ -14,8 +14,8 @@ namespace lite_detr::harness {
 
 constexpr int kWarpSize = 32;
 
-// Each lane is in one of four sets: it can run, waits for others of the warp or of the block, or
-// has exited, as have the lanes of the last warp that the block does not fill.
+// Each lane is in one of four sets: ready to run, waiting for others of the warp, at the block's
+// barrier, or exited. Lanes of the last warp that the block does not fill have exited.
 struct Warp {
   uint32_t ready = 0;
   uint32_t waiting = 0;
@@ -24,19 +24,19 @@ struct Warp {
   Arrival arrivals[kWarpSize];
   uint64_t received[kWarpSize];
 
-  // Lanes of the mask that have not exited and do not wait at the same intrinsic; none where an
-  // arrival need not wait any longer.
+  // The lanes of the mask that have not exited and do not wait at the same intrinsic. If there are
+  // none, the arrival need not wait any longer.
   uint32_t missing(const Arrival& arrival) const;
 };
 
-// Threads have numbers, x first. What is wrong with what one does throws.
+// Threads are numbered, x first. Their mistakes are thrown as exceptions.
 class Block {
  public:
-  // Lets fibers, at least one for each thread, begin with the kernel.
+  // Starts the kernel in fibers, one for each thread; there may be more of them.
   Block(
       uint3 index, dim3 size, std::vector<Fiber*> fibers, const std::function<void()>& kernel);
 
-  // A thread that can run; throws where all that have not exited wait for each other.
+  // Chooses a thread that can run; throws if all that have not exited wait for each other.
   int choose(Schedule& schedule) const;
   bool has_exited() const { return alive_ == 0; }
 

@@ -1,4 +1,4 @@
-// Kernels that do nothing but call the built-ins, for comparison with what these are in CUDA.
+// Kernels that only call built-ins, to compare these with CUDA's.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@ constexpr unsigned kAll = 0xffffffff;
 
 __device__ int thread_number() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
-// 16-bit numbers lie two to a float; the lower one of a pair is first in memory.
+// Two 16-bit numbers in each float; the lower one of a pair is first in memory.
 __device__ unsigned short* halves(float* numbers) {
   return reinterpret_cast<unsigned short*>(numbers);
 }
@@ -79,7 +79,7 @@ __global__ void floats_to_bfloat16_pair(Arguments arguments) {
   __stwb(reinterpret_cast<__nv_bfloat162*>(arguments.output) + i, __float22bfloat162_rn(pair));
 }
 
-// Numbers of lanes, each in the type T.
+// Exchanges the numbers of lanes, as type T.
 template <typename T>
 __global__ void shuffle(Arguments arguments) {
   const T lane = T(threadIdx.x);
@@ -94,7 +94,7 @@ __global__ void shuffle_xor(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, float(other));
 }
 
-// Either half of the warp by itself, the upper one twice.
+// Each half of the warp by itself, the upper one twice.
 __global__ void shuffle_in_halves(Arguments arguments) {
   float number = float(threadIdx.x);
   if (threadIdx.x < 16) {
@@ -106,7 +106,7 @@ __global__ void shuffle_in_halves(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, number);
 }
 
-// The number of the thread in the whole grid, and what it was added to.
+// Stores each thread's number within the whole grid.
 __global__ void number_threads(Arguments arguments) {
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
@@ -114,7 +114,7 @@ __global__ void number_threads(Arguments arguments) {
   __stwb(arguments.output + i, float(i));
 }
 
-// Adds 1, 2, 3, 4 to four floats, and notes what the first of them was before.
+// Adds 1, 2, 3, 4 to four floats, and stores what the first of them was before.
 __global__ void add_vectors(Arguments arguments) {
   const float4 old =
       atomicAdd(reinterpret_cast<float4*>(arguments.output), make_float4(1, 2, 3, 4));

@@ -1,4 +1,4 @@
-// What the threads of a launch did, summed.
+// What all threads of a launch did, in total.
 #pragma once
 
 #include <cstdint>

@@ -15,15 +15,15 @@ namespace lite_detr::harness {
 
 namespace {
 
-// Of addresses; memory is taken page by page, when it is first written to.
+// Addresses only: pages are allocated when they are first written to.
 constexpr size_t kCapacity = size_t(256) << 30;
 const size_t kPage = size_t(sysconf(_SC_PAGESIZE));
-// Blocks begin at multiples of this and of nothing more, as with PyTorch's allocator for CUDA.
+// Blocks start at multiples of this and of no larger power of two, as in PyTorch's CUDA allocator.
 constexpr size_t kAlignment = 512;
-// At least so much lies between two blocks.
+// The smallest gap between two blocks.
 constexpr size_t kGap = size_t(64) << 10;
-// Fresh memory is NaN in every floating-point type, so that what a kernel leaves unwritten shows.
-// Larger blocks stay as they are, zero, as tensors of several GiB are to cost nothing.
+// Fresh memory is NaN in every floating-point type, which reveals what a kernel does not write.
+// Larger blocks stay zero, so that tensors of several GiB cost nothing.
 constexpr int kPoison = 0xff;
 constexpr size_t kPoisonedAtMost = size_t(64) << 20;
 
@@ -58,7 +58,7 @@ const char* name(Access access) {
 }  // namespace
 
 DeviceMemory& DeviceMemory::instance() {
-  // Tensors may outlive everything that is destroyed when a program ends.
+  // Never destroyed: tensors may live until the very end of the program.
   static DeviceMemory& memory = *new DeviceMemory;
   return memory;
 }
@@ -75,7 +75,7 @@ void* DeviceMemory::allocate(size_t size) {
   const size_t offset = round_up(used_ + kGap, kPage) + kAlignment;
   if (size > kCapacity - kPage || offset > kCapacity - kPage - size) {
     throw std::runtime_error(
-        "the harness's device memory is used up: freed memory serves again when no tensor in it "
+        "the harness's device memory is used up: freed memory is reused only when no tensor in it "
         "is left");
   }
   used_ = offset + size;

@@ -1,8 +1,8 @@
-// "Device memory": what a kernel can reach, and only by checked accesses.
+// "Device memory": the memory that kernels can reach, by checked accesses only.
 //
-// The same memory stands at two places. Tensors live in the first view, which is closed while a
-// kernel runs, so that a pointer which is dereferenced without a check faults. Checked accesses go
-// through the second view.
+// The same memory is mapped twice. Tensors are in the first view, which is closed while a kernel
+// runs, so that dereferencing a pointer without a check faults. Checked accesses go through the
+// second view.
 #pragma once
 
 #include <cstddef>
@@ -19,22 +19,22 @@ class DeviceMemory {
  public:
   static DeviceMemory& instance();
 
-  // A block of exactly so many bytes. Blocks lie apart and are not used again while any other one
-  // lives, so that neither a step past the end nor a pointer to what was freed finds another.
+  // Allocates exactly `size` bytes. There are gaps between blocks, and they are not reused while
+  // any other one lives: neither a step past the end nor a dangling pointer finds another block.
   void* allocate(size_t size);
   void free(void* address);
 
-  // Of the blocks that live, what the machine really holds.
+  // The memory of the machine that live blocks really take.
   size_t resident_bytes() const;
 
-  // The place in the second view, for a kernel that runs. What is wrong with an access throws.
+  // Returns the place in the second view, for a running kernel. A wrong access throws.
   void* check(const void* address, size_t size, Access access);
 
-  // Whether tensors can live at an address, and where it is from the nearest block that lives.
+  // Whether an address is in device memory, and where it is relative to the nearest live block.
   bool contains(const void* address) const;
   std::string describe(const void* address) const;
 
-  // The time in which a kernel runs: the first view is closed, and nothing is allocated or freed.
+  // While a kernel runs: the first view is closed, and nothing is allocated or freed.
   class Closed {
    public:
     explicit Closed(DeviceMemory& memory);
@@ -48,8 +48,8 @@ class DeviceMemory {
  private:
   struct Block {
     size_t size;
-    bool is_read_only = false;  // to the kernel that runs, which has read it as such
-    bool is_written = false;    // by the kernel that runs
+    bool is_read_only = false;  // the running kernel has read it as read-only
+    bool is_written = false;    // the running kernel has written to it
   };
   // By address.
   using Blocks = std::map<uintptr_t, Block>;
@@ -63,7 +63,7 @@ class DeviceMemory {
   uintptr_t second_view_;
   size_t used_ = 0;
   Blocks blocks_;
-  Blocks::iterator last_ = blocks_.end();  // that was accessed
+  Blocks::iterator last_ = blocks_.end();  // the block of the last access
   mutable std::mutex mutex_;
 };
 

@@ -13,7 +13,7 @@ namespace lite_detr::harness {
 namespace {
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS};
-// As the handler cannot run on a fiber's stack that has overflowed.
+// The handler cannot run on a fiber's stack that has overflowed.
 alignas(64) char handler_stack[64 << 10];
 
 struct sigaction old_actions[2];
@@ -22,7 +22,7 @@ const void* volatile fault_address;
 
 void handle(int signal, siginfo_t* info, void*) {
   if (!Fiber::is_running() || !pthread_equal(pthread_self(), catcher)) {
-    // The instruction is tried again, and then what was there before handles it.
+    // The instruction runs again, and the previous handler gets the signal.
     sigaction(signal, &old_actions[signal == SIGBUS], nullptr);
     return;
   }
@@ -42,7 +42,7 @@ FaultsCaught::FaultsCaught() {
   }
   struct sigaction action = {};
   action.sa_sigaction = handle;
-  // The handler does not return, so the signal must not stay blocked.
+  // The handler does not return, so that the signal must not stay blocked.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &action, &old_actions[i]);
 }

@@ -1,12 +1,12 @@
-// Turns a fault of a kernel's thread, such as that of a pointer to device memory which is
-// dereferenced without a check, into a stop of its fiber.
+// Turns a fault of a kernel's thread, for example by dereferencing a pointer to device memory
+// without a check, into a stop of its fiber.
 #pragma once
 
 #include <signal.h>
 
 namespace lite_detr::harness {
 
-// While it lives, the faults of fibers of this thread are caught; all others go on as before.
+// While it lives, faults in fibers of this thread are caught; all others are handled as before.
 class FaultsCaught {
  public:
   FaultsCaught();

@@ -16,7 +16,7 @@ constexpr size_t kStack = size_t(256) << 10;
 Fiber* running = nullptr;
 jmp_buf resumer;
 
-// _setjmp and _longjmp save no signal mask, which would take a system call each time.
+// _setjmp and _longjmp do not save the signal mask, which would take a system call each time.
 void leave(Fiber::Stop stop) { _longjmp(resumer, int(stop) + 1); }
 
 }  // namespace
@@ -26,7 +26,7 @@ Fiber::Fiber() {
       nullptr, kPage + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
       -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) {
-    throw std::system_error(errno, std::generic_category(), "no stack for a thread of a kernel");
+    throw std::system_error(errno, std::generic_category(), "no stack for a kernel's thread");
   }
   memory_ = static_cast<char*>(memory);
 }

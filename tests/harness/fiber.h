@@ -1,4 +1,4 @@
-// A thread of a kernel: a function with a stack of its own, which runs until it gives way.
+// A thread of a kernel: a function with its own stack, which runs until it yields.
 #pragma once
 
 #include <setjmp.h>
@@ -17,20 +17,20 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Begins anew with a function that throws nothing and outlives the fiber's run. What was on the
-  // stack of one that has not ended is lost.
+  // Starts again with a function that does not throw and outlives the fiber's run. If the fiber has
+  // not ended, what is on its stack is lost.
   void begin(const std::function<void()>& function);
 
-  // Runs the function until one of these.
+  // Runs the function until it stops.
   Stop resume();
 
-  // Of the fiber that runs; none of them returns but give_way, when it is resumed.
+  // For the running fiber. Only give_way returns, when the fiber is resumed.
   static void give_way();
   [[noreturn]] static void fault();
 
   static bool is_running();
 
-  // Whether an address is where the stack comes to when it is used up.
+  // Whether an address is just beyond the end of the stack.
   bool overflows_at(const void* address) const;
 
  private:

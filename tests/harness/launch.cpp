@@ -29,12 +29,12 @@ Schedule schedule(Order::ascending, 0);
 std::vector<Launch> launches;
 Counters counters;
 
-// The thread that runs, and what it threw.
+// The running thread, and what it threw.
 Block* current_block;
 int current_thread;
 std::exception_ptr thrown;
 
-// Kept from launch to launch, as many as ran at once.
+// Kept from launch to launch: as many as ever ran at once.
 std::vector<std::unique_ptr<Fiber>> all_fibers;
 std::vector<Fiber*> free_fibers;
 
@@ -68,7 +68,7 @@ std::string describe_fault(const Fiber& fiber) {
       (memory.contains(address) ? ": dereferenced without a checked built-in, such as __ldg" : "");
 }
 
-// Lets a thread run until it waits, gives way or ends.
+// Runs a thread until it waits, yields or ends.
 void run_thread(Block& block, int thread) {
   current_block = &block;
   current_thread = thread;

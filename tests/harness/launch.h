@@ -13,14 +13,14 @@
 
 namespace lite_detr::harness {
 
-// What is wrong with the grid is returned, as in CUDA; what a thread does wrong is thrown.
+// A wrong grid is returned as an error, as in CUDA; a thread's mistake is thrown.
 cudaError_t launch(
     dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
-// How the launches from now on are done.
+// Sets the schedule of all launches from now on.
 void set_schedule(const Schedule& schedule);
 
-// The launches that have come to their end since the last call.
+// Returns the launches that have ended since the last call.
 struct Launch {
   dim3 grid;
   dim3 block;
@@ -28,7 +28,7 @@ struct Launch {
 };
 std::vector<Launch> take_launches();
 
-// A kernel with its arguments, of which each thread gets copies, as in CUDA.
+// Binds a kernel to its arguments; each thread gets copies of them, as in CUDA.
 template <typename... Parameters>
 std::function<void()> bind_arguments(void (*kernel)(Parameters...), void** arguments) {
   return [=]() {

@@ -1,4 +1,4 @@
-// Kernels with a fault each, and next to them the same without it.
+// Kernels with one fault each, beside the same kernels without it.
 #include <cuda_runtime.h>
 
 #include <map>
@@ -43,7 +43,7 @@ __global__ void leave_the_last_one_unwritten(Arguments arguments) {
   if (i < arguments.size - 1) __stwb(arguments.output + i, __ldg(arguments.input + i));
 }
 
-// Vectors from the input's first float on, or from the one that `argument` says.
+// Copies vectors, starting at float number `argument` of the input.
 __global__ void copy_vectors(Arguments arguments) {
   const int i = 4 * thread_number();
   if (i >= arguments.size) return;
@@ -77,7 +77,7 @@ __global__ void use_up_the_stack(Arguments arguments) {
   __stwb(arguments.output, float(recurse(&depth)));
 }
 
-// The sum over a warp, whose mask is to name all lanes that take part.
+// The sum over a warp, whose mask must name all lanes that take part.
 __device__ void sum_warp(Arguments arguments, unsigned mask) {
   float sum = __ldg(arguments.input + threadIdx.x);
   for (int span = 16; span > 0; span /= 2) sum += __shfl_xor_sync(mask, sum, span);
@@ -109,7 +109,7 @@ __global__ void shuffle_with_a_width_of_three(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, __shfl_sync(kAll, 1.0f, 0, 3));
 }
 
-// The upper half of the warp exits; the lower half goes on, and reads from its own lanes.
+// The upper half of the warp exits; the lower half continues, and reads from its own lanes.
 __global__ void shuffle_after_others_exited(Arguments arguments) {
   if (threadIdx.x >= 16) return;
   __stwb(arguments.output + threadIdx.x, __shfl_xor_sync(kAll, float(threadIdx.x), 1));
@@ -120,7 +120,7 @@ __global__ void shuffle_from_a_lane_that_exited(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, __shfl_sync(kAll, float(threadIdx.x), 20));
 }
 
-// Each lane stores its number and loads that of its neighbour.
+// Each lane stores its number and loads its neighbour's.
 __global__ void exchange_unsynchronised(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, float(threadIdx.x));
   const float other = __ldcg(arguments.output + (threadIdx.x ^ 1));
@@ -136,7 +136,8 @@ __global__ void exchange(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, other);
 }
 
-// The same between the first and the last thread of the block, and so on.
+// The same between the first and the last thread of the block, the second and the second to last,
+// ...
 __global__ void exchange_in_the_block_unsynchronised(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, float(threadIdx.x));
   __syncwarp();

@@ -1,4 +1,4 @@
-// Kernels that test the harness: with faults in them, of built-ins alone.
+// Kernels that test the harness: some with planted faults, some that only call built-ins.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,7 +17,7 @@ struct Arguments {
 
 using Kernel = void (*)(Arguments);
 
-// Null where there is none of this name.
+// Null if there is no kernel of this name.
 Kernel find_planted_kernel(const std::string& name);
 Kernel find_builtins_kernel(const std::string& name);
 

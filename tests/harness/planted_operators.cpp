@@ -1,4 +1,4 @@
-// The kernels of planted.cu and builtins.cu as one operator.
+// One operator that runs the kernels of planted.cu and builtins.cu.
 #include <c10/cuda/CUDAException.h>
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-// What tests/helpers/cuda_harness.py calls.
+// The functions that tests/helpers/cuda_harness.py calls.
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
@@ -13,7 +13,7 @@ namespace lite_detr::harness {
 
 namespace {
 
-// Gives CPU tensors device memory to live in.
+// Allocates CPU tensors in device memory.
 class Allocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t size) override {
@@ -32,10 +32,10 @@ class Allocator final : public c10::Allocator {
 };
 
 Allocator allocator;
-// PyTorch's own, while ours serves.
+// PyTorch's own, while ours replaces it.
 c10::Allocator* previous_allocator = nullptr;
 
-// Whether it was not entered already.
+// Returns false if it had been entered before.
 bool enter_device_memory() {
   if (previous_allocator != nullptr) return false;
   previous_allocator = c10::GetCPUAllocator();

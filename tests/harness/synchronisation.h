@@ -1,4 +1,4 @@
-// The points at which a thread waits for others: of its warp or of its block.
+// The points at which a thread waits for others, of its warp or of its block.
 #pragma once
 
 #include <cstddef>
@@ -8,17 +8,17 @@ namespace lite_detr::harness {
 
 enum class Intrinsic { shuffle, shuffle_xor, sync_warp };
 
-// What a lane brings to an intrinsic of its warp.
+// A lane's call of an intrinsic of its warp.
 struct Arrival {
   Intrinsic intrinsic;
   uint32_t mask;
-  int32_t argument;  // the source lane, or what its number differs from the lane's own by
+  int32_t argument;  // the source lane, or its exclusive or with the lane's own number
   int32_t width;
   size_t size;  // of the value, in bytes
   uint64_t value;
 };
 
-// Waits until the lanes of the mask have arrived as well, and returns the value of the source.
+// Waits until all lanes of the mask have arrived, and returns the value of the source.
 uint64_t exchange(const Arrival& arrival);
 
 // Waits until all threads of the block have arrived or exited.

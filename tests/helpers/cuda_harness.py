@@ -31,7 +31,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
@@ -108,11 +107,11 @@ def _operators(arch: int) -> torch._ops._OpNamespace:
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch must be one of {ARCHITECTURES}, got {arch}")
     namespace = f"lite_detr_harness_sm{arch}"
-    wrappers = [path for path in sorted(KERNELS.glob("cuda/*.cpp")) if path.name != "library.cpp"]
+    operators = [*sorted(KERNELS.glob("cuda/*.cpp")), KERNELS / "library.cpp"]
     sources = [
         *(device_code(path, arch) for path in sorted(KERNELS.glob("cuda/*.cu"))),
-        *(Source(path) for path in [*wrappers, KERNELS / "problem.cpp"]),
-        Source(HARNESS / "operators.cpp", (f"LITE_DETR_HARNESS_NAMESPACE={namespace}",)),
+        *(Source(path, (f"LITE_DETR_HARNESS_NAMESPACE={namespace}",)) for path in operators),
+        Source(KERNELS / "geometry.cpp"),
     ]
     load(f"sm{arch}", sources)
     return getattr(torch.ops, namespace)
@@ -253,6 +252,9 @@ def _run(commands: Mapping[Path, Sequence[str]]) -> None:
 
 
 def _compile_arguments(source: Source) -> list[str]:
+    # Prints a warning where there is a CUDA toolkit but no GPU.
+    from torch.utils import cpp_extension
+
     return [
         *COMPILE,
         *(f"-D{macro}" for macro in source.macros),
@@ -263,6 +265,8 @@ def _compile_arguments(source: Source) -> list[str]:
 
 
 def _torch_libraries() -> list[str]:
+    from torch.utils import cpp_extension
+
     return [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
 
 

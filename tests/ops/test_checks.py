@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from sampling_problems import DEVICES, move, operator
+from sampling_problems import DEVICES, move, needs_native, operator
 
 # Two levels, 2 x 3 and 1 x 2 cells, so 8 tokens; 2 images, 3 queries, 2 heads of 4 channels.
 VALID = {
@@ -202,21 +202,54 @@ def test_dtypes_that_follow_from_the_values(call, name):
     expect_error(call, TypeError, parts, **{name: VALID[name].half()})
 
 
+BESIDE_VALUES = ("spatial_shapes", "level_start_index", "sampling_locations")
+
+
 @pytest.mark.parametrize(
-    "attention, name", OWN + [(attention, "sampling_locations") for attention in NAMES]
+    "attention, name", OWN + [(attention, name) for attention in NAMES for name in BESIDE_VALUES]
 )
-def test_tensors_are_on_the_values_device(call, form, name):
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_tensors_are_on_the_values_device(call, form, name, needs_grad):
+    """Where one is on the meta device, PyTorch calls what tells tracers the result's shape."""
     if form == "harness":
         pytest.skip("the harness has no operators for tensors of other devices")
     parts = [name, f"device {DEVICES[form]}", "meta"]
-    expect_error(call, ValueError, parts, **{name: VALID[name].to("meta")})
+    value = VALID["value"].clone().requires_grad_(needs_grad)
+    expect_error(call, ValueError, parts, value=value, **{name: VALID[name].to("meta")})
+
+
+@pytest.mark.parametrize("form", ["pytorch", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("name", ["spatial_shapes", "level_start_index"])
+def test_levels_without_numbers_are_refused(call, name):
+    on_meta = {name: tensor.to("meta") for name, tensor in VALID.items()}
+    on_meta |= {other: VALID[other] for other in BESIDE_VALUES[:2] if other != name}
+    expect_error(call, ValueError, ["must hold numbers", "meta"], **on_meta)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"spatial_shapes": torch.ones(2, 2, dtype=torch.int32)}, TypeError),
+        ({"level_start_index": torch.ones(2)}, TypeError),
+        ({"level_start_index": torch.tensor([0])}, ValueError),
+        ({"spatial_shapes": torch.ones(1, 3, dtype=torch.int64)}, ValueError),
+        ({"sampling_locations": torch.zeros(2, 3, 2, 2, 0, 2)}, ValueError),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_tracers_check_all_but_the_numbers(attention, change, error):
+    arguments = {name: tensor.to("meta") for name, tensor in (VALID | change).items()}
+    function = getattr(torch.ops.lite_detr, attention)
+    with pytest.raises(error):
+        function(*(arguments[name] for name in NAMES[attention].split()))
 
 
 @pytest.mark.parametrize("wrong", [(2, 3, 7), (2, 2, 8)])
 def test_backward_checks_the_gradient(attention, native_form, wrong):
     arguments = backward_arguments(attention, native_form, grad_output=torch.zeros(wrong))
     with pytest.raises(ValueError, match=r"grad_output must be \[B, Q, M \* D\]"):
-        getattr(torch.ops.lite_detr, f"{attention}_backward")(*arguments)
+        getattr(torch.ops.lite_detr, f"{attention}_backward")(*arguments.values())
 
 
 @pytest.mark.parametrize(
@@ -232,16 +265,35 @@ def test_backward_checks_what_the_forward_saved(native_form, name, wrong, error)
     attention = "key_aware_ms_deform_attn"
     arguments = backward_arguments(attention, native_form, **{name: wrong})
     with pytest.raises(error, match=f"{name} must"):
-        torch.ops.lite_detr.key_aware_ms_deform_attn_backward(*arguments)
+        torch.ops.lite_detr.key_aware_ms_deform_attn_backward(*arguments.values())
+
+
+SAVED = {
+    "ms_deform_attn": {},
+    "key_aware_ms_deform_attn": {"output": (2, 3, 8), "logsumexp": (2, 3, 2)},
+}
+
+
+@pytest.mark.parametrize(
+    "attention, name",
+    [
+        (attention, name)
+        for attention, names in NAMES.items()
+        for name in ("grad_output", *names.split(), *SAVED[attention])
+    ],
+)
+def test_backward_checks_devices(attention, native_form, name):
+    arguments = backward_arguments(attention, native_form)
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises(ValueError, match="must be on .*device"):
+        getattr(torch.ops.lite_detr, f"{attention}_backward")(*arguments.values())
 
 
 def backward_arguments(attention, form, **changes):
     arguments = {"grad_output": torch.zeros(2, 3, 8)}
     arguments |= {name: VALID[name] for name in NAMES[attention].split()}
-    if attention == "key_aware_ms_deform_attn":
-        arguments |= {"output": torch.zeros(2, 3, 8), "logsumexp": torch.zeros(2, 3, 2)}
-    arguments |= changes
-    return [
-        tensor if tensor.dtype == torch.int64 else move(tensor, DEVICES[form])
-        for tensor in arguments.values()
-    ]
+    arguments |= {name: torch.zeros(shape) for name, shape in SAVED[attention].items()} | changes
+    return {
+        name: tensor if tensor.dtype == torch.int64 else move(tensor, DEVICES[form])
+        for name, tensor in arguments.items()
+    }

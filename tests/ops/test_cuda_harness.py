@@ -36,16 +36,16 @@ FAULTS = {
     "sum_without_a_lane": (29, "__shfl_xor_sync .* reads from lane 13, which is not in the mask"),
     "sum_while_a_lane_is_elsewhere": (
         0,
-        "waits for ever at __shfl_xor_sync .* with mask 0xffffffff for lane 13, which waits at "
+        "waits forever at __shfl_xor_sync .* with mask 0xffffffff for lane 13, which waits at "
         "__syncwarp with mask 0x2001",
     ),
     "sum_while_a_lane_is_at_the_barrier": (
         0,
-        "waits for ever at __shfl_xor_sync .* for lane 13, which waits at __syncthreads",
+        "waits forever at __shfl_xor_sync .* for lane 13, which waits at __syncthreads",
     ),
     "shuffle_with_a_width_of_three": (
         None,
-        "__shfl_sync .* has a width of 3, which is no power of two up to 32",
+        "__shfl_sync .* has a width of 3, which is not a power of two up to 32",
     ),
     "shuffle_from_a_lane_that_exited": (
         0,

@@ -23,7 +23,7 @@ LEVELS = ((4, 5), (3, 2), (1, 3))
 CASES = pytest.mark.parametrize(
     "attention, shared_key",
     [
-        pytest.param("ms_deform_attn", True, id="plain"),
+        pytest.param("ms_deform_attn", True, id="msda"),
         pytest.param("key_aware_ms_deform_attn", True, id="shared-key"),
         pytest.param("key_aware_ms_deform_attn", False, id="own-key"),
     ],

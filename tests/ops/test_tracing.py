@@ -5,6 +5,7 @@ import torch
 from sampling_problems import (
     DEVICES,
     LEAVES,
+    SIZES,
     assert_same,
     cast,
     level_tensors,
@@ -103,6 +104,34 @@ def test_compile(attention, native_form, dynamic, shared_key):
     )
     for name, result in compiled.items():
         assert_same(native_form, name, result, eager[name], problem)
+
+
+@needs_native
+def test_compiled_and_exported_programs_check_the_levels():
+    """Sizes that do not fit the values are only known when a program runs."""
+    arguments = {
+        name: tensor.detach()
+        for name, tensor in make_leaves(torch.float32, "cpu").items()
+        if name != "sizes"
+    }
+    shapes, starts = level_tensors(SIZES)
+    larger = shapes.clone()
+    larger[-1] += 1
+
+    class Attend(torch.nn.Module):
+        def forward(self, value, shapes, starts, locations, weights):
+            return torch.ops.lite_detr.ms_deform_attn(value, shapes, starts, locations, weights)
+
+    def inputs(shapes):
+        return arguments["value"], shapes, starts, arguments["locations"], arguments["weights"]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(Attend(), backend="aot_eager", fullgraph=True)
+    exported = torch.export.export(Attend(), inputs(shapes)).module()
+    for program in (compiled, exported):
+        assert torch.equal(program(*inputs(shapes)), Attend()(*inputs(shapes)))
+        with pytest.raises(ValueError, match="reaches past the value's S|have .* tokens in all"):
+            program(*inputs(larger))
 
 
 def test_compile_by_inductor(device):

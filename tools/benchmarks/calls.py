@@ -1,4 +1,4 @@
-"""What a call costs on a device: its time, and its memory. And which machine that was."""
+"""The time and the memory of a call on a device, and the machine that this is."""
 
 import ctypes
 import os
@@ -16,10 +16,10 @@ import torch
 from lite_detr import ops
 from lite_detr.errors import LiteDetrError
 
-# A turn on a GPU is of as many calls as take so long, but not of more. A GPU's queue has room for
-# about a thousand launches, of which some calls take nearly a hundred.
+# A turn on a GPU has as many calls as take TURN_SECONDS, but no more than MOST_CALLS: a GPU's queue
+# has room for about a thousand launches, and some calls take nearly a hundred.
 TURN_SECONDS, MOST_CALLS = 0.01, 10
-# More than the clock of any GPU.
+# More than any GPU's clock.
 CYCLES_PER_SECOND = 2.5e9
 
 
@@ -30,7 +30,7 @@ def check_device(device: str, native: bool = False) -> None:
         native: check that there are native operators for it as well.
 
     Raises:
-        LiteDetrError: it has not.
+        LiteDetrError: it does not.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LiteDetrError("--device cuda needs a GPU, and PyTorch finds none")
@@ -57,7 +57,7 @@ def naming(case: str) -> Iterator[None]:
 
 
 def time_turn(function: Callable[[], object], device: str) -> list[float]:
-    """Seconds of each call of a turn: of one on the CPU, of up to `MOST_CALLS` on a GPU."""
+    """Return the seconds of each call of a turn: one on the CPU, up to `MOST_CALLS` on a GPU."""
     if device == "cuda":
         return _time_turn_on_gpu(function)
     start = time.perf_counter()
@@ -66,10 +66,10 @@ def time_turn(function: Callable[[], object], device: str) -> list[float]:
 
 
 def _time_turn_on_gpu(function: Callable[[], object]) -> list[float]:
-    """Between two events for each call, without the host's part of it.
+    """Time each call between two events, without the host's share of it.
 
-    Before each call the L2 cache is overwritten. All calls are in the queue before the first of
-    them runs, so that none waits for the host.
+    The L2 cache is overwritten before each call. All calls are queued before the first one runs, so
+    that none waits for the host.
     """
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def _time_turn_on_gpu(function: Callable[[], object]) -> list[float]:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int | None:
-    """Bytes in use at the peak of one call, above those before it; None where nothing tells."""
+    """Return the bytes at the peak of one call, above those before it; None if unknown."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -117,7 +117,7 @@ def _resident_bytes(field: str) -> int:
 
 
 def environment(device: str) -> dict:
-    """Where figures are from. What does not apply, or cannot be found out, is None."""
+    """Describe the machine and its software. What does not apply or is unknown is None."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -142,7 +142,7 @@ def _gpu() -> dict:
     capability = f"{properties.major}.{properties.minor}"
     told: list[str | int | None] = [None, None, None]
     if shutil.which("nvidia-smi"):
-        # An idle GPU's clock would say nothing.
+        # The clock of an idle GPU says nothing.
         torch.cuda._sleep(int(CYCLES_PER_SECOND))
         query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm"
         gpu = f"--id=GPU-{properties.uuid}"

@@ -1,4 +1,4 @@
-"""The competitor: Deformable DETR of the transformers library, where that is installed."""
+"""The competitor: Deformable DETR of the transformers library, if that is installed."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 from lite_detr.optimizer import ClippedAdamW
 
 NAME = "transformers Deformable DETR, two-stage, R50"
-# What its records have in place of the operators.
+# What its records say of its operators.
 OPERATORS = "its own"
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 
@@ -21,13 +21,13 @@ def is_installed() -> bool:
 
 
 def transformers_subject(case: Case, **changes) -> Subject:
-    """Two-stage Deformable DETR on a ResNet-50, with random weights, as our config of that name.
+    """Build two-stage Deformable DETR on a ResNet-50, with random weights, like our config.
 
-    It samples by ``grid_sample``; its kernels for GPUs would have to be downloaded.
+    It samples by ``grid_sample``, as its GPU kernels would have to be downloaded.
 
     Args:
-        case: of which the device is read.
-        **changes: of ``DeformableDetrConfig``.
+        case: only its device is used.
+        **changes: options of ``DeformableDetrConfig``.
     """
     import transformers
 
@@ -44,12 +44,12 @@ def transformers_subject(case: Case, **changes) -> Subject:
     config = transformers.DeformableDetrConfig(**options | changes)
     detector = transformers.DeformableDetrForObjectDetection(config).to(case.device)
     model = detector.model
-    # The library means to freeze the stem and the first stage, as ours does, but goes by names that
-    # its ResNet has not, and freezes all of it.
+    # The library means to freeze the stem and the first stage, as we do, but looks for names that
+    # its ResNet does not have, and freezes all of it.
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_("embedder" not in name and "stages.0." not in name)
     losses = _Losses(detector.loss_function)
-    # A module would hide behind the property of that name.
+    # The property of that name would hide a module.
     detector.loss_function = losses.__call__
     proposal_heads = [model.decoder.class_embed[-1], model.decoder.bbox_embed[-1]]
     return Subject(
@@ -72,7 +72,7 @@ def transformers_subject(case: Case, **changes) -> Subject:
 
 
 class _Losses(nn.Module):
-    """The library's loss function, which matches as well; a module can be watched."""
+    """The library's loss function, matching included, as a module that a stopwatch can watch."""
 
     def __init__(self, function):
         super().__init__()
@@ -83,14 +83,14 @@ class _Losses(nn.Module):
 
 
 def _pixel_values(batch: list[dict], device: str) -> Tensor:
-    """Images of one size -> ``[B, 3, H, W]``, normalised; the model pads nothing."""
+    """Stack images of one size, normalised: ``[B, 3, H, W]``; the model pads nothing."""
     images = torch.stack([inputs["image"] for inputs in batch]).to(device).float()
     mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return (images - mean) / std
 
 
 def _labels(batch: list[dict], device: str) -> list[dict[str, Tensor]]:
-    """Ground truth as the library takes it: boxes as normalised (cx, cy, w, h)."""
+    """Return ground truth in the library's format: boxes as normalised (cx, cy, w, h)."""
     labels = []
     for inputs in batch:
         height, width = inputs["instances"].image_size

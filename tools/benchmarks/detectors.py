@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time detectors part by part, in inference and in training, and count their memory.
+"""Time detectors part by part, in inference and in training, and measure their memory.
 
 detectors.py --config-file dino/dino_r50_4scale_36ep.py dino/lite_dino_r50_h3l1_2p1x3_36ep.py
 detectors.py --compare A.py B.py --tasks training --sizes 800x1066 --batch 2 --rounds 15
@@ -7,14 +7,14 @@ detectors.py --config-file A.py --operators native pytorch --compile off on --co
 detectors.py --config-file A.py --optimize off on --rates --competitors
 detectors.py --config-file A.py B.py --device cuda --dtype float32 bfloat16 --json benchmark.json
 
-Whatever is asked for is combined: each config with each task, size, batch, dtype and so on. All
-that have a task, a size and a batch in common take turns, one pass each a round, every other round
-in reverse: so whatever else the machine does hits all alike. Weights, image and objects are random.
+All options are combined: each config with each task, size, batch, dtype and so on. Those with the
+same task, size and batch take turns, one pass each per round, in reverse every other round, so that
+whatever else the machine does affects all of them alike. Weights, image and objects are random.
 
 Figures are medians over the rounds, in milliseconds, with the first and the last decile. Latency is
-all but the data, which a data loader's workers make meanwhile: what it takes to read, resize and
-collate a batch is told apart. docs/how_speed_is_measured.md says what belongs to which part, and
-how memory is counted.
+everything except the data, which a data loader's workers prepare meanwhile: the time to read,
+resize and collate a batch is listed separately. docs/how_speed_is_measured.md says what belongs to
+which part, and how memory is measured.
 """
 
 import argparse
@@ -43,12 +43,12 @@ from lite_detr.errors import LiteDetrError
 from lite_detr.inference import DTYPES
 
 COMPILE = {"off": False, "on": True}
-# Rows and columns: enough for all cores, and soon done where the processor lacks the dtype.
+# Rows and columns: enough work for all cores, but not too much if the processor lacks the dtype.
 SIDE = 1024
 
 
 def groups(args: argparse.Namespace) -> list[list[Case]]:
-    """The cases that are asked for; those of a list take turns."""
+    """Return the requested cases; those of one list take turns."""
     found = []
     for task, size, batch in itertools.product(args.tasks, args.sizes, args.batch):
         subjects = list(itertools.product(args.config_file, args.operators))
@@ -62,7 +62,7 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
                 size=size,
                 batch=batch,
                 dtype=dtype,
-                # A competitor is what it is, and so there once.
+                # A competitor cannot be optimized, and is listed once.
                 optimized=OFF if subject == competitor.NAME else optimized,
                 compiled=COMPILE[compiled],
                 operators=operators,
@@ -81,15 +81,15 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
 def measure(
     cases: Sequence[Case], rounds: int, with_memory: bool, with_rates: bool = False
 ) -> list[Record]:
-    """A record for each of the cases, which take turns."""
+    """Let the cases take turns, and return a record of each."""
     memories: list[Memory | None] = [None] * len(cases)
     if with_memory:
         for index, case in enumerate(tqdm(cases, unit="memory")):
             with naming(case.name):
                 memories[index] = memory_in_own_process(case)
     if any(case.compiled for case in cases):
-        # Cases share code, which is compiled for each of them; without room for all of them some
-        # would not be compiled, and nothing would tell.
+        # Cases share code, which is compiled for each of them. Without room for all, some would
+        # silently not be compiled.
         torch.compiler.reset()
         torch._dynamo.config.recompile_limit = 8 * len(cases)
         torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -125,14 +125,14 @@ def measure(
 
 @functools.cache
 def multiply_adds(subject: str, overrides: tuple[str, ...], size: tuple[int, int]) -> float | None:
-    """Count those of one image; None for what :mod:`lite_detr.analysis.flops` cannot count."""
+    """Count the multiply-adds of one image; None if :mod:`lite_detr.analysis.flops` cannot."""
     if subject == competitor.NAME:
         return None
     return count_cost(build_detector(subject, overrides), *size).flops["total"]
 
 
 class MatrixProduct:
-    """A product of two square matrices, the best that a machine can do with multiply-adds."""
+    """A product of two square matrices: the fastest multiply-adds that a machine can do."""
 
     def __init__(self, case: Case):
         self.device = case.device
@@ -140,7 +140,7 @@ class MatrixProduct:
         self.matrices = torch.randn(2, SIDE, SIDE, device=case.device).to(dtype)
 
     def turn(self) -> float:
-        """Multiply-adds a second of one product, after one that warms up."""
+        """Return the multiply-adds a second of one product, after one to warm up."""
         for _ in range(2):
             self._wait()
             start = time.perf_counter()
@@ -155,17 +155,17 @@ class MatrixProduct:
 
 
 def comparisons(records: Sequence[Record]) -> Iterator[str]:
-    """For each two cases that differ in the subject alone, what they have in common, a table."""
+    """Yield a table for every two cases that differ only in the subject, with what they share."""
     alike: dict[Case, list[Record]] = {}
     for record in records:
         alike.setdefault(dataclasses.replace(record.case, subject=""), []).append(record)
     for pair in alike.values():
-        if len(pair) == 2:  # A competitor is alone with its operators.
+        if len(pair) == 2:  # Nothing else has a competitor's operators.
             yield f"{common_text(pair)}\n\n{comparison(*pair)}"
 
 
 def versions(device: str) -> dict[str, object]:
-    """The machine and what runs on it."""
+    """Return the names and versions of the machine and its software."""
     found = environment(device)
     found |= {"lite_detr": lite_detr.__version__, "detectron2": detectron2.__version__}
     for package in ("torchvision", "transformers"):
@@ -177,7 +177,7 @@ def versions(device: str) -> dict[str, object]:
 
 
 def report(records: Sequence[Record], args: argparse.Namespace) -> None:
-    """Prints the tables, and writes the files that are asked for."""
+    """Print the tables, and write the requested files."""
     where = versions(args.device)
     print(", ".join(f"{name} {value}" for name, value in where.items() if value is not None))
     print(f"\n{common_text(records)}\n\n{table(records)}")
@@ -200,9 +200,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config-file", **many, metavar="C", help="files or names of the model zoo"
     )
     configs.add_argument(
-        "--compare", nargs=2, metavar="C", help="two of them, and their ratios, second to first"
+        "--compare",
+        nargs=2,
+        metavar="C",
+        help="two of them, with ratios of the second to the first",
     )
-    add("--competitors", action="store_true", help="beside them, transformers' Deformable DETR")
+    add("--competitors", action="store_true", help="also transformers' Deformable DETR")
     add("--tasks", **many, choices=TASKS, default=["inference"])
     add("--sizes", **many, type=cli.size, default=[(800, 1066)], metavar="HxW", help="px")
     add("--batch", **many, type=cli.whole_number(1), default=[1], help="images at a time")
@@ -212,17 +215,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         **many,
         choices=CHOICES,
         default=[OFF],
-        help="for inference, wholly or by a step; on, 16 bits are those of the weights",
+        help="for inference, fully or by one step; if on, weights have the 16 bits",
     )
-    add("--compile", **many, choices=COMPILE, default=["off"], help="the parts by torch.compile")
-    add("--operators", **many, choices=("native", "pytorch"), help="default: what would run")
+    add(
+        "--compile",
+        **many,
+        choices=COMPILE,
+        default=["off"],
+        help="compile the parts by torch.compile",
+    )
+    add(
+        "--operators", **many, choices=("native", "pytorch"), help="default: what a model would use"
+    )
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=cli.whole_number(1), default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=cli.whole_number(1), default=7, help="that count, after two that do not")
-    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="count it, too")
-    add("--rates", action="store_true", help="multiply-adds a second, beside a matrix product's")
+    add("--rounds", type=cli.whole_number(1), default=7, help="measured, after two to warm up")
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure it as well")
+    add(
+        "--rates",
+        action="store_true",
+        help="multiply-adds a second, compared with a matrix product's",
+    )
     add("--json", type=Path, help="write all figures to this file")
-    add("--chart", type=Path, help="draw them as bars into this picture")
+    add("--chart", type=Path, help="draw them as bars in this picture")
     add(
         "--opts",
         **many,
@@ -233,7 +248,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if "training" in args.tasks and (args.rates or args.optimize != [OFF]):
-        parser.error("--optimize and --rates are for --tasks inference alone")
+        parser.error("--optimize and --rates are for --tasks inference only")
     args.config_file = args.config_file or args.compare
     if args.operators is None:
         args.operators = [ops.backend(args.device)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw how an encoder's time and memory grow with the image and the batch, full against lite.
+"""Draw how the time and memory of full and lite encoders grow with the image and the batch.
 
 growth.py --output docs/images/growth.png --json docs/images/growth.json --threads 2
 growth.py --long-sides 256 512 1024 --batch 1 4 --task training
@@ -7,11 +7,12 @@ growth.py --long-sides 256 512 1024 --batch 1 4 --task training
 The encoders are those of configs of the model zoo, with random weights, alone on random tokens: as
 many as images of 4:3 have at strides 8, 16, 32 and 64. They take turns at each size and batch.
 Times are medians. Memory is the peak of one call above what was in use before it, as
-tools/benchmarks/operators.py counts it; in training with the backward pass.
+operators.py measures it; in training with the backward pass.
 
 The exponents a and b are those of ``c * side^a * batch^b``, fitted by least squares to the
-logarithms of all points of an encoder, small images among them, where the cost of each call counts.
-Tokens grow with the square of the side: a cost that is linear in the tokens has a = 2.
+logarithms of all points of an encoder; these include small images, for which the fixed cost of a
+call matters. Tokens grow with the square of the side: a cost that is linear in the tokens has a =
+2.
 """
 
 import argparse
@@ -47,15 +48,15 @@ MEASURES = {"seconds": "time, s", "memory": "memory, MiB"}
 
 @dataclass(frozen=True)
 class Point:
-    """What one encoder costs at one size and batch.
+    """The cost of one encoder at one size and batch.
 
     Attributes:
-        encoder: the config that it is of.
+        encoder: its config.
         long_side: of the image, in pixels.
         batch: images at a time.
         tokens: of an image.
         seconds: the median of the rounds.
-        memory: MiB; None where nothing tells.
+        memory: MiB; None if unknown.
     """
 
     encoder: str
@@ -119,9 +120,9 @@ def measure(args: argparse.Namespace) -> Iterator[Point]:
 
 
 def fit(points: Sequence[Point], measure: str) -> dict[str, float | None]:
-    """The exponents by which a measure grows: ``long_side`` and ``batch``.
+    """Return the exponents by which a measure grows with ``long_side`` and ``batch``.
 
-    None where there are not two values of it, or the measure is unknown or zero somewhere.
+    An exponent is None without two values of its variable, or if a measure is unknown or zero.
     """
     values = [getattr(point, measure) for point in points]
     names = [
@@ -139,7 +140,7 @@ def fit(points: Sequence[Point], measure: str) -> dict[str, float | None]:
 
 
 def fits(points: Sequence[Point]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """By encoder and measure."""
+    """Return the exponents by encoder and measure."""
     return {
         name: {measure: fit(of_encoder(points, name), measure) for measure in MEASURES}
         for name in dict.fromkeys(point.encoder for point in points)
@@ -151,7 +152,7 @@ def of_encoder(points: Sequence[Point], name: str) -> list[Point]:
 
 
 def draw(points: Sequence[Point], output: Path) -> None:
-    """Time and memory, against the long side at the smallest batch and the batch at the largest."""
+    """Draw time and memory, by the long side at the smallest batch and by batch at the largest."""
     exponents = fits(points)
     axes_of = {"long_side": "long side of the image, px", "batch": "images in a batch"}
     fixed = {
@@ -189,7 +190,7 @@ def draw(points: Sequence[Point], output: Path) -> None:
 
 
 def table(points: Sequence[Point]) -> str:
-    """The exponents, as markdown."""
+    """Return the exponents as a markdown table."""
     lines = [
         "| encoder of | time by side | time by batch | memory by side | memory by batch |",
         "|---|---:|---:|---:|---:|",

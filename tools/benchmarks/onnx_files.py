@@ -6,9 +6,9 @@ onnx_files.py --config-file A.py --size 256x320 --markdown docs/deploy.md
 onnx_files.py --config-file A.py --weights output/a/model_final.pth --images folder
 
 Weights and image are random unless they are given. The model, with its native operators, and ONNX
-Runtime take turns on the first image, on the same number of threads of the CPU; the ratio is that
-of the medians. Detections are compared on all images, as they are and with the model taking its
-proposals in the file's order: those that score alike are ranked by rounding.
+Runtime take turns on the first image, with the same number of CPU threads; the ratio is that of the
+medians. Detections are compared on all images: as they are, and with the model taking its proposals
+in the file's order, as rounding ranks proposals with similar scores.
 """
 
 import argparse
@@ -41,13 +41,13 @@ HEADER = (
 
 
 class Row(NamedTuple):
-    """What became of a config.
+    """The results of a config.
 
     Attributes:
         size: of the file, in bytes.
-        seconds: of the model and of ONNX Runtime, medians.
+        seconds: medians of the model and of ONNX Runtime.
         own: differences between their detections, each with its own order of proposals.
-        differences: with the file's.
+        differences: between their detections, both in the file's order.
         reordering: of the proposals.
     """
 
@@ -69,7 +69,7 @@ class Row(NamedTuple):
 
 @torch.no_grad()
 def measure(config: str, args: argparse.Namespace) -> Row:
-    """Exports a config's detector and compares it with its file.
+    """Export a config's detector and compare it with its file.
 
     Raises:
         MissingFileError, ConfigError: see :func:`lite_detr.overrides.load_config`; or there are no
@@ -103,12 +103,12 @@ def measure(config: str, args: argparse.Namespace) -> Row:
 
 
 def noise(size: tuple[int, int]) -> Tensor:
-    """``[3, *size]``"""
+    """Return a random image, ``[3, *size]``."""
     return torch.randint(0, 256, (3, *size)).float()
 
 
 def read_images(folder: Path, cfg: DictConfig) -> list[Tensor]:
-    """Those of a folder that can be read, each ``[3, H, W]``, resized as the config's test set."""
+    """Return a folder's readable images, ``[3, H, W]``, resized as the config's test set is."""
     read = instantiate(cfg.dataloader.test.mapper)
     samples = [read({"file_name": str(path)}) for path in sorted(folder.iterdir())]
     images = [sample["image"].float() for sample in samples if "unusable" not in sample]

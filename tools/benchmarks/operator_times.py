@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Tell what an optimized detector's time on a CPU is made of, by kinds of operators.
+"""Split an optimized detector's time on a CPU by kinds of operators.
 
 operator_times.py --config-file dino/lite_dino_r50_h3l1_2p1x3_36ep.py
 operator_times.py --config-file A.py --dtype float32 bfloat16 --threads 2 --calls 20
 
-Weights and image are random. Each operator is timed by itself, all dtypes take turns, and figures
-are medians over the rounds. Where the processor has no arithmetic for bfloat16, its products are
-computed in float32, so that the rest of the time can be told all the same; casts do not count.
+Weights and image are random. Each operator is timed by itself, the dtypes take turns, and figures
+are medians over the rounds. If the processor has no arithmetic for bfloat16, its products are
+computed in float32, so that the rest of the time is still meaningful; casts do not count.
 """
 
 import argparse
@@ -36,11 +36,11 @@ WARM_UP = 1
 
 
 def kind_of(operator: torch._ops.OpOverload) -> str:
-    """To which of ``KINDS`` an operator belongs."""
+    """Return which of ``KINDS`` an operator belongs to."""
     namespace, name = operator.namespace, operator.overloadpacket.__name__
     if namespace == "lite_detr":
         return SAMPLING
-    # What PyTorch counts the multiply-adds of; of self-attention only the kind for GPUs.
+    # Those whose multiply-adds PyTorch counts, and self-attention on CPUs, which it does not count.
     if operator.overloadpacket in flop_registry or "scaled_dot_product" in name:
         return PRODUCTS
     if name.startswith("native_") and name.endswith("_norm"):
@@ -54,12 +54,11 @@ class OperatorClock(TorchDispatchMode):
     """Times each operator that runs under it.
 
     Args:
-        stand_in: dtype that products compute in instead of the weights', which are slower; None
-            lets them be.
+        stand_in: dtype to compute products in, if the weights' is too slow; None changes nothing.
 
     Attributes:
         seconds: of each kind.
-        calls: of each operator with the shapes that it took, their number and seconds.
+        calls: number and seconds of each operator with the shapes that it took.
     """
 
     def __init__(self, stand_in: torch.dtype | None = None):
@@ -84,19 +83,19 @@ class OperatorClock(TorchDispatchMode):
 
 
 def cast(values: Any, dtype: torch.dtype) -> Any:
-    """The same structure, with all its tensors in the dtype."""
+    """Return the same structure with all its tensors in the dtype."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(dtype), values)
 
 
 def describe(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
-    """The operator's name and the shapes of its tensors, those in lists as well."""
+    """Return the operator's name and the shapes of its tensors, including those in lists."""
     shapes: list[str] = []
     tree_map_only(Tensor, lambda tensor: shapes.append("x".join(map(str, tensor.shape))), args)
     return " ".join([operator.overloadpacket.__name__, *filter(None, shapes)])
 
 
 class Subject:
-    """A detector in one dtype, and what each round told of it.
+    """A detector in one dtype, and the measurements of each round.
 
     Raises:
         ConfigError: the config's model is not a detector of this package.
@@ -119,13 +118,13 @@ class Subject:
         return 1e3 * statistics.median(clock.seconds[kind] for clock in self.rounds[WARM_UP:])
 
     def slowest(self, number: int) -> list[str]:
-        """The operators that took most of the last round, a line each."""
+        """Return the operators that took most of the last round, a line each."""
         calls = sorted(self.rounds[-1].calls.items(), key=lambda call: -call[1][1])
         return [f"{1e3 * s:8.2f} ms {n:4d}x {text}" for text, (n, s) in calls[:number]]
 
 
 def table(subjects: Sequence[Subject]) -> str:
-    """A row for each kind, milliseconds of each dtype, as markdown."""
+    """Return a markdown table: a row for each kind, milliseconds of each dtype."""
     lines = [
         "| operators | " + " | ".join(f"{subject.dtype}, ms" for subject in subjects) + " |",
         "|---" + "|---:" * len(subjects) + "|",
@@ -146,7 +145,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px")
     add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     add("--threads", type=cli.whole_number(1), default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=cli.whole_number(1), default=5, help="that count, after one that does not")
+    add("--rounds", type=cli.whole_number(1), default=5, help="measured, after one to warm up")
     add("--calls", type=int, default=0, metavar="N", help="also list the N slowest of each dtype")
     cli.add_overrides(parser)
     return parser.parse_intermixed_args(argv)

@@ -1,33 +1,33 @@
 #!/usr/bin/env python
-"""Time the sampling operators: native, in PyTorch and, where installed, torch-ms-deform-attn's.
+"""Time the sampling operators: native, in PyTorch and, if installed, torch-ms-deform-attn's.
 
 operators.py --batch 1 4 --threads 1 2 --json kernels.json   # the whole of it, on the CPU
 operators.py --shapes decoder --dtype float32 bfloat16       # a part
 operators.py --device cuda --batch 1 16 --dtype float32 float16 bfloat16
 
-The encoder's shape has a query for each token, the decoder's as many as --queries says; queries
-look a few cells around their references, in 8 heads of 32 channels, at 4 points on each level. The
-key of key-aware attention is the value, as in the released models. Their code samples it twice,
-once as the key and once as the value: "pytorch, keys apart" does the same.
+The encoder's shape has a query for each token, the decoder's has --queries. Queries look a few
+cells around their references, in 8 heads of 32 channels, at 4 points on each level. The key of
+key-aware attention is the value, as in the released models. Their code samples it twice, once as
+the key and once as the value: "pytorch, separate keys" does the same.
 
 Contestants are checked against the PyTorch form before they are timed. They take turns, so that
-whatever else the machine does hits all of them alike; figures are medians over all calls, in
-milliseconds, and in brackets how many times the native operator's. Backward is timed on a graph
-made beforehand.
+whatever else the machine does affects all of them alike. Figures are medians over all calls, in
+milliseconds, with the ratio to the native operator in brackets. Backward is timed on a graph that
+was made before.
 
-On a GPU a turn is of up to ten calls, each of them between two events; the first call of a turn
-warms up and is not counted. The L2 cache is overwritten before each call: a decoder's tokens would
-fit, and in a model the projections before may or may not have left them there, so that figures are
-those of the worse case. Calls are queued while the GPU is held up by another kernel: figures are
-its own time, not the host's. An event is exact to half a microsecond or so.
+On a GPU a turn has up to ten calls, each between two events, after one to warm up. The L2 cache is
+overwritten before each call: it would hold a decoder's tokens, which in a model the projections
+before may or may not have left there, so figures are the worse case. Calls are queued while another
+kernel keeps the GPU busy: figures are the GPU's own time, not the host's. Events are exact to about
+half a microsecond.
 
-What the native forward pass gathers is four rows for each point, those outside the maps as well; by
-its time, in GB/s. More than the memory's bandwidth is what the caches add.
+The native forward pass gathers four rows for each point, counting those outside the maps; the rate
+is in GB/s. What exceeds the memory's bandwidth comes from the caches.
 
-Memory is the peak while one call runs above what was in use before it, with the results and
-gradients; in MiB. On CUDA it is the allocator's count. On the CPU it is Linux's count of the
-process's resident pages (VmHWM), set back before each call, after malloc has handed back what it
-keeps of freed blocks: so memory that a kernel takes behind PyTorch's allocator counts as well.
+Memory is the peak of one call above what was in use before it, with results and gradients, in MiB.
+On CUDA it is the allocator's count. On the CPU it is Linux's count of the process's resident pages
+(VmHWM), reset before each call, after malloc has returned what it keeps of freed blocks: this also
+counts memory that a kernel takes without PyTorch's allocator.
 
 Every record of the JSON file has the same keys; "threads" is null on a GPU.
 """
@@ -59,7 +59,7 @@ LEAVES = {
     "key_aware_ms_deform_attn": ("query", "value", "locations"),
 }
 OTHER = "torch-ms-deform-attn"
-AS_RELEASED = "pytorch, keys apart"
+AS_RELEASED = "pytorch, separate keys"
 SHAPES = ("encoder", "decoder")
 TIMES = ("forward", "backward", "forward + backward")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -67,7 +67,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat1
 
 @dataclass
 class Problem:
-    """One operator's input; ``call`` is of one contestant."""
+    """The input of one operator."""
 
     operator: str
     tensors: dict[str, Tensor]
@@ -81,12 +81,12 @@ class Problem:
         return function(t["query"], t["value"], t["value"], *self.levels, t["locations"])
 
     def gradients(self, output: Tensor, again: bool = False) -> tuple[Tensor, ...]:
-        """Those of an output, of which they are to be taken ``again`` or not."""
+        """Return the gradients of an output; ``again`` keeps its graph for another time."""
         leaves = [self.tensors[name] for name in LEAVES[self.operator]]
         return torch.autograd.grad(output, leaves, self.grad_output, retain_graph=again)
 
     def gathered_bytes(self) -> int:
-        """Of the rows at the four corners of each point."""
+        """Return the bytes of the rows at the four corners of each point."""
         value, locations = self.tensors["value"], self.tensors["locations"]
         row = value.shape[-1] * value.element_size()
         return locations[..., 0].numel() * 4 * row
@@ -94,7 +94,7 @@ class Problem:
 
 @dataclass
 class Contestant:
-    """A function, and the problem as it takes it."""
+    """A function, and the problem in the form that it takes."""
 
     function: Callable[..., Tensor]
     problem: Problem
@@ -119,7 +119,11 @@ def make_problem(
     dtype: torch.dtype,
     device: str,
 ) -> Problem:
-    """Queries anywhere, or one at the centre of each token where their number is None."""
+    """Make a random problem.
+
+    Args:
+        queries: their number, at random places; None puts one at the centre of each token.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -134,14 +138,14 @@ def make_problem(
     shape = (batch, queries, HEADS, len(levels), POINTS, 2)
     cells = references[:, None, None, None] * sizes - 0.5
     cells = (cells + 2 * torch.randn(shape, generator=generator)).floor()
-    # Away from the cells' centres, where rounding decides which way a gradient goes.
+    # Away from the cells' centres, where rounding decides the direction of a gradient.
     cells += 0.1 + 0.8 * torch.rand(shape, generator=generator)
     weights = random(*shape[:3], len(levels) * POINTS).softmax(-1).view(shape[:5])
     tensors = {
         "query": random(batch, queries, HEADS, CHANNELS),
         "value": random(batch, tokens, HEADS, CHANNELS),
         "weights": weights,
-        # In float32 whatever the value's dtype, as the models have them.
+        # At least float32, as in the models.
         "locations": ((cells + 0.5) / sizes).to(device, torch.promote_types(dtype, torch.float32)),
     }
     shapes = torch.tensor(levels)
@@ -155,7 +159,7 @@ def make_problem(
 
 
 def token_centers(height: int, width: int) -> Tensor:
-    """``[H * W, 2]``, (x, y) in ``[0, 1]``."""
+    """Return ``[H * W, 2]``, (x, y) in ``[0, 1]``."""
     y, x = torch.meshgrid(
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
     )
@@ -163,23 +167,23 @@ def token_centers(height: int, width: int) -> Tensor:
 
 
 def contestants(problem: Problem) -> dict[str, Contestant]:
-    """The native operator first, which the others are compared with."""
+    """Return the contestants by name; the others are compared with the first, the native one."""
     found = {
         "native": Contestant(getattr(ops, problem.operator), problem),
         "pytorch": Contestant(getattr(ops, f"{problem.operator}_pytorch"), problem),
     }
     if problem.operator == "key_aware_ms_deform_attn":
 
-        def keys_apart(query: Tensor, key: Tensor, value: Tensor, *sampling: Tensor) -> Tensor:
-            # Another tensor object, so that it is sampled a second time.
+        def separate_keys(query: Tensor, key: Tensor, value: Tensor, *sampling: Tensor) -> Tensor:
+            # Another tensor object, which is sampled by itself.
             form = ops.key_aware_ms_deform_attn_pytorch
             return form(query, key.view_as(key), value, *sampling)
 
-        found[AS_RELEASED] = Contestant(keys_apart, problem)
+        found[AS_RELEASED] = Contestant(separate_keys, problem)
     if problem.operator == "ms_deform_attn" and other_runs_on(problem.grad_output.device):
         from torch_ms_deform_attn import ms_deform_attn
 
-        # It wants one dtype and one device for all that it is given.
+        # It takes one dtype and one device for all arguments.
         value, locations = problem.tensors["value"], problem.tensors["locations"]
         same = locations.detach().to(value.dtype).requires_grad_()
         levels = tuple(tensor.to(value.device) for tensor in problem.levels)
@@ -190,7 +194,7 @@ def contestants(problem: Problem) -> dict[str, Contestant]:
 
 
 def other_runs_on(device: torch.device) -> bool:
-    """Whether torch-ms-deform-attn is installed, and built for a device."""
+    """Return whether torch-ms-deform-attn is installed, and built for a device."""
     if not importlib.util.find_spec("torch_ms_deform_attn"):
         return False
     from torch_ms_deform_attn import _C
@@ -199,15 +203,15 @@ def other_runs_on(device: torch.device) -> bool:
 
 
 def check(name: str, contestant: Contestant) -> float:
-    """The largest difference from the PyTorch form, of the largest magnitude of each result.
+    """Return the largest difference from the PyTorch form, relative to a result's largest number.
 
     Raises:
         LiteDetrError: it is more than the dtype's rounding explains.
     """
     problem = contestant.problem
     form = Contestant(getattr(ops, f"{problem.operator}_pytorch"), problem)
-    # float32: grid_sample places a sample on a map of 134 columns to about 1e-5 cells. 16 bits:
-    # the output is rounded, what is computed from it as well.
+    # float32: grid_sample locates a sample on a map of 134 columns to about 1e-5 cells. 16 bits:
+    # the output is rounded, and so is what is computed from it.
     dtype = problem.grad_output.dtype
     accepted = {torch.float64: 1e-10, torch.float32: 3e-5}.get(dtype, 4 * torch.finfo(dtype).eps)
     names = ("output", *(f"gradient of {leaf}" for leaf in LEAVES[problem.operator]))
@@ -237,9 +241,9 @@ def time_contestant(contestant: Contestant, measure: str, device: str) -> list[f
 def time_in_turns(
     field: dict[str, Contestant], measure: str, device: str, rounds: int, limit: float
 ) -> dict[str, list[list[float]]]:
-    """Seconds of the calls of each round, after one that does not count.
+    """Return the seconds of the calls of each round, after one to warm up.
 
-    No more rounds than fit into ``limit`` seconds, but three at least.
+    There are no more rounds than fit into ``limit`` seconds, but at least three.
     """
     start = time.perf_counter()
     for contestant in field.values():
@@ -253,7 +257,7 @@ def time_in_turns(
 
 
 def run(args: argparse.Namespace) -> Iterator[dict]:
-    """A record for each operator, shape, dtype, batch, number of threads and measure."""
+    """Yield a record for each operator, shape, dtype, batch, number of threads and measure."""
     cases = itertools.product(args.operators, args.shapes, args.dtype, args.batch)
     for operator, shape, dtype, batch in cases:
         with naming(f"{operator}, {shape}, {dtype}, batch {batch}"):
@@ -311,7 +315,7 @@ def record(
     measure: str, unit: str, values: dict[str, float], rounds: int, calls: dict[str, int]
 ) -> dict:
     native = values["native"]
-    # A tiny shape may take no page more than was there.
+    # A tiny shape may take no additional page.
     ratios = {name: value / native if native else None for name, value in values.items()}
     return dict(
         measure=measure,

@@ -1,4 +1,4 @@
-"""What a benchmark measures, as one kind of record, and the tables and the chart made of it."""
+"""The cases and records of a benchmark, and the tables and the chart made from them."""
 
 import dataclasses
 import statistics
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TASKS = ("inference", "training")
-# In the order of a step. `data` is left out of the latency: loaders run beside the model. Whatever
-# no other part claims is `other`.
+# In the order of a step. The latency does not include `data`, as loaders run beside the model.
+# Everything that belongs to no other part is `other`.
 DATA = "data"
 PARTS = (
     DATA, "backbone", "neck", "encoder", "queries", "decoder", "losses", "matcher", "backward",
@@ -34,8 +34,8 @@ class Case:
         task: one of ``TASKS``.
         size: of the images, (height, width) in pixels.
         batch: images at a time.
-        dtype: ``float32``, or what ``torch.autocast`` computes in; of the weights, if optimized.
-        optimized: ``off``, ``on``, or one step of what makes inference faster.
+        dtype: ``float32``, or what ``torch.autocast`` computes in; the weights' if optimized.
+        optimized: ``off``, ``on``, or one step of the optimization for inference.
         compiled: whether ``torch.compile`` compiles the parts.
         operators: ``native`` or ``pytorch``; a competitor has its own.
         device: ``cpu`` or ``cuda``.
@@ -59,7 +59,7 @@ class Case:
         return ", ".join(self.text(column) for column in CASE_COLUMNS)
 
     def text(self, column: str) -> str:
-        """A field as tables show it."""
+        """Return a field as tables show it."""
         value = getattr(self, column)
         if column == "subject":
             return Path(value).stem
@@ -72,12 +72,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """Memory in bytes.
 
     Attributes:
         held: between two passes: parameters, buffers and the optimizer's state.
-        step: what a pass or a step takes at its peak above that, gradients among it.
-        encoder: what the encoder alone takes at its peak, in training with its backward pass.
+        step: the peak of a pass or a step above that, including gradients.
+        encoder: the peak of the encoder alone, in training with its backward pass.
     """
 
     held: int
@@ -91,13 +91,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured of a case.
+    """The measurements of a case.
 
     Attributes:
-        seconds: of each part, for each round; parts that the case lacks are absent.
-        memory: None where it was not measured, or nothing tells.
-        multiply_adds: of one image; None where they were not counted.
-        products: multiply-adds a second of a plain matrix product of the dtype, for each round.
+        seconds: of each part, for each round; without parts that the case does not have.
+        memory: None if it was not measured, or cannot be.
+        multiply_adds: of one image; None if they were not counted.
+        products: multiply-adds a second of a matrix product of the dtype, for each round.
     """
 
     case: Case
@@ -107,7 +107,7 @@ class Record:
     products: Sequence[float] = ()
 
     def rounds(self, name: str) -> np.ndarray:
-        """``[rounds]``, the milliseconds of a part, or of all but the data for ``latency``."""
+        """Return ``[rounds]``, the milliseconds of a part; of all but the data for ``latency``."""
         if name != LATENCY:
             return 1e3 * np.asarray(self.seconds[name])
         return sum(self.rounds(part) for part in self.seconds if part != DATA)
@@ -123,11 +123,11 @@ class Record:
 
     @property
     def share_of_product(self) -> float | None:
-        """The rate as a share of a plain matrix product's."""
+        """The rate as a share of a matrix product's."""
         return self.rate and self.rate / float(np.median(self.products))
 
     def as_json(self) -> dict[str, Any]:
-        """All of it: the case, a summary of the times, the rounds that it is made of, memory."""
+        """Return everything: the case, the times with their summary, and the memory."""
         names = (LATENCY, *(part for part in PARTS if part in self.seconds))
         return {
             "case": dataclasses.asdict(self.case),
@@ -143,13 +143,13 @@ class Record:
 
 
 def summary(samples: np.ndarray) -> dict[str, float]:
-    """The median and the first and the last decile of a few rounds."""
+    """Return the median and the first and the last decile of some rounds."""
     p10, median, p90 = np.quantile(samples, (0.1, 0.5, 0.9)).tolist()
     return {"median": median, "p10": p10, "p90": p90}
 
 
 def varying_columns(records: Sequence[Record]) -> list[str]:
-    """The subject, and what else of the cases is not the same in all records."""
+    """Return ``subject``, and the other columns in which the records' cases differ."""
     return [
         column
         for column in CASE_COLUMNS
@@ -158,7 +158,7 @@ def varying_columns(records: Sequence[Record]) -> list[str]:
 
 
 def common_text(records: Sequence[Record]) -> str:
-    """What all records have in common, as a line above their table."""
+    """Return what all records have in common, as a line above their table."""
     case, varying = records[0].case, varying_columns(records)
     common = [f"{column} {case.text(column)}" for column in CASE_COLUMNS if column not in varying]
     rounds = len(records[0].seconds["other"])
@@ -166,7 +166,7 @@ def common_text(records: Sequence[Record]) -> str:
 
 
 def table(records: Sequence[Record]) -> str:
-    """A row for each record, times in milliseconds and memory in MiB, as markdown."""
+    """Return a markdown table: a row for each record, times in milliseconds, memory in MiB."""
     varying = varying_columns(records)
     parts = [part for part in PARTS if any(part in record.seconds for record in records)]
     has_memory = any(record.memory for record in records)
@@ -192,9 +192,9 @@ def table(records: Sequence[Record]) -> str:
 
 
 def comparison(first: Record, second: Record) -> str:
-    """What two cases cost part by part, and how many times the first one's the second's is.
+    """Return a markdown table of two cases' times and memory, part by part, with their ratios.
 
-    The spread of a ratio is that of the ratios of each round: what slows a round down slows both.
+    The spread of a ratio is that of the rounds' ratios: what slows a round down slows both.
     """
     both = first.seconds.keys() & second.seconds.keys()
     names = [LATENCY, *(part for part in PARTS if part in both)]
@@ -216,7 +216,7 @@ def comparison(first: Record, second: Record) -> str:
 
 
 def digits(value: float) -> str:
-    """About three digits of a positive number."""
+    """Format a positive number with about three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -237,7 +237,7 @@ def _rate_cells(record: Record) -> list[str]:
 
 
 def _markdown(header: list[str], rows: list[list[str]], texts: int) -> str:
-    """A table whose first ``texts`` columns are text, the others numbers."""
+    """Return a table whose first ``texts`` columns are text, the others numbers."""
     rule = "|---" * texts + "|---:" * (len(header) - texts) + "|"
     return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(r)} |" for r in rows)])
 
@@ -273,7 +273,7 @@ def _draw_times(axis: "Axes", records: Sequence[Record]) -> None:
             axis.barh(rows, times, left=left, color=f"C{index}", label=part)
             left += times
     spreads = [summary(record.rounds(LATENCY)) for record in records]
-    # The parts' medians need not add up to the median of the whole, which the whiskers are around.
+    # The parts' medians need not add up to the median of the whole, on which the whiskers stand.
     ends = np.array([[s["median"] - s["p10"], s["p90"] - s["median"]] for s in spreads]).T
     medians = [spread["median"] for spread in spreads]
     axis.errorbar(medians, rows, xerr=ends, fmt="|", color="black", capsize=3, label="p10 to p90")

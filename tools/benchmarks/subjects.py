@@ -1,4 +1,4 @@
-"""What a benchmark runs: detectors of configs, and how they compute."""
+"""What a benchmark runs: detectors of configs, optimized or not, and their operators."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ STEPS = {
 }
 CHOICES = (OFF, ON, *STEPS, MEMORY)
 
-# What glibc's limits have grown to after some large blocks: mapped blocks, their size, the end.
+# glibc's limits as they are after some large blocks: mapped blocks, their size, the top to keep.
 M_MMAP_THRESHOLD = -3
 USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
 
@@ -44,11 +44,11 @@ class Subject:
     """A model, and how to run it.
 
     Attributes:
-        parts: the modules of each part; calls of others in between are no part's.
+        parts: the modules of each part; all other calls belong to no part.
         num_classes: of the objects that it is trained on.
-        predict: takes a batch in Detectron2's format.
-        loss: takes such a batch with ground truth, and returns the sum of all losses.
-        optimizer: steps the model; in inference there may be none.
+        predict: runs a batch in Detectron2's format.
+        loss: returns the sum of all losses of such a batch with ground truth.
+        optimizer: of the model; None for inference.
     """
 
     model: nn.Module
@@ -59,14 +59,14 @@ class Subject:
     optimizer: torch.optim.Optimizer | None
 
     def compile(self) -> None:
-        """Lets ``torch.compile`` compile the parts, each alone, so that they can be told apart."""
+        """Let ``torch.compile`` compile each part by itself, so that they are timed separately."""
         for name in optimize.COMPILED_PARTS:
             for module in self.parts[name]:
-                # Not the module itself: hooks are not to be compiled along with it.
+                # Not the module itself, as its hooks must not be compiled.
                 module.forward = torch.compile(module.forward, dynamic=False)
 
     def held_bytes(self) -> int:
-        """Of parameters, buffers and the optimizer's state."""
+        """Return the bytes of parameters, buffers and the optimizer's state."""
         states = self.optimizer.state.values() if self.optimizer else ()
         states = (value for state in states for value in state.values())
         tensors = itertools.chain(
@@ -76,7 +76,7 @@ class Subject:
 
 
 def detector_subject(case: Case) -> Subject:
-    """A detector of the model zoo's kind, with random weights and its config's optimizer.
+    """Build a config's detector, with random weights and its config's optimizer.
 
     Raises:
         ConfigError: the config's model is of another kind.
@@ -96,7 +96,7 @@ def detector_subject(case: Case) -> Subject:
         num_classes=model.num_classes,
         predict=model,
         loss=lambda batch: sum(model(batch).values()),
-        # None is needed, and there would be no parameters for it.
+        # An optimized model has no parameters to train.
         optimizer=instantiate(cfg.optimizer) if case.task == "training" else None,
     )
 
@@ -131,7 +131,7 @@ def operators(kind: str) -> Iterator[None]:
 
 
 def optimized(model: Detector, case: Case) -> Detector:
-    """The model of a case; on CPUs, what `set_memory` does comes to it."""
+    """Optimize a model as its case says; on CPUs, :func:`set_memory` does the rest."""
     if case.optimized == ON:
         return optimize.optimize_for_inference(model, getattr(torch, case.dtype))
     if case.optimized in STEPS:
@@ -141,12 +141,12 @@ def optimized(model: Detector, case: Case) -> Detector:
 
 
 def has_own_dtype(case: Case) -> bool:
-    """Whether the weights are in the case's dtype, so that no autocast is needed."""
+    """Return whether the weights have the case's dtype, so that no autocast is needed."""
     return case.optimized == ON
 
 
 def set_memory(case: Case) -> None:
-    """Lets the process keep freed memory, or hand it back as it is used to.
+    """Let the process keep freed memory, or return it to the system as usual.
 
     Cases of both kinds take turns in one process.
     """

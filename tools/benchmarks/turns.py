@@ -26,19 +26,19 @@ from records import Case, Memory
 from subjects import Subject, detector_subject, has_own_dtype, operators, set_memory
 from torch import Tensor, nn
 
-# Of each case, before what counts: the optimizer's state is made, compilers and libraries decide.
+# Turns before the measured ones: the optimizer creates its state, compilers and libraries choose.
 WARM_UP = 2
-# A usual size in COCO.
+# A common size in COCO.
 FILE_HEIGHT, FILE_WIDTH = 480, 640
 OBJECTS = 10
 OTHER = "other"
 
 
 class Runner:
-    """Takes turns with others: each turn makes a batch and runs it, timed part by part.
+    """A case that takes turns: each makes a batch and runs it, timed part by part.
 
-    A training step is forward, losses, backward and the optimizer's step; with float16 under a
-    gradient scaler, as Detectron2's ``AMPTrainer`` runs it.
+    A training step is forward, losses, backward and the optimizer's step; for float16 with a
+    gradient scaler, as in Detectron2's ``AMPTrainer``.
     """
 
     def __init__(self, case: Case):
@@ -59,7 +59,7 @@ class Runner:
         self.scaler = torch.amp.GradScaler(case.device, enabled=case.dtype == "float16")
 
     def turn(self) -> dict[str, float]:
-        """The seconds of each part of one turn."""
+        """Take one turn, and return the seconds of each part."""
         set_memory(self.case)
         self.stopwatch.start()
         with self.stopwatch.part("data"):
@@ -92,12 +92,12 @@ class Runner:
 
 
 class Stopwatch:
-    """Tells to which part each moment of a pass belongs: to the innermost one that is at work.
+    """Assigns each moment of a pass to a part: the innermost one that is running.
 
-    So the parts make up the whole, and what none claims is ``other``. On a GPU the borders are
-    events in its stream, which hold nothing up: a part's time is the GPU's, and where the GPU waits
-    for the host, the wait is the part's whose border comes next. The GPU is waited for at the start
-    and the end alone.
+    So the parts add up to the whole, and moments of no part are ``other``. On a GPU the borders are
+    events in its stream, which delay nothing: times are the GPU's, and if the GPU waits for the
+    host, the wait belongs to the part whose border comes next. The host waits for the GPU only at
+    the start and at the end.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -109,7 +109,7 @@ class Stopwatch:
         self._open: list[str] = []
 
     def watch(self, module: nn.Module, name: str) -> None:
-        """Counts the module's calls as a part."""
+        """Count the module's calls as a part."""
         module.register_forward_pre_hook(lambda *_: self._enter(name))
         module.register_forward_hook(lambda *_: self._leave())
 
@@ -125,7 +125,7 @@ class Stopwatch:
         self._add_border()
 
     def stop(self) -> dict[str, float]:
-        """The seconds of each part since the start."""
+        """Return the seconds of each part since the start."""
         self._add_border()
         self._wait()
         seconds: dict[str, float] = {}
@@ -142,7 +142,7 @@ class Stopwatch:
         self._open.pop()
 
     def _add_border(self) -> None:
-        """Ends a stretch of time, which belongs to the part that is open."""
+        """End a stretch of time, which belongs to the innermost open part."""
         if self.device == "cuda":
             now = torch.cuda.Event(enable_timing=True)
             now.record()
@@ -159,16 +159,17 @@ class Stopwatch:
 
 
 class RandomBatches:
-    """Batches from a JPEG file, by Detectron2's mapper, which reads, resizes and converts.
+    """Batches of a JPEG file with random objects, as a data loader's worker makes them.
 
-    In training the mapper also mirrors, and brings 10 random objects for each image. Images and
-    objects are the same each time, for every subject with as many classes.
+    Detectron2's mapper reads, resizes and converts the image. In training it also mirrors the image
+    and its 10 random objects. Images and objects are the same each time, and for all subjects with
+    the same number of classes.
 
     Args:
         size: of the images that the model takes, (height, width) in pixels.
         batch: images at a time.
         num_classes: of the objects.
-        training: as for training, or as for inference.
+        training: whether batches are for training.
     """
 
     def __init__(self, size: tuple[int, int], batch: int, num_classes: int, training: bool):
@@ -176,7 +177,7 @@ class RandomBatches:
         weakref.finalize(self, folder.cleanup)
         random = np.random.default_rng(0)
         file = Path(folder.name, "image.jpg")
-        # Coarse noise, enlarged: as many bytes as a photograph's, which plain noise exceeds.
+        # Coarse noise, enlarged: about as many bytes as a photograph, unlike fine noise.
         noise = random.integers(0, 256, (FILE_HEIGHT // 8, FILE_WIDTH // 8, 3), dtype=np.uint8)
         image = Image.fromarray(noise).resize((FILE_WIDTH, FILE_HEIGHT), Image.Resampling.BICUBIC)
         image.save(file, quality=95)
@@ -195,12 +196,12 @@ class RandomBatches:
         ]
 
     def next(self) -> list[dict]:
-        """A batch in Detectron2's format, whose collation is to make no more than a list."""
+        """Return a batch in Detectron2's format, which a list already is."""
         return [self._mapper(record) for record in self._records]
 
 
 def _random_object(random: np.random.Generator, num_classes: int) -> dict:
-    """From a tenth to half of the image wide and high, wholly in it."""
+    """Return an annotation: a tenth to half of the image wide and high, entirely inside it."""
     extent = random.uniform(0.1, 0.5, 2)
     corner = random.uniform(0, 1 - extent)
     box = np.concatenate([corner, corner + extent]) * np.tile([FILE_WIDTH, FILE_HEIGHT], 2)
@@ -213,14 +214,14 @@ def _random_object(random: np.random.Generator, num_classes: int) -> dict:
 
 
 def memory_in_own_process(case: Case) -> Memory | None:
-    """As :func:`measure_memory`; errors are raised here as they are there."""
+    """Run :func:`measure_memory` in a process of its own, whose errors are raised here."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:
         return executor.submit(measure_memory, case).result()
 
 
 def measure_memory(case: Case) -> Memory | None:
-    """What a case takes; None where nothing tells."""
+    """Measure the memory of a case; None if the system does not tell it."""
     torch.set_num_threads(case.threads)
     runner = Runner(case)
     (encoder,) = runner.subject.parts["encoder"]
@@ -244,7 +245,7 @@ def measure_memory(case: Case) -> Memory | None:
 
 
 def _as_leaves(args: tuple, options: dict) -> tuple[list, dict]:
-    """What a module is called with, cut off from what came before it."""
+    """Return the arguments of a module's call, detached from what came before."""
 
     def leaf(value: object) -> object:
         if isinstance(value, Tensor) and value.requires_grad:
@@ -255,10 +256,10 @@ def _as_leaves(args: tuple, options: dict) -> tuple[list, dict]:
 
 
 def _run_encoder(runner: Runner, encoder: nn.Module, args: list, options: dict) -> None:
-    """The encoder alone, in training forward and backward."""
+    """Run the encoder alone, in training forward and backward."""
     with operators(runner.case.operators), torch.set_grad_enabled(runner.training):
         with runner.autocast():
-            # forward itself, since the hooks are of the stopwatch.
+            # forward itself, to bypass the stopwatch's hooks.
             memory = encoder.forward(*args, **options)
         if runner.training:
             memory = memory if isinstance(memory, Tensor) else memory.last_hidden_state

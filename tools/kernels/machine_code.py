@@ -1,6 +1,7 @@
-"""What a compiler made of CUDA kernels: their resources, occupancy and instructions.
+"""The resources, occupancy and instructions of compiled CUDA kernels.
 
-From a cubin, by ``nvdisasm`` and ``cuobjdump``, and from what ``nvcc -Xptxas -v`` says.
+They are read from a cubin by ``nvdisasm`` and ``cuobjdump``, and from the output of
+``nvcc -Xptxas -v``.
 """
 
 import re
@@ -18,18 +19,18 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one multiprocessor holds, at most."""
+    """What one multiprocessor can hold."""
 
     threads: int
     blocks: int
     shared: int  # bytes
-    # That the system takes of it for each block, and in steps of what a block's is handed out.
+    # What the system takes of it for each block, and the step in which it is handed out.
     shared_reserved: int = 1024
     shared_step: int = 128
 
 
 # CUDA C++ Programming Guide, compute capabilities, table of technical specifications; steps and
-# numbers of blocks stand in the toolkit's cuda_occupancy.h as well.
+# numbers of blocks are also in the toolkit's cuda_occupancy.h.
 MULTIPROCESSORS = {
     "7.5": Multiprocessor(1024, 16, 64 * 1024, shared_reserved=0, shared_step=256),
     "8.0": Multiprocessor(2048, 32, 164 * 1024),
@@ -39,15 +40,17 @@ MULTIPROCESSORS = {
     "10.0": Multiprocessor(2048, 32, 228 * 1024),
     "12.0": Multiprocessor(1536, 24, 100 * 1024),
 }
-# Of all of these: a quarter of the registers for each of four schedulers, among which the warps of
-# a block take turns.
+# All of these give a quarter of the registers to each of four schedulers, which share the warps of
+# a block.
 SCHEDULERS, REGISTERS, REGISTER_STEP = 4, 65536, 256
 
 
 def occupancy(architecture: str, registers: int, threads: int, shared: int) -> float:
-    """The share of its warps that a multiprocessor can hold of a kernel, by blocks of ``threads``.
+    """Return the share of a multiprocessor's warps that blocks of ``threads`` of a kernel fill.
 
-    ``registers`` are of a thread, ``shared`` are bytes of a block.
+    Args:
+        registers: of a thread.
+        shared: bytes of a block.
     """
     limits = MULTIPROCESSORS[architecture]
     warps = -(-threads // WARP)
@@ -64,7 +67,7 @@ def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-# Kinds of instructions, by the first part of their names. REDUX is none of them: it reduces
+# Kinds of instructions by the first part of their names. REDUX is not one of them: it reduces
 # registers of a warp.
 KINDS = {
     "loads": ("LDG", "LD"),
@@ -86,7 +89,7 @@ TARGET = re.compile(r"`\((\.L\S*)\)")
 class Instruction:
     name: str
     kind: str | None
-    # Where it may branch to, and whether the next instruction may follow.
+    # The label that it may branch to, and whether the next instruction may follow.
     target: str | None
     goes_on: bool
 
@@ -103,8 +106,8 @@ class Code:
         target, goes_on = None, True
         match = TARGET.search(operands)
         if match and root in ("BRA", "CALL") and not name.startswith("BRA.DIV"):
-            # A call of a label that is not a function's is a long way to jump. BRA.DIV is for warps
-            # whose lanes have parted, and the lanes of these stay together.
+            # A call of a label that is not a function is a distant jump. BRA.DIV is for warps whose
+            # lanes have diverged; lanes of these kernels stay together.
             target = match[1]
             goes_on = guard is not None or match[0] != operands
         elif root in ("BRX", "JMP", "JMX"):
@@ -123,7 +126,12 @@ class Code:
     def reachable(
         self, without: int | None = None, step: tuple[int, int] | None = None
     ) -> set[int]:
-        """The first instruction and all that it leads to, without one or without a step."""
+        """Return the first instruction and all that it leads to.
+
+        Args:
+            without: an instruction to leave out.
+            step: a step from one instruction to another to leave out.
+        """
         found = {0} - {without}
         waiting = list(found)
         while waiting:
@@ -135,7 +143,7 @@ class Code:
         return found
 
     def loops(self) -> list[frozenset[int]]:
-        """The natural loops: what leads back to an instruction that always comes first."""
+        """Return the natural loops: instructions that lead back to one that always comes first."""
         reachable = self.reachable()
         before = defaultdict(list)
         for index in sorted(reachable):
@@ -155,7 +163,7 @@ class Code:
         return loops
 
     def memory_loops(self) -> list[frozenset[int]]:
-        """The loops that reach for global memory."""
+        """Return the loops that access global memory."""
         kinds = ("loads", "atomics")
         return [
             loop
@@ -164,12 +172,12 @@ class Code:
         ]
 
     def innermost(self) -> frozenset[int]:
-        """The loop that reaches for global memory within all others that do."""
+        """Return the innermost loop that accesses global memory."""
         loops = self.memory_loops()
         return min(loops, key=lambda loop: (-sum(loop <= other for other in loops), len(loop)))
 
     def skipped_by_a_branch(self, marked: Set[int], kept: Set[int]) -> set[int]:
-        """The most that one branch may skip, with all that is marked and nothing that is kept."""
+        """Return the most that a branch can skip with all of ``marked`` and nothing of ``kept``."""
         reachable, largest = self.reachable(), set()
         for index in reachable:
             steps = list(self.successors(index))
@@ -188,15 +196,18 @@ class Code:
     def executed(
         self, trips: Sequence[float], alone: int, skipped: Set[int] = frozenset()
     ) -> Counter[str]:
-        """How many instructions of each kind, and in all, a warp issues from start to end.
+        """Count the instructions that a warp issues from start to end, by kind and in total.
 
-        Both sides of branches count, and predicated instructions, as they are issued too. ``trips``
-        says how often the loops that reach for global memory run, each of them within the one
-        before. The first ``alone`` must be there, and have no other beside them. ``skipped`` are
-        instructions that do not run.
+        Both sides of branches count, and so do predicated instructions, which are issued as well.
+
+        Args:
+            trips: how often each loop that accesses global memory runs, from the outermost to the
+                innermost.
+            alone: the number of outer loops that must exist, with no other loop beside them.
+            skipped: instructions that do not run.
 
         Raises:
-            ValueError: the loops are others.
+            ValueError: the code has other loops.
         """
         loops = self.memory_loops()
         depths = sorted(sum(loop <= other for other in loops) for loop in loops)
@@ -221,7 +232,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel. Bytes of spills are stored plus loaded, local and shared ones are held."""
+    """A compiled kernel. Spills are bytes stored plus loaded; local and shared are bytes held."""
 
     name: str
     arguments: tuple[str, ...]
@@ -252,7 +263,7 @@ THREADS = re.compile(
 
 
 def parse_resources(log: str) -> dict[str, dict[str, int]]:
-    """Registers and bytes of each kernel, from what ``ptxas -v`` printed."""
+    """Read the registers and bytes of each kernel from the output of ``ptxas -v``."""
     found = {}
     for match in USED.finditer(log):
         shared = re.search(r"(\d+) bytes smem", match["rest"])
@@ -267,14 +278,14 @@ def parse_resources(log: str) -> dict[str, dict[str, int]]:
 
 
 def parse_threads(listing: str) -> dict[str, int]:
-    """Threads of a block of each kernel, by its launch bounds, from ``cuobjdump -elf``."""
+    """Read each kernel's threads of a block, by its launch bounds, from ``cuobjdump -elf``."""
     return {
         symbol: prod(int(size, 16) for size in sizes) for symbol, *sizes in THREADS.findall(listing)
     }
 
 
 def parse_code(listing: str) -> dict[str, Code]:
-    """The code of each kernel, from ``nvdisasm -c``."""
+    """Read the code of each kernel from ``nvdisasm -c``."""
     found: dict[str, Code] = {}
     code = Code()
     for line in listing.splitlines():
@@ -288,7 +299,7 @@ def parse_code(listing: str) -> dict[str, Code]:
 
 
 def demangle(symbols: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The name of each kernel without its namespace, and its template arguments."""
+    """Return the name of each kernel without its namespace, and its template arguments."""
     lines = run("c++filt", *symbols).splitlines()
     for symbol, line in zip(symbols, lines, strict=True):
         match = re.search(r"(\w+)<([^<>]*)>\(", line)
@@ -300,7 +311,7 @@ def demangle(symbols: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def read_kernels(cubin: Path, log: str, architecture: str, tools: dict[str, Path]) -> list[Kernel]:
-    """The kernels of a cubin; ``log`` is what ``ptxas -v`` printed when it was made."""
+    """Read the kernels of a cubin; ``log`` is the output of ``ptxas -v`` for it."""
     resources = parse_resources(log)
     threads = parse_threads(run(tools["cuobjdump"], "-elf", cubin))
     codes = parse_code(run(tools["nvdisasm"], "-c", cubin))

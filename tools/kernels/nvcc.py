@@ -1,4 +1,4 @@
-"""Compiles CUDA kernels for a look at their machine code: ours, and those of Deformable DETR."""
+"""Compile CUDA kernels to inspect their machine code: ours, and those of Deformable DETR."""
 
 import contextlib
 import importlib.util
@@ -27,19 +27,19 @@ void print(const char* kernel, const char* arguments, const Layout& layout) {
   std::printf("%s<%s> %d %d %d\\n", kernel, arguments, layout.lanes, layout.batch, layout.corners);
 }
 template <typename T>
-void print(const char* plain, const char* apart, const char* same) {
+void print(const char* msda, const char* separate, const char* shared) {
   constexpr int kHeadWidth = HEAD_WIDTH;
-  print("plain_forward", plain, kPlainForward<T, kHeadWidth>);
-  print("plain_backward", plain, kPlainBackward<T, kHeadWidth>);
-  print("key_aware_forward", apart, kKeyAwareForward<T, kHeadWidth, false>);
-  print("key_aware_forward", same, kKeyAwareForward<T, kHeadWidth, true>);
-  print("key_aware_backward", apart, kKeyAwareBackward<T, kHeadWidth, false>);
-  print("key_aware_backward", same, kKeyAwareBackward<T, kHeadWidth, true>);
+  print("msda_forward", msda, kMsdaForward<T, kHeadWidth>);
+  print("msda_backward", msda, kMsdaBackward<T, kHeadWidth>);
+  print("key_aware_forward", separate, kKeyAwareForward<T, kHeadWidth, false>);
+  print("key_aware_forward", shared, kKeyAwareForward<T, kHeadWidth, true>);
+  print("key_aware_backward", separate, kKeyAwareBackward<T, kHeadWidth, false>);
+  print("key_aware_backward", shared, kKeyAwareBackward<T, kHeadWidth, true>);
 }
 int main() {
 """
 
-# The original's kernels for heads as wide as ours, as its authors had them: 32-bit indices, and
+# The original's kernels for heads as wide as ours, as its authors built them: 32-bit indices, and
 # no check of the levels' sizes.
 ORIGINAL = """
 #include "cuda/ms_deform_im2col_cuda.cuh"
@@ -73,7 +73,7 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-# What setup.py builds with; it is not part of the package.
+# The module that setup.py builds with, which is not part of the package.
 cuda_build = load_module(ROOT / "cuda_build.py")
 
 
@@ -94,7 +94,7 @@ def toolkit() -> "cuda_build.Toolkit":
 
 @cache
 def disassemblers() -> dict[str, Path]:
-    """``cuobjdump`` and ``nvdisasm`` of the toolkit, else those that come with triton."""
+    """Find ``cuobjdump`` and ``nvdisasm``: the toolkit's, or else those that come with triton."""
     folders = [toolkit().home / "bin"]
     with contextlib.suppress(ImportError):
         import triton
@@ -112,7 +112,7 @@ def disassemblers() -> dict[str, Path]:
 def compile_kernels(
     source: Path, architecture: str, folder: Path, includes: Sequence[str] = ()
 ) -> list[Kernel]:
-    """The kernels of a source, compiled as ``setup.py`` does."""
+    """Compile the kernels of a source, as ``setup.py`` does."""
     from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
     number = architecture.replace(".", "")
@@ -130,10 +130,10 @@ def compile_ours(dtype: str, architecture: str, folder: Path) -> list[Kernel]:
 
 
 def compile_original(unpacked: Path, architecture: str, folder: Path) -> list[Kernel]:
-    """Those of the folder ``csrc`` of the source package torch-ms-deform-attn."""
+    """Compile those in the folder ``csrc`` of the source package torch-ms-deform-attn."""
     from torch.utils.cpp_extension import include_paths
 
-    # Of its own for each architecture, as several are compiled at a time.
+    # One file for each architecture, as several are compiled at a time.
     source = folder / f"original-{architecture}.cu"
     source.write_text(ORIGINAL)
     includes = [f"-I{path}" for path in (unpacked, unpacked / "csrc", *include_paths())]
@@ -141,7 +141,7 @@ def compile_original(unpacked: Path, architecture: str, folder: Path) -> list[Ke
 
 
 def unpack(original: Path, folder: Path) -> Path:
-    """The folder of the original's sources, which ``original`` is or is an archive of."""
+    """Return the folder of the original's sources, given as a folder or as an archive."""
     if original.is_file() and tarfile.is_tarfile(original):
         with tarfile.open(original) as archive:
             archive.extractall(folder, filter="data")
@@ -156,12 +156,12 @@ def unpack(original: Path, folder: Path) -> Path:
 
 
 def read_layouts(head_width: int, folder: Path) -> dict[str, dict[str, int]]:
-    """Lanes, batch and corners of each kernel, from ``kernels/cuda/tuning.h``."""
+    """Read the lanes, batch and corners of each kernel from ``kernels/cuda/tuning.h``."""
     source, program = folder / "layouts.cpp", folder / "layouts"
     calls = []
     for name in ("float", "double", "Float16", "BFloat16"):
-        plain = f"{name}, {head_width}"
-        calls.append(f'print<{name}>("{plain}", "{plain}, false", "{plain}, true");')
+        msda = f"{name}, {head_width}"
+        calls.append(f'print<{name}>("{msda}", "{msda}, false", "{msda}, true");')
     source.write_text(LAYOUTS.replace("HEAD_WIDTH", str(head_width)) + "\n".join(calls) + "\n}\n")
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     headers = [f"-I{ROOT}", f"-I{toolkit().home}/include", *toolkit().header_flags()]

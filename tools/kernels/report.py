@@ -1,33 +1,33 @@
 #!/usr/bin/env python
-"""What the compiler makes of the CUDA kernels, beside those of Deformable DETR.
+"""Report what the compiler makes of the CUDA kernels, compared with those of Deformable DETR.
 
 report.py --arch 8.0 9.0                        # needs nvcc, but no GPU
 report.py --check --original torch_ms_deform_attn-0.1.1.tar.gz
-report.py --original ... --markdown kernels/report.md   # rewrites the tables there
+report.py --original ... --markdown kernels/report.md   # rewrites its tables
 
 The original kernels are those of the source package torch-ms-deform-attn, which pip downloads:
 
 pip download --no-deps --no-binary=:all: --no-build-isolation torch-ms-deform-attn==0.1.1
 
-Resources are what ptxas reports; spills count bytes stored and loaded. Occupancy is the share of a
-multiprocessor's warps that there is room for, by registers, shared memory and the threads of a
-block, which stand in the compiled code.
+Resources are as ptxas reports them; spills count bytes stored and loaded. Occupancy is the share of
+a multiprocessor's warps that it has room for, given the registers, the shared memory and the
+threads of a block, which the compiled code contains.
 
 Instructions are counted in machine code, for heads of 32 channels, 4 levels and 4 points on each:
 all that a warp issues from start to end for its queries and heads, divided by their number and by
 the 16 points. A warp works for 32 / lanes queries and heads at once; in the original for one, with
-a lane for each channel. The loops are found by the code's branches. How often they run follows
-from the layouts of kernels/cuda/tuning.h, which a compiled program prints, and for the original
-from its source and the number of points in its innermost loop, each with seven loads; where those
-are several, code for points that are left over does not count. Otherwise both sides of a branch
-do, so that these are the numbers for points with all four corners.
+a lane for each channel. Loops are recognised by the code's branches. How often they run follows
+from the layouts of kernels/cuda/tuning.h, which a compiled program prints; for the original it
+follows from its source and the number of points in its innermost loop, each with seven loads. If
+there are several, code for remaining points does not count. Otherwise both sides of a branch do, so
+that these are the numbers for points with all four corners.
 
-A corner is a row of a value or key that is read: four for a point, and eight where value and key
-are apart. The original has no 16-bit kernels; ours are compared with its float32 kernels.
+A corner is a row of a value or key that is read: four for a point, and eight with separate keys.
+The original has no 16-bit kernels; ours are compared with its float32 kernels.
 
---check fails where one of our kernels spills, has local or shared memory, has room for less than
-half of the warps of 8.0 or 9.0, or loads for a corner more than half as often as the original
-does, in 16-bit types more than a quarter as often. Loads are compared where --original is given.
+--check fails if one of our kernels spills, has local or shared memory, has room for less than half
+of the warps of 8.0 or 9.0, or loads more than half as often for a corner as the original does, or
+in 16-bit types more than a quarter as often. Loads are only compared with --original.
 """
 
 import argparse
@@ -51,10 +51,10 @@ from lite_detr.analysis.markdown_page import page, write_tables
 
 PROCESSES = 2
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-# As they are called in C++.
+# By their names in C++.
 TYPE_NAMES = {"float": "float32", "double": "float64", "Float16": "float16", "BFloat16": "bfloat16"}
 HEAD_WIDTH, LEVELS, POINTS, CORNERS = 32, 4, 4, 4
-# By its source: two coordinates, a weight and four corners.
+# From its source: two coordinates, a weight and four corners.
 ORIGINAL_POINT_LOADS = 7
 OCCUPANCY, OCCUPANCY_ON = 0.5, ("8.0", "9.0")
 LOADS_RATIO = {"float32": 0.5, "float16": 0.25, "bfloat16": 0.25}
@@ -66,19 +66,19 @@ def label(kernel: Kernel) -> str:
 
 
 def describe(kernel: Kernel) -> dict:
-    """What a kernel is for, in the words of the report."""
-    ours = kernel.name.startswith(("plain", "key_aware"))
+    """Describe what a kernel is for, in the words of the report."""
+    ours = kernel.name.startswith(("msda", "key_aware"))
     width, keys = kernel.arguments[-1], ""
     if kernel.name.startswith("key_aware"):
         width, keys = kernel.arguments[1], kernel.arguments[2]
     elif "im2col" in kernel.name and "col2im" not in kernel.name:
-        # One for all widths.
+        # One kernel for all widths.
         width = "any" if not ours else width
     backward = "backward" in kernel.name or "col2im" in kernel.name
     return {
         "whose": "ours" if ours else "original",
-        "attention": kernel.name.rsplit("_", 1)[0].replace("_", "-") if ours else "plain",
-        "keys": {"true": "shared", "false": "apart", "": "none"}[keys],
+        "attention": kernel.name.rsplit("_", 1)[0].replace("_", "-") if ours else "msda",
+        "keys": {"true": "shared", "false": "separate", "": "none"}[keys],
         "pass": "backward" if backward else "forward",
         "dtype": TYPE_NAMES[kernel.arguments[0]],
         "head width": width,
@@ -86,7 +86,7 @@ def describe(kernel: Kernel) -> dict:
 
 
 def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[str, float]:
-    """Instructions that a warp issues for a point of one query and head."""
+    """Count the instructions that a warp issues for a point of one query and head."""
     code, points, skipped = kernel.code, LEVELS * POINTS, frozenset()
     if layout := layouts.get(label(kernel)):
         pairs, lanes = WARP // layout["lanes"], layout["lanes"]
@@ -101,17 +101,17 @@ def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[
         # The outermost loop is for grids that are too small, and runs once.
         trips = (1, LEVELS, POINTS // batch)
         if batch > 1:
-            # Points that are left over have code of their own, for which there is no need.
+            # Remaining points have code of their own, which does not run here.
             rounds = {index for index in code.reachable() if code.rounds_down(index)} - innermost
             skipped = code.skipped_by_a_branch(rounds, kept=innermost)
             if not skipped:
-                raise ValueError("points that are left over have no code of their own")
+                raise ValueError("remaining points have no code of their own")
     counts = code.executed(trips, alone, skipped)
     return {kind: counts[kind] / (points * pairs) for kind in ("instructions", *COUNTED)}
 
 
 def record(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict:
-    """All that the report says of a kernel."""
+    """Return all that the report says about a kernel."""
     found = describe(kernel) | {
         "kernel": label(kernel),
         "architecture": kernel.architecture,
@@ -129,7 +129,7 @@ def record(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict:
         except ValueError as error:
             found["not counted"] = str(error)
         else:
-            corners = CORNERS * (2 if found["keys"] == "apart" else 1)
+            corners = CORNERS * (2 if found["keys"] == "separate" else 1)
             found["loads for a corner"] = counts["loads"] / corners
     return found
 
@@ -156,7 +156,7 @@ def make_records(
 
 
 def compare(records: list[dict]) -> None:
-    """Adds to our kernels how often they load for a corner, as a share of the original's."""
+    """Add to our kernels how often they load for a corner, relative to the original."""
     theirs = {
         (entry["architecture"], entry["pass"], entry["dtype"]): entry["loads for a corner"]
         for entry in records
@@ -170,7 +170,7 @@ def compare(records: list[dict]) -> None:
 
 
 def violations(records: list[dict]) -> list[str]:
-    """A line for each bound that one of our kernels does not keep."""
+    """Return a line for each bound that one of our kernels exceeds."""
     lines = []
     for entry in (entry for entry in records if entry["whose"] == "ours"):
         code, complaints = entry["code"], []
@@ -203,7 +203,7 @@ def violations(records: list[dict]) -> list[str]:
 
 
 def resources_table(records: list[dict], whose: str) -> str:
-    """A row for each kernel, a column for each architecture."""
+    """Return a markdown table: a row for each kernel, a column for each architecture."""
     architectures = list(dict.fromkeys(entry["architecture"] for entry in records))
     kernels: dict[str, dict[str, dict]] = {}
     for entry in (entry for entry in records if entry["whose"] == whose):
@@ -232,7 +232,7 @@ def resources(entry: dict) -> str:
 
 
 def points_table(records: list[dict]) -> str:
-    """A row for each kernel and the architectures on which its counts are the same."""
+    """Return a markdown table: a row for each kernel and the architectures with equal counts."""
     groups: dict[tuple, list[str]] = {}
     counted = [entry for entry in records if "for a point" in entry]
     for entry in sorted(counted, key=lambda entry: order({"": entry})):
@@ -271,7 +271,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--arch", nargs="+", choices=known, default=known, help="default: all")
     add("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
     add("--original", type=Path, help="the source package, or its folder")
-    add("--check", action="store_true", help="exit with 1 if a bound is not kept")
+    add("--check", action="store_true", help="exit with status 1 if a bound is exceeded")
     add("--markdown", type=page, help="rewrite the tables of this page")
     add("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args(argv)

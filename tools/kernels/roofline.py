@@ -5,37 +5,37 @@ roofline.py                                    # the encoder of an 800x1066 imag
 roofline.py --batch 1 --dtype float32 --levels 100x134 50x67
 roofline.py --kernels report.json       # from report.py --json
 
-A time is what one part of a GPU takes at its peak, if it never waits: a call takes at least the
-longest of them. In what follows there are B images of S tokens, Q queries, M heads of D channels
-and N points for each; a number has e bytes, and 4 where float32 accumulates. R = B S M D are the
-channels of all tokens, r = B Q M D of all queries, and n = B Q M N are all points.
+A time is what one part of a GPU takes at its peak rate, if it never waits: a call takes at least
+the longest of them. Below there are B images of S tokens, Q queries, M heads of D channels and N
+points for each; a number has e bytes, or 4 in float32 sums. R = B S M D are the channels of all
+tokens, r = B Q M D those of all queries, and n = B Q M N are all points.
 
 Memory reads each input once, and writes each output once:
 
-  plain, forward        R e + n (8 + e) + r e
-  plain, backward       R e + 2 n (8 + e) + r e, and gradients of R
+  msda, forward         R e + n (8 + e) + r e
+  msda, backward        R e + 2 n (8 + e) + r e, and gradients of R
   key-aware, forward    R e + n 8 + 2 r e + B Q M 4
   key-aware, backward   R e + 2 n 8 + 4 r e + B Q M 4, and gradients of R
   gradients of R        R 12: zeros are written, and added to; in 16 bits R 6 to round them
 
-Key and value apart count R twice. The L2 cache keeps nothing from one kernel to the next.
+Separate keys count R twice. The L2 cache keeps nothing from one kernel to the next.
 
-Gathers read 4 n D e bytes through the L1 caches, twice that where key and value are apart. The
-backward pass adds 4 n D 4 bytes in the L2 cache, twice that again; all of memory's bytes pass it
-too. What additions cost there is not published: they are taken to cost what reading costs.
+Gathers read 4 n D e bytes through the L1 caches, twice that with separate keys. The backward pass
+adds 4 n D 4 bytes in the L2 cache, also twice that; all of memory's bytes pass through it as well.
+The cost of additions there is not published: they are assumed to cost as much as reading.
 
 Operations, where a multiply-add is two: finding a point and its corners' shares takes 12; and
 
-  plain, forward             4 (2 D + 1)
-  plain, backward            4 (3 D + 7) + 4
-  key-aware, forward         4 (2 D) + 5 D + 6        apart: 4 (4 D + 1) + 3 D + 6
-  key-aware, backward        4 (7 D + 12) + 5 D + 14  apart: 4 (8 D + 13) + 3 D + 14, both
-                             with 2 D for each query and head
+  msda, forward              4 (2 D + 1)
+  msda, backward             4 (3 D + 7) + 4
+  key-aware, forward         4 (2 D) + 5 D + 6        separate keys: 4 (4 D + 1) + 3 D + 6
+  key-aware, backward        4 (7 D + 12) + 5 D + 14  separate keys: 4 (8 D + 13) + 3 D + 14,
+                             both with 2 D for each query and head
 
-With --kernels, there is the time to issue our kernels' instructions, for heads of 32 channels and
-16 points: one by each of a multiprocessor's four schedulers in a cycle. That is a bound of what the
-compiler made of them, and not of the problem as the others are; both sides of a branch count, as
-they run where all corners of points exist.
+--kernels adds the time to issue our kernels' instructions, for heads of 32 channels and 16 points:
+each of a multiprocessor's four schedulers issues one per cycle. Unlike the others, this is a bound
+of what the compiler produced and not of the problem. Both sides of a branch count, as both run if
+points have all corners.
 """
 
 import json
@@ -47,7 +47,7 @@ from lite_detr import cli
 from lite_detr.errors import LiteDetrError
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
-OPERATORS = ("plain", "key-aware, shared", "key-aware, apart")
+OPERATORS = ("msda", "key-aware, shared", "key-aware, separate")
 PASSES = ("forward", "backward")
 # The maps of an 800x1066 image at strides 8 to 64.
 ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -56,7 +56,7 @@ SCHEDULERS = 4
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peaks in units a second, but for what counts by the cycle."""
+    """Peak rates per second, except those per cycle."""
 
     architecture: str
     memory: float  # bytes
@@ -76,9 +76,9 @@ class Gpu:
         }
 
 
-# Data sheets: memory, operations. Architecture whitepapers: multiprocessors, boost clocks, the
-# bytes of a cycle of the A100's L2 cache (5,120) and of its L1 caches. For the H100 no such figure
-# is published: the same is taken, at its clock, which is more than others have measured.
+# From data sheets: memory, operations. From architecture whitepapers: multiprocessors, boost
+# clocks, the bytes per cycle of the A100's L2 cache (5,120) and of its L1 caches. None is published
+# for the H100: the same is assumed, at its clock, which is more than others have measured.
 GPUS = {
     "A100 SXM 80 GB": Gpu("8.0", 2039e9, 19.5e12, 108, 1.41e9, 5120, 128),
     "H100 SXM": Gpu("9.0", 3350e9, 66.9e12, 132, 1.98e9, 5120, 128),
@@ -86,7 +86,7 @@ GPUS = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class Geometry:
     batch: int
     tokens: int
     queries: int
@@ -95,18 +95,18 @@ class Problem:
     points: int  # on all levels
 
 
-def cost(problem: Problem, operator: str, direction: str, size: int) -> dict[str, float]:
-    """What a call takes: bytes of memory, L2 and L1, and operations. The module says how."""
-    p = problem
+def cost(geometry: Geometry, operator: str, direction: str, size: int) -> dict[str, float]:
+    """Return what a call takes: bytes of memory, L2 and L1, and operations, as described above."""
+    p = geometry
     pairs = p.batch * p.queries * p.heads
     points, own = pairs * p.points, pairs * p.channels
     rows = p.batch * p.tokens * p.heads * p.channels
-    plain, backward = operator == "plain", direction == "backward"
-    sampled = 2 if operator.endswith("apart") else 1
+    msda, backward = operator == "msda", direction == "backward"
+    sampled = 2 if operator.endswith("separate") else 1
 
-    place = 8 + size if plain else 8
+    place = 8 + size if msda else 8
     memory = sampled * rows * size + points * place * (2 if backward else 1)
-    if plain:
+    if msda:
         memory += own * size
     else:
         memory += own * size * (4 if backward else 2) + pairs * 4
@@ -117,14 +117,14 @@ def cost(problem: Problem, operator: str, direction: str, size: int) -> dict[str
 
     d = p.channels
     for_point = {
-        ("plain", "forward"): 4 * (2 * d + 1),
-        ("plain", "backward"): 4 * (3 * d + 7) + 4,
+        ("msda", "forward"): 4 * (2 * d + 1),
+        ("msda", "backward"): 4 * (3 * d + 7) + 4,
         ("key-aware, shared", "forward"): 4 * (2 * d) + 5 * d + 6,
-        ("key-aware, apart", "forward"): 4 * (4 * d + 1) + 3 * d + 6,
+        ("key-aware, separate", "forward"): 4 * (4 * d + 1) + 3 * d + 6,
         ("key-aware, shared", "backward"): 4 * (7 * d + 12) + 5 * d + 14,
-        ("key-aware, apart", "backward"): 4 * (8 * d + 13) + 3 * d + 14,
+        ("key-aware, separate", "backward"): 4 * (8 * d + 13) + 3 * d + 14,
     }[operator, direction]
-    for_pair = 2 * d if backward and not plain else 0
+    for_pair = 2 * d if backward and not msda else 0
     return {
         "memory": memory,
         "L2": memory + added,
@@ -134,7 +134,7 @@ def cost(problem: Problem, operator: str, direction: str, size: int) -> dict[str
 
 
 def instructions(records: list[dict], architecture: str, operator: str, direction: str, dtype: str):
-    """Of a point of a query and head, from the records of ``report.py --json``."""
+    """Return those of a point of a query and head, from the records of ``report.py --json``."""
     attention, _, keys = operator.partition(", ")
     wanted = {
         "whose": "ours",
@@ -151,7 +151,7 @@ def instructions(records: list[dict], architecture: str, operator: str, directio
 
 
 def times(costs: dict[str, float], gpu: Gpu) -> dict[str, float]:
-    """Microseconds of each part of a GPU."""
+    """Return the microseconds of each part of a GPU."""
     peaks = gpu.peaks()
     return {part: 1e6 * amount / peaks[part] for part, amount in costs.items()}
 
@@ -161,14 +161,14 @@ def table(header: list[str], rows: list[list[str]], words: int) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
-def query_table(problem: Problem, dtypes: list[str]) -> str:
-    """What one query takes, all heads."""
+def query_table(geometry: Geometry, dtypes: list[str]) -> str:
+    """Return a markdown table of what one query takes, with all heads."""
     rows = []
     for operator in OPERATORS:
         for direction in PASSES:
             for dtype in dtypes:
-                costs = cost(problem, operator, direction, SIZES[dtype])
-                queries = problem.batch * problem.queries
+                costs = cost(geometry, operator, direction, SIZES[dtype])
+                queries = geometry.batch * geometry.queries
                 added = costs["L2"] - costs["memory"]
                 figures = [costs["memory"], costs["L1"], added, costs["float32"]]
                 cells = [f"{figure / queries / 1e3:.1f}" for figure in figures]
@@ -177,15 +177,17 @@ def query_table(problem: Problem, dtypes: list[str]) -> str:
     return table(header.split(", "), rows, words=3)
 
 
-def time_table(gpu: Gpu, problems: list[Problem], dtypes: list[str], records: list[dict]) -> str:
+def time_table(gpu: Gpu, geometries: list[Geometry], dtypes: list[str], records: list[dict]) -> str:
     rows = []
     for operator in OPERATORS:
         for direction in PASSES:
             for dtype in dtypes:
-                for problem in problems:
-                    costs = cost(problem, operator, direction, SIZES[dtype])
+                for geometry in geometries:
+                    costs = cost(geometry, operator, direction, SIZES[dtype])
                     if records:
-                        points = problem.queries * problem.heads * problem.points * problem.batch
+                        points = (
+                            geometry.queries * geometry.heads * geometry.points * geometry.batch
+                        )
                         costs["issue"] = points * instructions(
                             records, gpu.architecture, operator, direction, dtype
                         )
@@ -193,7 +195,7 @@ def time_table(gpu: Gpu, problems: list[Problem], dtypes: list[str], records: li
                     cells = [f"{microseconds:.0f}" for microseconds in parts.values()]
                     bound = max(parts, key=parts.get)
                     rows.append(
-                        [operator, direction, dtype, bound, str(problem.batch)]
+                        [operator, direction, dtype, bound, str(geometry.batch)]
                         + [*cells, f"**{parts[bound]:.0f}**"]
                     )
     parts = ["memory", "L2", "L1", "float32", *(["issue"] if records else [])]
@@ -214,18 +216,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = sum(height * width for height, width in args.levels)
     if records and len(args.levels) != len(ENCODER):
         parser.error(f"--kernels is for {len(ENCODER)} levels, given {len(args.levels)}")
-    problems = [
-        Problem(batch, tokens, tokens, heads=8, channels=32, points=4 * len(args.levels))
+    geometries = [
+        Geometry(batch, tokens, tokens, heads=8, channels=32, points=4 * len(args.levels))
         for batch in args.batch
     ]
     print(
         f"Computed, not measured. {tokens:,} queries and tokens, 8 heads of 32 channels, "
         f"{len(args.levels)} levels with 4 points each.\n\nFor one query:\n"
     )
-    print(query_table(problems[0], args.dtype))
+    print(query_table(geometries[0], args.dtype))
     for name, gpu in GPUS.items():
         print(f"\nOn an {name}, in microseconds:\n")
-        print(time_table(gpu, problems, args.dtype, records))
+        print(time_table(gpu, geometries, args.dtype, records))
 
 
 if __name__ == "__main__":

@@ -123,9 +123,9 @@ def check_operators(device: torch.device) -> None:
     """
     if not native.runs_on(device):
         raise ExportError(
-            f"exports are traced with the native operators, and there are none for {device} "
-            f"({native.WHY_NOT or 'the extension has no kernels for it'}): docs/kernels.md says "
-            "how to build them"
+            f"exports are traced with the native operators, and there are none for {device} ("
+            f"{native.MISSING_REASON or 'the extension has no kernels for it'}): docs/kernels.md "
+            "says how to build them"
         )
 
 

@@ -1,4 +1,4 @@
-"""Sampling operators, native where the extension was built and in PyTorch elsewhere."""
+"""Sampling operators: native if the extension was built, otherwise in PyTorch."""
 
 from .key_aware_ms_deform_attn import (
     key_aware_ms_deform_attn,

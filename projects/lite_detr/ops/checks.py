@@ -1,4 +1,4 @@
-"""Argument checks shared by the sampling operators."""
+"""Argument checks of the sampling operators, in words that the compiled ones share."""
 
 import torch
 from torch import Tensor
@@ -6,35 +6,112 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def check_msda(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor | None = None,
+) -> None:
+    """Check all that is known of deformable attention's arguments without reading any numbers.
+
+    Args:
+        grad_output: the gradient of the output, for the backward pass.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype does not fit.
+    """
+    check_sampling(value, spatial_shapes, level_start_index, sampling_locations)
+    shape = sampling_locations.shape[:-1]
+    check_like("attention_weights", attention_weights, shape, "[B, Q, M, L, P]", value)
+    if grad_output is not None:
+        check_output("grad_output", grad_output, value, sampling_locations)
+
+
+def check_key_aware(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+) -> None:
+    """Check the arguments of key-aware attention, as :func:`check_msda` does.
+
+    Args:
+        key: None if the values are the keys.
+    """
+    check_sampling(value, spatial_shapes, level_start_index, sampling_locations)
+    if key is not None:
+        check_like("key", key, value.shape, "[B, S, M, D]", value)
+    batch, _, heads, channels = value.shape
+    query_shape = (batch, sampling_locations.shape[1], heads, channels)
+    check_like("query", query, query_shape, "[B, Q, M, D]", value)
+
+
+def check_saved(
+    grad_output: Tensor,
+    value: Tensor,
+    sampling_locations: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+) -> None:
+    """Check what the backward pass of key-aware attention takes beside these arguments."""
+    check_output("grad_output", grad_output, value, sampling_locations)
+    check_output("output", output, value, sampling_locations)
+    shape = sampling_locations.shape[:3]
+    if logsumexp.shape != shape:
+        raise ValueError(
+            f"logsumexp must be [B, Q, M] = {tuple(shape)}, got {tuple(logsumexp.shape)}"
+        )
+    check_device("logsumexp", logsumexp, value)
+
+
+def check_sampling(
+    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor
+) -> None:
+    """Check what both attentions sample: values at locations on levels."""
+    check_value("value", value)
+    check_levels(spatial_shapes, level_start_index, value)
+    check_locations(sampling_locations, value, spatial_shapes.shape[0])
+
+
 def check_value(name: str, value: Tensor) -> None:
-    """Raises unless ``value`` is a floating-point ``[B, S, M, D]`` tensor."""
     if value.dim() != 4:
         raise ValueError(f"{name} must be [B, S, M, D], got shape {tuple(value.shape)}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be one of {FLOAT_DTYPES}, got {value.dtype}")
 
 
-def check_like(
-    name: str, tensor: Tensor, shape: tuple[int, ...], layout: str, like: Tensor
-) -> None:
-    """Raises unless ``tensor`` has the given ``shape`` and the dtype and device of ``like``."""
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} must be {layout} = {tuple(shape)}, got {tuple(tensor.shape)}")
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must have the value's dtype {like.dtype}, got {tensor.dtype}")
-    check_device(name, tensor, like)
-
-
-def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the value's device {like.device}, got {tensor.device}")
+def check_levels(spatial_shapes: Tensor, level_start_index: Tensor, value: Tensor) -> None:
+    """Check the tensors that describe the levels, but not the numbers in them."""
+    if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] == 0:
+        raise ValueError(
+            f"spatial_shapes must be [L, 2] with L >= 1, got {tuple(spatial_shapes.shape)}"
+        )
+    if tuple(level_start_index.shape) != (spatial_shapes.shape[0],):
+        raise ValueError(
+            f"level_start_index must be [L] = ({spatial_shapes.shape[0]},), "
+            f"got {tuple(level_start_index.shape)}"
+        )
+    levels = {"spatial_shapes": spatial_shapes, "level_start_index": level_start_index}
+    for name, tensor in levels.items():
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be torch.int64, got {tensor.dtype}")
+        if tensor.device.type != "cpu" and tensor.device != value.device:
+            raise ValueError(
+                "spatial_shapes and level_start_index must be on the CPU or on the value's device "
+                f"{value.device}, got {tensor.device}"
+            )
 
 
 def check_locations(sampling_locations: Tensor, value: Tensor, num_levels: int) -> None:
-    """Raises unless ``sampling_locations`` is ``[B, Q, M, L, P, 2]`` and fits ``value``.
+    """Check that ``sampling_locations`` is ``[B, Q, M, L, P, 2]`` and fits ``value``.
 
     float32 locations go with every dtype of ``value``: the 8 bits of a bfloat16 mantissa could not
-    even name the columns of a wide feature map.
+    even number the columns of a wide feature map.
     """
     shape = tuple(sampling_locations.shape)
     batch, _, heads, _ = value.shape
@@ -53,52 +130,47 @@ def check_locations(sampling_locations: Tensor, value: Tensor, num_levels: int) 
     check_device("sampling_locations", sampling_locations, value)
 
 
-def check_plain(
-    value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, num_levels: int
-) -> None:
-    """Raises unless what deformable attention takes beside ``value`` fits it."""
-    check_locations(sampling_locations, value, num_levels)
-    shape = sampling_locations.shape[:-1]
-    check_like("attention_weights", attention_weights, shape, "[B, Q, M, L, P]", value)
-
-
-def check_key_aware(
-    query: Tensor, key: Tensor | None, value: Tensor, sampling_locations: Tensor, num_levels: int
-) -> None:
-    """Raises unless what key-aware attention takes beside ``value`` fits it."""
-    check_locations(sampling_locations, value, num_levels)
-    if key is not None:
-        check_like("key", key, value.shape, "[B, S, M, D]", value)
+def check_output(name: str, tensor: Tensor, value: Tensor, sampling_locations: Tensor) -> None:
     batch, _, heads, channels = value.shape
-    query_shape = (batch, sampling_locations.shape[1], heads, channels)
-    check_like("query", query, query_shape, "[B, Q, M, D]", value)
+    shape = (batch, sampling_locations.shape[1], heads * channels)
+    check_like(name, tensor, shape, "[B, Q, M * D]", value)
+
+
+def check_like(
+    name: str, tensor: Tensor, shape: tuple[int, ...], layout: str, like: Tensor
+) -> None:
+    """Check that ``tensor`` has the given ``shape``, and the dtype and device of ``like``."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {layout} = {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name} must have the value's dtype {like.dtype}, got {tensor.dtype}")
+    check_device(name, tensor, like)
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the value's device {like.device}, got {tensor.device}")
 
 
 def level_sizes(
     spatial_shapes: Tensor, level_start_index: Tensor, num_tokens: int
 ) -> list[tuple[int, int]]:
-    """The ``(height, width)`` of each level as ints, once they are known to tile ``num_tokens``.
+    """Return the ``(height, width)`` of each level as ints, if the levels tile ``num_tokens``.
 
     Args:
         spatial_shapes: ``[L, 2]`` int64, ``(H_l, W_l)``; on the host this costs no synchronisation.
         level_start_index: ``[L]`` int64, the token at which each level starts.
         num_tokens: ``S``, the number of tokens of the value.
+
+    Raises:
+        ValueError: they do not, or the tensors are on the meta device and hold no numbers.
     """
-    if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] == 0:
-        raise ValueError(
-            f"spatial_shapes must be [L, 2] with L >= 1, got {tuple(spatial_shapes.shape)}"
-        )
-    if tuple(level_start_index.shape) != (spatial_shapes.shape[0],):
-        raise ValueError(
-            f"level_start_index must be [L] = ({spatial_shapes.shape[0]},), "
-            f"got {tuple(level_start_index.shape)}"
-        )
-    for name, tensor in (
-        ("spatial_shapes", spatial_shapes),
-        ("level_start_index", level_start_index),
-    ):
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be torch.int64, got {tensor.dtype}")
+    for tensor in (spatial_shapes, level_start_index):
+        if tensor.device.type == "meta":
+            raise ValueError(
+                "spatial_shapes and level_start_index must hold numbers, which tensors on the meta "
+                "device do not: give them on the CPU"
+            )
     sizes = [(height, width) for height, width in spatial_shapes.tolist()]
     if any(height <= 0 or width <= 0 for height, width in sizes):
         raise ValueError(f"every level needs a positive height and width, got {sizes}")

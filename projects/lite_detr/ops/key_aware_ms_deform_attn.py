@@ -16,15 +16,15 @@ def key_aware_ms_deform_attn(
     level_start_index: Tensor,
     sampling_locations: Tensor,
 ) -> Tensor:
-    """Attention of each query over the keys and values sampled at its own locations.
+    """Let each query attend to the keys and values that are sampled at its own locations.
 
     The weights are ``softmax(q . k / sqrt(D))`` over the ``L * P`` sampled keys of a head; keys are
-    sampled bilinearly where values are. A location outside the map samples a zero key and a zero
-    value, so that its logit is 0 and it takes part in the softmax.
+    sampled bilinearly, as values are. A location outside the map samples a zero key and a zero
+    value: its logit is 0, and it takes part in the softmax.
 
     Args:
         query: ``[B, Q, M, D]``, already projected.
-        key: ``[B, S, M, D]``, may be the very tensor ``value``.
+        key: ``[B, S, M, D]``; may be the same tensor object as ``value``.
         value: ``[B, S, M, D]``
         spatial_shapes: ``[L, 2]`` int64, ``(H_l, W_l)`` of each level, ``S = sum(H_l * W_l)``.
         level_start_index: ``[L]`` int64, the token at which each level starts.
@@ -39,7 +39,7 @@ def key_aware_ms_deform_attn(
         TypeError: a dtype does not fit.
     """
     if native.runs_on(value.device):
-        # Where key and value are one tensor, it is read once.
+        # If key and value are one tensor, it is read once.
         output, _ = torch.ops.lite_detr.key_aware_ms_deform_attn(
             query,
             None if key is value else key,
@@ -62,16 +62,14 @@ def key_aware_ms_deform_attn_pytorch(
     level_start_index: Tensor,
     sampling_locations: Tensor,
 ) -> Tensor:
-    """:func:`key_aware_ms_deform_attn` by ``grid_sample``; differentiable more than once."""
-    check_value("value", value)
+    """Compute :func:`key_aware_ms_deform_attn` by ``grid_sample``, with second derivatives."""
+    check_key_aware(query, key, value, spatial_shapes, level_start_index, sampling_locations)
     sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
-    check_key_aware(query, key, value, sampling_locations, len(sizes))
-
     dtype = sampling_dtype(value.dtype)
     locations = sampling_locations.to(dtype)
     sampled_value = sample_levels(value.to(dtype), sizes, locations)  # [B, M, D, Q, L * P]
     sampled_key = sampled_value if key is value else sample_levels(key.to(dtype), sizes, locations)
-    weights = weigh_samples(query.to(dtype), sampled_key)  # [B, M, Q, L * P]
+    weights = attention_weights(query.to(dtype), sampled_key)  # [B, M, Q, L * P]
     output = (sampled_value * weights.unsqueeze(2)).sum(-1)  # [B, M, D, Q]
     return output.permute(0, 3, 1, 2).flatten(2).to(value.dtype)
 
@@ -83,24 +81,24 @@ def key_aware_weights(
     level_start_index: Tensor,
     sampling_locations: Tensor,
 ) -> Tensor:
-    """The weights that :func:`key_aware_ms_deform_attn` gives its samples and does not return.
+    """Return the weights that :func:`key_aware_ms_deform_attn` gives its samples.
 
-    Always computed in PyTorch, for those who look into a model; takes the memory of all sampled
-    keys, ``B * Q * M * L * P * D`` numbers.
+    Always computed in PyTorch, to look into a model. Takes the memory of all sampled keys,
+    ``B * Q * M * L * P * D`` numbers.
 
     Returns:
         ``[B, Q, M, L, P]``, float64 for float64 keys and float32 for others.
     """
     check_value("key", key)
+    check_key_aware(query, None, key, spatial_shapes, level_start_index, sampling_locations)
     sizes = level_sizes(spatial_shapes, level_start_index, key.shape[1])
-    check_key_aware(query, None, key, sampling_locations, len(sizes))
     dtype = sampling_dtype(key.dtype)
     sampled_key = sample_levels(key.to(dtype), sizes, sampling_locations.to(dtype))
-    weights = weigh_samples(query.to(dtype), sampled_key).transpose(1, 2)
+    weights = attention_weights(query.to(dtype), sampled_key).transpose(1, 2)
     return weights.unflatten(-1, (len(sizes), -1))
 
 
-def weigh_samples(query: Tensor, sampled_key: Tensor) -> Tensor:
-    """``[B, Q, M, D]`` and ``[B, M, D, Q, L * P]`` -> softmax ``[B, M, Q, L * P]``."""
+def attention_weights(query: Tensor, sampled_key: Tensor) -> Tensor:
+    """Queries ``[B, Q, M, D]``, keys ``[B, M, D, Q, L * P]`` -> softmax ``[B, M, Q, L * P]``."""
     scaled_query = (query * query.shape[-1] ** -0.5).permute(0, 2, 3, 1).unsqueeze(-1)
     return (scaled_query * sampled_key).sum(2).softmax(-1)

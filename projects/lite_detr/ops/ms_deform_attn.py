@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .checks import check_plain, check_value, level_sizes
+from .checks import check_msda, level_sizes
 from .sampling import sample_levels, sampling_dtype
 
 
@@ -15,14 +15,14 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Weighted sum of bilinearly sampled values, per query and head.
+    """Return the weighted sum of bilinearly sampled values, for each query and head.
 
     Args:
         value: ``[B, S, M, D]``, the tokens of all levels, ``M`` heads of width ``D``.
         spatial_shapes: ``[L, 2]`` int64, ``(H_l, W_l)`` of each level, ``S = sum(H_l * W_l)``.
         level_start_index: ``[L]`` int64, the token at which each level starts.
         sampling_locations: ``[B, Q, M, L, P, 2]``, ``(x, y)`` in ``[0, 1]`` across each level;
-            what lies outside counts as zero. The value's dtype or float32.
+            outside the map, values are zero. The value's dtype or float32.
         attention_weights: ``[B, Q, M, L, P]``, usually a softmax over ``L * P``.
 
     Returns:
@@ -48,10 +48,9 @@ def ms_deform_attn_pytorch(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """:func:`ms_deform_attn` by ``grid_sample``; differentiable more than once."""
-    check_value("value", value)
+    """Compute :func:`ms_deform_attn` by ``grid_sample``, with second derivatives."""
+    check_msda(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     sizes = level_sizes(spatial_shapes, level_start_index, value.shape[1])
-    check_plain(value, sampling_locations, attention_weights, len(sizes))
     dtype = sampling_dtype(value.dtype)
     sampled = sample_levels(value.to(dtype), sizes, sampling_locations.to(dtype))
     weights = attention_weights.to(dtype).flatten(-2).transpose(1, 2).unsqueeze(2)

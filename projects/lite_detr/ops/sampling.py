@@ -1,4 +1,4 @@
-"""Bilinear sampling of multi-scale tokens, the part that both attentions share."""
+"""Bilinear sampling of multi-scale tokens, which both attentions share."""
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,13 @@ from torch import Tensor
 def sample_levels(
     tokens: Tensor, sizes: list[tuple[int, int]], sampling_locations: Tensor
 ) -> Tensor:
-    """Samples every level bilinearly, with zeros outside the map.
+    """Sample every level bilinearly, with zeros outside the map.
 
     The centre of the top-left cell of an ``H x W`` level is at ``(0.5 / W, 0.5 / H)``, as in
     ``grid_sample(align_corners=False)``.
 
     Args:
-        tokens: ``[B, S, M, D]``, the levels one after the other, row by row.
+        tokens: ``[B, S, M, D]``, level after level, row by row.
         sizes: ``(height, width)`` of each level.
         sampling_locations: ``[B, Q, M, L, P, 2]``, ``(x, y)`` in ``[0, 1]`` across each level.
 
@@ -23,7 +23,7 @@ def sample_levels(
     """
     batch, _, heads, channels = tokens.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    # grid_sample makes NaN of what is not finite; here it lies outside the map, as all of it does.
+    # grid_sample would turn what is not finite into NaN; the operators take it as outside the map.
     grids = torch.nan_to_num(2 * sampling_locations - 1, nan=-3.0, posinf=3.0, neginf=-3.0)
     samples = []
     levels = tokens.split([height * width for height, width in sizes], dim=1)
@@ -41,5 +41,5 @@ def sample_levels(
 
 
 def sampling_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to accumulate in: 16-bit values are sampled in float32."""
+    """Return the dtype to sample and sum in: float32 for 16-bit values."""
     return dtype if dtype == torch.float64 else torch.float32

@@ -31,11 +31,10 @@ inline __half __float2half_rn(float number) {
   const unsigned short sign = bits >> 16 & 0x8000;
   const unsigned int magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return {0x7fff};
-  // From halfway between the largest number and the next that there would be.
+  // At least halfway between the largest number and what would be the next one.
   if (magnitude >= 0x477ff000) return {(unsigned short)(sign | 0x7c00)};
   if (magnitude < 0x38800000) {
-    // Below 2^-14, where halves are 2^-24 apart, which is how far floats from 0.5 to 1 are: the
-    // addition rounds.
+    // Below 2^-14 halves are 2^-24 apart, as floats from 0.5 to 1 are: the addition rounds.
     const float shifted = __uint_as_float(magnitude) + 0.5f;
     return {(unsigned short)(sign | (__float_as_uint(shifted) - __float_as_uint(0.5f)))};
   }

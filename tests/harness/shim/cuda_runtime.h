@@ -1,5 +1,5 @@
-// What device code needs of CUDA. Every access to memory is checked, and every shuffle and barrier
-// waits for whom it must; the harness does both, this file gives them CUDA's names.
+// What device code needs of CUDA. The harness checks every access to memory, and lets shuffles and
+// barriers wait as they must; this file gives these functions CUDA's names.
 #pragma once
 
 #include <math.h>  // which, unlike <cmath>, has the overloads for float outside std
@@ -41,8 +41,8 @@ void store(T* address, const T& value) {
   std::memcpy(checked(address, sizeof(T), Access::store), &value, sizeof(T));
 }
 
-// Adds to `count` numbers that lie side by side, and returns what they were. Nothing comes between
-// reading and writing, as threads only change at the beginning of an access.
+// Adds to `count` neighbouring numbers, and returns what they were. Nothing happens between reading
+// and writing, as threads only change at the beginning of an access.
 template <typename T, typename Number>
 T atomic_add(T* address, const T& value) {
   constexpr int count = sizeof(T) / sizeof(Number);
@@ -67,7 +67,7 @@ T shuffle(Intrinsic intrinsic, unsigned int mask, T value, int argument, int wid
   return value;
 }
 
-// Keeps a type from being deduced, so that the pointer alone says what is stored.
+// Keeps a type from being deduced: the pointer decides what is stored.
 template <typename T>
 struct Same {
   using type = T;
@@ -115,7 +115,7 @@ inline void __syncwarp(unsigned int mask = 0xffffffff) {
 }
 inline void __syncthreads() { lite_detr::harness::sync_block(); }
 
-// As CUDA's, for two types also, and by the C functions where one is a floating-point number.
+// As CUDA's: also for two different types, and by the C functions if one is a floating-point type.
 template <typename A, typename B>
 std::common_type_t<A, B> min(A a, B b) {
   using T = std::common_type_t<A, B>;

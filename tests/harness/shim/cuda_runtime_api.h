@@ -12,7 +12,7 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 
-// The errors that host code returns here; what device code does wrong becomes an exception.
+// The errors of host code; mistakes of device code become exceptions.
 enum cudaError { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 using cudaError_t = cudaError;
 using cudaStream_t = struct CUstream_st*;

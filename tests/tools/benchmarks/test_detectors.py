@@ -281,7 +281,7 @@ def test_inference_is_optimized_wholly_or_by_a_step(monkeypatch, capsys, tmp_pat
 def test_training_is_not_optimized(option, capsys):
     with pytest.raises(SystemExit):
         detectors.main(["--config-file", CONFIG, "--tasks", "training", *option])
-    assert "are for --tasks inference alone" in capsys.readouterr().err
+    assert "are for --tasks inference only" in capsys.readouterr().err
 
 
 def test_a_competitor_is_there_once():

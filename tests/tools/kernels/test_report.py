@@ -73,13 +73,13 @@ def test_every_gather_of_a_forward_pass_is_as_wide_as_a_load_can_be(records):
 @cuda_harness.needs_harness
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("keys", ["none", "shared", "apart"])
+@pytest.mark.parametrize("keys", ["none", "shared", "separate"])
 def test_counts_are_those_of_a_run(records, keys, architecture, dtype):
     """Of the same kernels on the CPU, where all lanes load, add and shuffle for 64 queries."""
     attention = "ms_deform_attn" if keys == "none" else "key_aware_ms_deform_attn"
     queries, levels, points = 64, 4, 4
     sizes = ((9, 9),) * levels
-    problem = make_problem(sizes, points, 32, 1, queries, 1, shared_key=keys != "apart")
+    problem = make_problem(sizes, points, 32, 1, queries, 1, shared_key=keys != "separate")
     # All four corners exist.
     problem["locations"] = problem["locations"].clamp(0.2, 0.8)
     cuda_harness.counters()

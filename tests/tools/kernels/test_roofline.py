@@ -8,24 +8,24 @@ import roofline
 
 # 6 tokens, 5 queries, 2 heads: 10 of a query and head with 3 points each, 30 points of 4 channels;
 # 48 channels of tokens, 40 of queries.
-TINY = roofline.Problem(batch=1, tokens=6, queries=5, heads=2, channels=4, points=3)
-ENCODER = roofline.Problem(batch=1, tokens=17821, queries=17821, heads=8, channels=32, points=16)
+TINY = roofline.Geometry(batch=1, tokens=6, queries=5, heads=2, channels=4, points=3)
+ENCODER = roofline.Geometry(batch=1, tokens=17821, queries=17821, heads=8, channels=32, points=16)
 
 
 @pytest.mark.parametrize(
     "operator, direction, size, memory, added, gathered, operations",
     [
         # value, locations and weights, output
-        ("plain", "forward", 4, 48 * 4 + 30 * 12 + 40 * 4, 0, 30 * 4 * 16, 30 * (12 + 36)),
-        ("plain", "forward", 2, 48 * 2 + 30 * 10 + 40 * 2, 0, 30 * 4 * 8, 30 * (12 + 36)),
+        ("msda", "forward", 4, 48 * 4 + 30 * 12 + 40 * 4, 0, 30 * 4 * 16, 30 * (12 + 36)),
+        ("msda", "forward", 2, 48 * 2 + 30 * 10 + 40 * 2, 0, 30 * 4 * 8, 30 * (12 + 36)),
         # value, points and their gradients, output's gradient; zeros, sums read and written
         (
-            "plain", "backward", 4,
+            "msda", "backward", 4,
             48 * 4 + 2 * 30 * 12 + 40 * 4 + 48 * 12, 30 * 4 * 16, 30 * 4 * 16, 30 * (12 + 80),
         ),
         # ... and rounded to 16 bits
         (
-            "plain", "backward", 2,
+            "msda", "backward", 2,
             48 * 2 + 2 * 30 * 10 + 40 * 2 + 48 * 18, 30 * 4 * 16, 30 * 4 * 8, 30 * (12 + 80),
         ),
         # value, locations, query and output, logsumexp
@@ -34,7 +34,7 @@ ENCODER = roofline.Problem(batch=1, tokens=17821, queries=17821, heads=8, channe
             48 * 4 + 30 * 8 + 80 * 4 + 10 * 4, 0, 30 * 4 * 16, 30 * (12 + 32 + 26),
         ),
         (
-            "key-aware, apart", "forward", 2,
+            "key-aware, separate", "forward", 2,
             96 * 2 + 30 * 8 + 80 * 2 + 10 * 4, 0, 2 * 30 * 4 * 8, 30 * (12 + 68 + 18),
         ),
         (
@@ -43,7 +43,7 @@ ENCODER = roofline.Problem(batch=1, tokens=17821, queries=17821, heads=8, channe
             30 * (12 + 160 + 34) + 10 * 8,
         ),
         (
-            "key-aware, apart", "backward", 2,
+            "key-aware, separate", "backward", 2,
             96 * 2 + 2 * 30 * 8 + 160 * 2 + 10 * 4 + 96 * 18, 2 * 30 * 4 * 16, 2 * 30 * 4 * 8,
             30 * (12 + 180 + 26) + 10 * 8,
         ),
@@ -96,11 +96,11 @@ def run_main(capsys, *arguments):
 def test_tables_of_the_encoder(capsys):
     text = run_main(capsys)
     assert text.startswith("Computed, not measured. 17,821 queries and tokens")
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| plain | forward")]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| msda | forward")]
     # A query's, of two dtypes; then two GPUs, two dtypes and two batches.
     assert len(rows) == 2 + 2 * 2 * 2
     # 17,821 queries of 8 heads fetch 64 rows of 128 bytes: 1.168 GB at 19.49 TB/s.
-    assert rows[2] == "| plain | forward | float32 | L1 | 1 | 31 | 9 | 60 | 32 | **60** |".split(
+    assert rows[2] == "| msda | forward | float32 | L1 | 1 | 31 | 9 | 60 | 32 | **60** |".split(
         " | "
     )
 
@@ -111,7 +111,11 @@ def test_instructions_of_a_report(capsys, tmp_path):
         entry | {"architecture": architecture, "attention": attention, "keys": keys, "pass": passed}
         for architecture in ("8.0", "9.0")
         for passed in ("forward", "backward")
-        for attention, keys in [("plain", "none"), ("key-aware", "shared"), ("key-aware", "apart")]
+        for attention, keys in [
+            ("msda", "none"),
+            ("key-aware", "shared"),
+            ("key-aware", "separate"),
+        ]
     ]
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"records": records}))

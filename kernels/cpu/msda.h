@@ -1,4 +1,4 @@
-// Deformable attention: the weights of the points are given.
+// Multi-scale deformable attention: the weights of the points are given.
 #pragma once
 
 #include "samples.h"
@@ -6,7 +6,8 @@
 namespace lite_detr::cpu::LITE_DETR_ISA {
 
 template <typename T, int kChannels>
-void plain_forward(const Geometry& geometry, const Task<T>& task, const PlainForward<T>& tensors) {
+void msda_forward(
+    const KernelGeometry& geometry, const Task<T>& task, const MsdaForward<T>& tensors) {
   using A = compute_t<T>;
   using B = Block<A, kChannels>;
   const int64_t channels = geometry.channels;
@@ -26,7 +27,7 @@ void plain_forward(const Geometry& geometry, const Task<T>& task, const PlainFor
         group.locate(locations + 2 * first, geometry, first);
         alignas(64) A factors[kGroup], weights[4][kGroup];
         load_group(attention + first, group.count, factors);
-        group.weigh(factors, weights);
+        group.corner_weights(factors, weights);
         for (int point = 0; point < group.count; ++point) {
           const CornerRows<const T> rows(task.value, scratch.zeros, group, point);
           for (int corner = 0; corner < 4; ++corner) {
@@ -40,7 +41,8 @@ void plain_forward(const Geometry& geometry, const Task<T>& task, const PlainFor
 }
 
 template <typename T, int kChannels>
-void plain_backward(const Geometry& geometry, const Task<T>& task, const PlainBackward<T>& tensors) {
+void msda_backward(
+    const KernelGeometry& geometry, const Task<T>& task, const MsdaBackward<T>& tensors) {
   using A = compute_t<T>;
   using B = Block<A, kChannels>;
   const int64_t channels = geometry.channels;
@@ -57,7 +59,7 @@ void plain_backward(const Geometry& geometry, const Task<T>& task, const PlainBa
       group.locate(tensors.locations + 2 * point_offset, geometry, first);
       alignas(64) A factors[kGroup], weights[4][kGroup];
       load_group(tensors.weights + point_offset, group.count, factors);
-      group.weigh(factors, weights);
+      group.corner_weights(factors, weights);
 
       Vec<A> by_weight[kGroup] = {}, by_x[kGroup] = {}, by_y[kGroup] = {};
       for (int64_t channel = 0; channel < channels; channel += kChannels) {

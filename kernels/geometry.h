@@ -1,5 +1,5 @@
-// The sizes of a call, checked before any kernel touches memory: what is wrong raises ValueError or
-// TypeError.
+// The geometry of a call, which is all its sizes. It is checked before any kernel touches memory:
+// mistakes raise ValueError or TypeError.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,7 @@ struct Level {
   int32_t start;
 };
 
-struct Problem {
+struct Geometry {
   int64_t batch;     // B
   int64_t tokens;    // S
   int64_t heads;     // M
@@ -27,31 +27,31 @@ struct Problem {
   int64_t points_in_all() const { return int64_t(levels.size()) * points; }
 };
 
-// What each operator's arguments must be, on any device.
-Problem check_plain(
+// Check the arguments of an operator, on any device, and return their geometry.
+Geometry check_msda(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations, const at::Tensor& attention_weights);
-Problem check_key_aware(
+Geometry check_key_aware(
     const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
     const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations);
 
-// Checks that a tensor has a shape, and the dtype and device of another one.
+// Checks that a tensor has the given shape, and the dtype and device of another tensor.
 void check_like(
     const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const char* layout,
     const at::Tensor& like);
 
 // Checks an output or its gradient, [B, Q, M * D].
 void check_output(
-    const char* name, const at::Tensor& tensor, const Problem& problem, const at::Tensor& value);
+    const char* name, const at::Tensor& tensor, const Geometry& geometry, const at::Tensor& value);
 
-// float32, or float64 for float64: what locations are taken in and sums are made in.
+// The dtype of locations and sums: float64 for float64, float32 for all others.
 at::ScalarType compute_dtype(at::ScalarType dtype);
 
-// Of key-aware attention's logits: 1 / sqrt(D), by the channels that are not padding.
-double logit_scale(const Problem& problem);
+// The scale of key-aware attention's logits, 1 / sqrt(D), where D does not count padding.
+double logit_scale(const Geometry& geometry);
 
-// [..., D] -> contiguous [..., D'], padded with zeros to a multiple.
+// [..., D] -> contiguous [..., D'], with zeros up to a multiple of channels.
 at::Tensor pad_channels(const at::Tensor& tensor, int64_t multiple);
 
 inline int64_t round_up(int64_t number, int64_t multiple) {

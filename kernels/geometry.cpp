@@ -1,4 +1,4 @@
-#include "problem.h"
+#include "geometry.h"
 
 #include <ATen/ops/constant_pad_nd.h>
 #include <c10/util/Exception.h>
@@ -43,7 +43,7 @@ std::vector<Level> check_levels(
     TORCH_CHECK_VALUE(
         start[level] == end, "level_start_index[", level, "] must be ", end,
         ", where the levels before it end, got ", start[level]);
-    // Compared by division, as a product of what was given may overflow.
+    // By division, as the product of the given numbers may overflow.
     TORCH_CHECK_VALUE(
         height <= (tokens - end) / width, "level ", level, " of ", height, " x ", width,
         " that starts at token ", end, " reaches past the value's S = ", tokens, " tokens");
@@ -55,8 +55,8 @@ std::vector<Level> check_levels(
   return levels;
 }
 
-// What both attentions take. Shapes and starts that lie on a device are copied to the host.
-Problem check_sampling(
+// Checks what both attentions take. Level tensors on a device are copied to the host.
+Geometry check_sampling(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations) {
   TORCH_CHECK_VALUE(value.dim() == 4, "value must be [B, S, M, D], got shape ", value.sizes());
@@ -73,19 +73,19 @@ Problem check_sampling(
         value.device(), ", got ", levels.device());
   }
 
-  Problem problem;
-  problem.batch = value.size(0);
-  problem.tokens = value.size(1);
-  problem.heads = value.size(2);
-  problem.channels = value.size(3);
-  problem.levels = check_levels(spatial_shapes, level_start_index, problem.tokens);
+  Geometry geometry;
+  geometry.batch = value.size(0);
+  geometry.tokens = value.size(1);
+  geometry.heads = value.size(2);
+  geometry.channels = value.size(3);
+  geometry.levels = check_levels(spatial_shapes, level_start_index, geometry.tokens);
 
   const at::IntArrayRef shape = sampling_locations.sizes();
   TORCH_CHECK_VALUE(
-      shape.size() == 6 && shape[0] == problem.batch && shape[2] == problem.heads &&
-          shape[3] == int64_t(problem.levels.size()) && shape[5] == 2,
-      "sampling_locations must be [B, Q, M, L, P, 2] with B = ", problem.batch,
-      ", M = ", problem.heads, ", L = ", problem.levels.size(), ", got ", shape);
+      shape.size() == 6 && shape[0] == geometry.batch && shape[2] == geometry.heads &&
+          shape[3] == int64_t(geometry.levels.size()) && shape[5] == 2,
+      "sampling_locations must be [B, Q, M, L, P, 2] with B = ", geometry.batch,
+      ", M = ", geometry.heads, ", L = ", geometry.levels.size(), ", got ", shape);
   TORCH_CHECK_TYPE(
       sampling_locations.scalar_type() == dtype || sampling_locations.scalar_type() == at::kFloat,
       "sampling_locations must be ", dtype, " (as the value) or Float, got ",
@@ -96,9 +96,9 @@ Problem check_sampling(
       sampling_locations.device());
   TORCH_CHECK_VALUE(
       shape[4] > 0, "sampling_locations must hold at least one point a level, got ", shape);
-  problem.queries = shape[1];
-  problem.points = shape[4];
-  return problem;
+  geometry.queries = shape[1];
+  geometry.points = shape[4];
+  return geometry;
 }
 
 }  // namespace
@@ -116,34 +116,34 @@ void check_like(
       ", got ", tensor.device());
 }
 
-Problem check_plain(
+Geometry check_msda(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
-  const Problem problem =
+  const Geometry geometry =
       check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
   check_like(
       "attention_weights", attention_weights, sampling_locations.sizes().slice(0, 5),
       "[B, Q, M, L, P]", value);
-  return problem;
+  return geometry;
 }
 
-Problem check_key_aware(
+Geometry check_key_aware(
     const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
     const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations) {
-  const Problem problem =
+  const Geometry geometry =
       check_sampling(value, spatial_shapes, level_start_index, sampling_locations);
   check_like(
-      "query", query, {problem.batch, problem.queries, problem.heads, problem.channels},
+      "query", query, {geometry.batch, geometry.queries, geometry.heads, geometry.channels},
       "[B, Q, M, D]", value);
   if (key) check_like("key", *key, value.sizes(), "[B, S, M, D]", value);
-  return problem;
+  return geometry;
 }
 
 void check_output(
-    const char* name, const at::Tensor& tensor, const Problem& problem, const at::Tensor& value) {
+    const char* name, const at::Tensor& tensor, const Geometry& geometry, const at::Tensor& value) {
   check_like(
-      name, tensor, {problem.batch, problem.queries, problem.heads * problem.channels},
+      name, tensor, {geometry.batch, geometry.queries, geometry.heads * geometry.channels},
       "[B, Q, M * D]", value);
 }
 
@@ -151,7 +151,7 @@ at::ScalarType compute_dtype(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-double logit_scale(const Problem& problem) { return 1.0 / std::sqrt(double(problem.channels)); }
+double logit_scale(const Geometry& geometry) { return 1.0 / std::sqrt(double(geometry.channels)); }
 
 at::Tensor pad_channels(const at::Tensor& tensor, int64_t multiple) {
   const int64_t channels = tensor.size(-1);

@@ -1,4 +1,4 @@
-// Multi-scale deformable attention: the weights are given.
+// Multi-scale deformable attention: the weights of the points are given.
 #pragma once
 
 #include "scatter.cuh"
@@ -7,19 +7,19 @@ namespace lite_detr::cuda {
 
 template <typename T, int kHeadWidth>
 __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
-    plain_forward(const __grid_constant__ PlainForward<T> arguments) {
+    msda_forward(const __grid_constant__ MsdaForward<T> arguments) {
   using A = compute_t<T>;
-  constexpr Layout kLayout = kPlainForward<T, kHeadWidth>;
+  constexpr Layout kLayout = kMsdaForward<T, kHeadWidth>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
 
-  const Geometry& geometry = arguments.geometry;
+  const KernelGeometry& geometry = arguments.geometry;
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
-  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const int32_t points = geometry.levels * geometry.points;
   const int64_t first_point = int64_t(group.item) * points;
   Channels<A, kWidth> sums[kVectors] = {};
 
-  // Each lane finds a point, and then all of them add up their channels of it.
+  // Each lane finds a point; then all of them add up their channels, point by point.
   for (int32_t first = 0; first < points; first += kLanes) {
     const int32_t own_point = first + group.lane;
     const Point<A> own = find_point(geometry, arguments.locations, first_point, own_point);
@@ -49,20 +49,20 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 
 template <typename T, int kHeadWidth>
 __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
-    plain_backward(const __grid_constant__ PlainBackward<T> arguments) {
+    msda_backward(const __grid_constant__ MsdaBackward<T> arguments) {
   using A = compute_t<T>;
-  constexpr Layout kLayout = kPlainBackward<T, kHeadWidth>;
+  constexpr Layout kLayout = kMsdaBackward<T, kHeadWidth>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
   constexpr int kBatch = kLayout.batch;
-  using Row = Channels<A, kWidth>;
+  using Part = Channels<A, kWidth>;
 
-  const Geometry& geometry = arguments.geometry;
+  const KernelGeometry& geometry = arguments.geometry;
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
-  const SampledRows<T, kWidth, kLanes> values(arguments.value, group.lane);
-  const AddedRows<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
-  const OwnRow<T, kWidth, kLanes, kVectors> grads(
+  const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
+  const TokenAdder<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
+  const QueryRow<T, kWidth, kLanes, kVectors> grads(
       arguments.grad_output, group.item, group.lane);
-  const AddedRow<T, kWidth, kLanes, kVectors, true> added_grads(
+  const QueryAddend<T, kWidth, kLanes, kVectors, true> added_grads(
       grads, arguments.grad_output, group.item, group.lane);
   const int32_t points = geometry.levels * geometry.points;
 
@@ -85,11 +85,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         Mix<A> by_grads;
 #pragma unroll(kVectors == 1 ? 4 : 1)
         for (int vector = 0; vector < kVectors; ++vector) {
-          const Row grad = grads.at(vector), added = added_grads.at(vector);
+          const Part grad = grads.at(vector), added = added_grads.at(vector);
 #pragma unroll(kLayout.corners)
           for (int corner = 0; corner < 4; ++corner) {
             const Influence<A> influence(point, corner);
-            const Row value = values.at(point, corner, width, vector);
+            const Part value = values.at(point, corner, width, vector);
             by_grads.add(influence, dot(grad, value));
             if (point.has(corner) && group.exists) {
               grad_values.add(point, corner, width, vector, weight * influence.share, added);
@@ -100,9 +100,9 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         by_x[i] = by_grads.along_x;
         by_y[i] = by_grads.along_y;
       }
-      const A total_by_weight = sum_lanes_apart<kLanes>(by_weight, group.lane);
-      const A total_by_x = sum_lanes_apart<kLanes>(by_x, group.lane);
-      const A total_by_y = sum_lanes_apart<kLanes>(by_y, group.lane);
+      const A total_by_weight = sum_lanes_separately<kLanes>(by_weight, group.lane);
+      const A total_by_x = sum_lanes_separately<kLanes>(by_x, group.lane);
+      const A total_by_y = sum_lanes_separately<kLanes>(by_y, group.lane);
       if (group.lane / kBatch == start / kBatch) {
         grad_weight = total_by_weight;
         grad_x = total_by_x;
