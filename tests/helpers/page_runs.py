@@ -6,10 +6,8 @@ without these, so they hide no mistake.
 """
 
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from page_commands import Command
 from PIL import Image
-from programs import ROOT
+from programs import ROOT, run_program
 
 from lite_detr.data.digits import write_digits_dataset
 
@@ -120,9 +118,6 @@ BEFORE = {
 
 # Variables that only make programs faster; the effect of others shows in a new process.
 SPEED_ONLY = {"OMP_NUM_THREADS", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}
-# Imported once for all programs.
-PRELOADED = ["torch", "torchvision", "detectron2.engine", "detectron2.evaluation", "matplotlib"]
-PRELOADED += ["timm", "lite_detr.modeling", "lite_detr.model_zoo", "lite_detr.checkpoint"]
 
 
 def reason_not_to_run(command: Command) -> str:
@@ -149,10 +144,6 @@ class Sandbox:
         for name in ("bccd", "blood"):
             write_blood_cells(folder / name)
         write_images(folder / "photos", ["1.jpg", "2.jpg"])
-        self.log = folder / "output.log"
-        # Forks of a process that has imported everything.
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
 
     def run(self, command: Command) -> tuple[int, str]:
         """Return the exit status of a command, and what it printed."""
@@ -171,49 +162,28 @@ class Sandbox:
         # Tests are those of the repository.
         folder = ROOT if "pytest" in arguments else self.folder
         if own and command.environment.keys() <= SPEED_ONLY:
-            status = self._fork(arguments[1:], folder)
-        else:
-            status = self._start(arguments, folder, command.environment)
-        return status, self.log.read_text(errors="replace")
+            run = run_program(*arguments[1:], cwd=folder, seconds=SECONDS)
+            return run.returncode, run.stdout + run.stderr
+        return self._start(arguments, folder, command.environment)
 
-    def _fork(self, arguments: list[str], folder: Path) -> int:
-        process = self.context.Process(target=run_program, args=(arguments, folder, self.log))
-        process.start()
-        process.join(SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        return process.exitcode
-
-    def _start(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> int:
+    def _start(
+        self, arguments: list[str], folder: Path, environment: dict[str, str]
+    ) -> tuple[int, str]:
         if arguments[0] == "torchrun":
             arguments = ["python", "-m", "torch.distributed.run", *arguments[1:]]
         if arguments[0] == "python":
             arguments[0] = sys.executable
-        with self.log.open("w") as log:
-            return subprocess.run(
-                arguments,
-                cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(ROOT / "projects")} | environment,
-                stdout=log,
-                stderr=log,
-                timeout=SECONDS,
-            ).returncode
-
-
-def run_program(arguments: list[str], folder: Path, log: Path) -> None:
-    """Run a file or, after ``-m``, a module, as Python does; in a process of its own."""
-    os.chdir(folder)
-    with log.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = arguments
-        sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
-        runpy.run_path(arguments[0], run_name="__main__")
+        run = subprocess.run(
+            arguments,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "projects")} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+        )
+        return run.returncode, run.stdout
 
 
 def write_images(folder: Path, names: Sequence[str]) -> None:
