@@ -1,4 +1,4 @@
-"""What the build of the CUDA kernels needs: a reason to build them, a toolkit, GPUs and headers."""
+"""Find what the build of the CUDA kernels needs: a toolkit, the GPUs to build for, and headers."""
 
 import importlib.util
 import os
@@ -10,43 +10,44 @@ from pathlib import Path
 
 import torch
 
-# Where the toolkit's installer puts it.
+# The default of the toolkit's installer.
 USUAL_HOME = Path("/usr/local/cuda")
-# For GPUs that are not here: the generations since Turing.
+# Built for if there is no GPU: the generations since Turing.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
 class CannotBuild(Exception):
-    """Why the CUDA kernels are not built, in one line."""
+    """The CUDA kernels cannot be built; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A CUDA toolkit that goes with this PyTorch."""
+    """A CUDA toolkit that fits this PyTorch."""
 
     home: Path
     version: str
 
     def header_flags(self) -> list[str]:
-        """For headers that a toolkit lacks, from the pip packages that PyTorch installs.
+        """Return the flags for headers that a toolkit may lack, in the pip packages of PyTorch.
 
         They come after all other folders, so that headers of two versions do not mix.
         """
         spec = importlib.util.find_spec("nvidia")
         roots = [Path(root) for root in spec.submodule_search_locations] if spec else []
         folders = [folder for root in roots for folder in sorted(root.glob("*/include"))]
-        # From CUDA 13 on one folder, cu13, holds a whole version; before, each library has its own.
+        # Since CUDA 13 one folder, cu13, holds a whole version; before, each library had its own.
         others = re.compile(rf"cu(?!{self.version.split('.')[0]}$)\d+")
         return [
             f"-idirafter{folder}" for folder in folders if not others.fullmatch(folder.parent.name)
         ]
 
     def architecture_flags(self) -> list[str]:
-        """For TORCH_CUDA_ARCH_LIST, else the visible GPUs, else all that this nvcc knows."""
+        """Return flags for TORCH_CUDA_ARCH_LIST, the visible GPUs, or all that nvcc knows."""
         given = os.environ.get("TORCH_CUDA_ARCH_LIST")
         if given == "native" and not torch.cuda.is_available():
             raise CannotBuild("TORCH_CUDA_ARCH_LIST is native, but no GPU is visible")
         if given or torch.cuda.is_available():
+            # Private: PyTorch has no public function that reads TORCH_CUDA_ARCH_LIST.
             from torch.utils.cpp_extension import _get_cuda_arch_flags
 
             return _get_cuda_arch_flags()
@@ -57,12 +58,16 @@ class Toolkit:
         if not numbers:
             raise CannotBuild(f"nvcc --list-gpu-arch names none of {', '.join(ARCHITECTURES)}")
         flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
-        # PTX of the newest, which the driver compiles for GPUs that are newer.
+        # PTX of the newest, which the driver compiles for even newer GPUs.
         return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
 
 
 def find_toolkit() -> Toolkit | None:
-    """The toolkit to build with; nothing where neither a GPU nor the environment asks for it."""
+    """Return the toolkit to build with; None if neither a GPU nor the environment asks for one.
+
+    Raises:
+        CannotBuild: there is no toolkit that fits this PyTorch.
+    """
     asked = None
     for request in ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST"):
         if os.environ.get(request, "0") not in ("", "0"):
@@ -92,19 +97,19 @@ def find_toolkit() -> Toolkit | None:
 
 
 def find_home() -> Path | None:
-    """The toolkit's folder: CUDA_HOME, or that of the nvcc on PATH, or the usual one."""
+    """Return the toolkit's folder: CUDA_HOME, or that of the nvcc on PATH, or the default."""
     if home := os.environ.get("CUDA_HOME"):
         return Path(home)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return USUAL_HOME if (USUAL_HOME / "bin" / "nvcc").exists() else None
-    # It may be a script that calls an nvcc elsewhere; that one tells where it lies.
+    # This may be a script that calls another nvcc, which tells its own folder.
     top = re.search(r"^#\$ TOP=(.+)$", output(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
     return Path(top[1]).resolve() if top else Path(nvcc).resolve().parents[1]
 
 
 def output(*command: str | Path) -> str:
-    """What a program prints; nothing where it cannot be started."""
+    """Return what a program prints; nothing if it cannot be started."""
     try:
         run = subprocess.run(command, capture_output=True, text=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""Builds the native operators, if it can; everything else stands in pyproject.toml."""
+"""Build the native operators, if possible; everything else is in pyproject.toml."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-# Of cuda_build: a build by pip does not look for modules beside this file.
+# For cuda_build: a build by pip does not look for modules beside this file.
 sys.path.insert(0, str(ROOT))
 
 HINT = (
@@ -27,7 +27,7 @@ def first_line(error: Exception) -> str:
 
 
 def native_extension(toolkit=None) -> Extension:
-    """The CPU kernels, and with a toolkit (``cuda_build.Toolkit``) the CUDA kernels too."""
+    """Return the CPU kernels and, given a toolkit (``cuda_build.Toolkit``), the CUDA kernels."""
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     create = CppExtension if toolkit is None else CUDAExtension
@@ -39,9 +39,9 @@ def native_extension(toolkit=None) -> Extension:
     )
     headers = [] if toolkit is None else toolkit.header_flags()
     flags = {
-        # -fno-...: neither lets a NaN pass for a number; both let loops become vector code.
-        # Without OpenMP, as PyTorch has it, at::parallel_for is a loop on one thread.
-        # The environment's flags come last, so that they count.
+        # -fno-...: NaN stays NaN with both, and compilers can vectorise more loops.
+        # -fopenmp, as in PyTorch: without it at::parallel_for is a loop on one thread.
+        # The environment's flags come last, and override these.
         "cxx": [
             *"-O3 -g0 -fopenmp".split(),
             *"-fno-math-errno -fno-trapping-math -Wno-psabi".split(),
@@ -50,15 +50,15 @@ def native_extension(toolkit=None) -> Extension:
         ]
     }
     if toolkit is not None:
-        # nvcc hands the host compiler's flags to a shell. PyTorch would add the architectures, but
-        # not where any flag has "arch" in it, as a folder may.
+        # nvcc passes the host compiler flags through a shell. PyTorch would add the architectures,
+        # but not if any flag contains "arch", as the name of a folder may.
         host = [part for flag in headers for part in ("-Xcompiler", shlex.quote(flag))]
         flags["nvcc"] = ["-O3", *host, *toolkit.architecture_flags()]
     return create("lite_detr._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"])
 
 
 def build_options() -> dict:
-    """The extension and the command that builds it; nothing where it is not wanted or possible."""
+    """Return the extension and the command that builds it; nothing if unwanted or impossible."""
     if os.environ.get("LITE_DETR_NO_EXT", "0") != "0":
         return {}
     try:
@@ -68,29 +68,30 @@ def build_options() -> dict:
         print(HINT.format(reason=reason), file=sys.stderr)
         return {}
 
-    toolkit, why_not = None, ""
+    toolkit, no_cuda_reason = None, ""
     try:
         toolkit = find_toolkit()
     except CannotBuild as error:
-        why_not = first_line(error)
+        no_cuda_reason = first_line(error)
     if toolkit is not None:
         # PyTorch reads it when the next line imports.
         os.environ["CUDA_HOME"] = str(toolkit.home)
     from torch.utils.cpp_extension import BuildExtension
 
     class OptionalBuild(BuildExtension):
-        """A failed build leaves a package without the extension, as the PyTorch path serves."""
+        """If the build fails, the package has no extension, and the PyTorch operators run."""
 
         def run(self) -> None:
             try:
                 super().run()
+            # Whatever the compiler, linker or PyTorch raises: the package must install.
             except Exception as error:
                 print(HINT.format(reason=first_line(error)), file=sys.stderr)
                 self.extensions = []
 
         def build_extensions(self) -> None:
-            """With the CUDA kernels, and where that fails without them."""
-            reason = why_not
+            """Build with the CUDA kernels, or without them if that fails."""
+            reason = no_cuda_reason
             try:
                 if toolkit is not None:
                     self.redefine(toolkit)
@@ -105,7 +106,7 @@ def build_options() -> dict:
                 print(CUDA_HINT.format(reason=reason), file=sys.stderr)
 
         def redefine(self, toolkit) -> None:
-            # The object stays, as setuptools has noted where its file goes.
+            # The object stays the same, as setuptools has recorded where its file goes.
             vars(self.extensions[0]).update(vars(native_extension(toolkit)))
 
     return {

@@ -82,6 +82,7 @@ def _time_turn_on_gpu(function: Callable[[], object]) -> list[float]:
     cache_size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     flush = torch.empty(2 * cache_size, dtype=torch.uint8, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+    # Private, but the only kernel that keeps a GPU busy for a given time.
     torch.cuda._sleep(int(2 * calls * queued * CYCLES_PER_SECOND))
     for before, after in events:
         flush.zero_()

@@ -91,6 +91,7 @@ def measure(
         # Cases share code, which is compiled for each of them. Without room for all, some would
         # silently not be compiled.
         torch.compiler.reset()
+        # torch.compiler has no public names for these two.
         torch._dynamo.config.recompile_limit = 8 * len(cases)
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     runners = []

@@ -19,6 +19,8 @@ import torch
 from calls import environment
 from subjects import build_detector
 from torch import Tensor
+
+# Private, as is the tree module; torch.profiler could time operators, but not replace a dtype.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
