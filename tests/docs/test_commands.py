@@ -9,17 +9,17 @@ from page_commands import (
     Command,
     CommandError,
     ShellError,
+    all_pages,
     blocks,
     check,
     code_spans,
     commands,
-    pages,
     recipe,
 )
 from page_runs import BEFORE, EXEMPT, Sandbox, reason_not_to_run
 from programs import ROOT
 
-PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in pages()}
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in all_pages()}
 
 # What a block may need that a CPU machine without a network and COCO lacks; N is a number.
 NEEDS = (

@@ -92,9 +92,14 @@ class Command:
 
 
 def pages() -> list[Path]:
-    """README, CONTRIBUTING, and all of ``docs/``."""
+    """Return the site's pages: README, CONTRIBUTING, and all of ``docs/``."""
     root = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
-    return [*filter(Path.is_file, root), *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*root, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def all_pages() -> list[Path]:
+    """Return the site's pages and those beside the code."""
+    return [*pages(), *sorted([*ROOT.glob("kernels/*.md"), *ROOT.glob("t*/**/README.md")])]
 
 
 def blocks(text: str) -> list[Block]:

@@ -13,8 +13,8 @@ whatever else the machine does affects all of them alike. Weights, image and obj
 
 Figures are medians over the rounds, in milliseconds, with the first and the last decile. Latency is
 everything except the data, which a data loader's workers prepare meanwhile: the time to read,
-resize and collate a batch is listed separately. docs/how_speed_is_measured.md says what belongs to
-which part, and how memory is measured.
+resize and collate a batch is listed separately. README.md in this folder says what belongs to which
+part, and how memory is measured.
 """
 
 import argparse
