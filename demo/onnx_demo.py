@@ -1,16 +1,22 @@
 #!/usr/bin/env python
-"""Draw the predictions of a detector in an ONNX file, by NumPy, Pillow and ONNX Runtime alone.
+"""Run a detector from an ONNX file over images, by NumPy, Pillow and ONNX Runtime alone.
 
     onnx_demo.py --model detector.onnx --input datasets/digits/val --output output/onnx
 
 The file is one of tools/export.py; it says how images are prepared and what the classes are called.
-An image NAME.jpg becomes DIR/NAME.png. The exit status is 1 if an image could not be read.
+An image NAME.jpg becomes DIR/NAME.png, or DIR/NAME_2.png and so on if that name is taken. --json
+FILE writes the detections for other programs. The exit status is 0 if all images were read, and 1
+if one was not or none was found. The program can be copied: it needs no other file.
 """
 
 import argparse
+import glob
+import itertools
 import json
+import os
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +24,17 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+# The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Pillow knows forty formats, some of which start other programs (EPS starts Ghostscript).
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MAX_ASPECT_RATIO = 500
+MAX_LABEL = 40  # characters
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
 class Detections(NamedTuple):
-    """What was found in an image, best first.
+    """The objects in an image, best first.
 
     Attributes:
         boxes: ``[N, 4]``, (x1, y1, x2, y2) in pixels of the image.
@@ -43,30 +54,48 @@ class OnnxDetector:
         path: of the file.
 
     Raises:
-        ValueError: the file is of another program, or no ONNX.
+        ValueError: the file is of another program, or is not ONNX.
     """
 
     def __init__(self, path: str):
         try:
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        # Of ONNX Runtime's own kinds, which have no name that is for others.
+        # Of ONNX Runtime's own kinds, which have no public names.
         except Exception as error:
-            raise ValueError(f"{path} cannot be loaded: {error}") from error
-        facts = self.session.get_modelmeta().custom_metadata_map
-        if "preprocessing" not in facts:
+            raise ValueError(f"{path} cannot be loaded: {one_line(error)}") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        inputs = {value.name for value in self.session.get_inputs()}
+        if "preprocessing" not in metadata or inputs != {"images", "image_sizes"}:
             raise ValueError(f"{path} does not say how to prepare images; tools/export.py does")
-        self.preprocessing = json.loads(facts["preprocessing"])
-        self.class_names = json.loads(facts["class_names"])
+        try:
+            preprocessing = json.loads(metadata["preprocessing"])
+            names = json.loads(metadata.get("class_names", "[]"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} holds metadata that are not JSON; export it again") from error
+        if not is_preprocessing(preprocessing) or not is_list_of_names(names):
+            raise ValueError(f"{path} holds metadata of another kind; export it again")
+        self.channels, self.resize = preprocessing["channels"], preprocessing["resize"]
+        self.class_names = names
 
     def __call__(self, image: Image.Image) -> Detections:
-        """Detects in an upright RGB image; empty boxes are left out."""
+        """Detect objects in an upright RGB image; empty boxes are omitted.
+
+        Raises:
+            ValueError: the image cannot be resized as the detector needs it.
+        """
         width, height = image.size
-        resize = self.preprocessing["resize"]
-        if resize:
-            size = resized(width, height, resize["short_side"], resize["max_size"])
+        if self.resize:
+            size = resized(width, height, self.resize["short_side"], self.resize["max_size"])
+            if min(size) == 0:
+                raise ValueError(
+                    "image too thin to resize: nothing is left of one side of its "
+                    f"{width} x {height} pixels"
+                )
+            if size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"resized to {size[0]} x {size[1]} pixels, it is too large")
             image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.float32)
-        if self.preprocessing["channels"] == "BGR":
+        if self.channels == "BGR":
             pixels = pixels[:, :, ::-1]
         inputs = {
             "images": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]),
@@ -80,11 +109,30 @@ class OnnxDetector:
         return Detections(boxes[full], scores[full], classes[full])
 
     def class_name(self, number: int) -> str | int:
-        return self.class_names[number] if self.class_names else number
+        """Return the name of a class, or its number if the file has no name for it."""
+        return self.class_names[number] if 0 <= number < len(self.class_names) else number
+
+
+def is_preprocessing(value: object) -> bool:
+    """Return whether metadata say how to prepare an image."""
+    if not isinstance(value, dict) or value.get("channels") not in ("RGB", "BGR"):
+        return False
+    resize = value.get("resize", 0)
+    if resize is None:
+        return True
+    sides = ("short_side", "max_size")
+    return isinstance(resize, dict) and all(
+        type(resize.get(side)) is int and 0 < resize[side] < 2**64 for side in sides
+    )
+
+
+def is_list_of_names(value: object) -> bool:
+    """Return whether metadata are names of classes."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def resized(width: int, height: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """Width and height for the shorter side to be ``short_side``, the longer at most ``max_size``.
+    """Return width and height for a shorter side of ``short_side`` and sides up to ``max_size``.
 
     Steps and rounding are those of Detectron2's ``ResizeShortestEdge``.
     """
@@ -100,13 +148,62 @@ def resized(width: int, height: int, short_side: int, max_size: int) -> tuple[in
 
 
 def read(path: Path) -> Image.Image:
-    """An image in RGB, turned as its EXIF orientation says."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    """Read an image in RGB, turned as its EXIF orientation says.
+
+    Grey images of 16 bits keep their upper eight.
+
+    Raises:
+        ValueError: the file cannot be used; the message says why.
+    """
+    try:
+        # To open a named pipe would wait for another program to write into it.
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")
+        with path.open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+            is_grey_16 = image.mode.startswith("I;16") or (
+                image.mode == "I" and image.format in ("PNG", "PPM")
+            )
+            is_wide = image.mode in ("I", "F") and not is_grey_16
+            if not is_wide:
+                turn_upright(image)
+            if is_grey_16:
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            found = None if is_wide else image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        limit = f"{2 * Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit"
+        raise ValueError(f"image of too many pixels: it has more than {limit}") from error
+    # Pillow's readers raise anything on a broken file.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
+        raise ValueError(f"unreadable image: {reason}") from error
+    if found is None:
+        raise ValueError(
+            "image of 32-bit pixels: 32 bits do not say what is black and what is white: save it "
+            "with 8 or 16"
+        )
+    width, height = found.size
+    if max(found.size) > MAX_ASPECT_RATIO * min(found.size):
+        raise ValueError(
+            f"image too thin to resize: {width} x {height} pixels are thinner than "
+            f"1 : {MAX_ASPECT_RATIO}"
+        )
+    return found
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn an opened image in place as its EXIF orientation says, if that can be read."""
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    # Broken metadata raise anything; the pixels have been read.
+    except Exception:
+        return
 
 
 def draw(image: Image.Image, found: Detections, detector: OnnxDetector) -> None:
-    """Draws boxes with class and score into an image."""
+    """Draw boxes with class and score into an image."""
     canvas = ImageDraw.Draw(image)
     line = max(2, round(min(image.size) / 250))
     font = ImageFont.load_default(max(12, min(image.size) // 40))
@@ -114,30 +211,89 @@ def draw(image: Image.Image, found: Detections, detector: OnnxDetector) -> None:
     for box, score, number in list(zip(*found))[::-1]:
         colour = COLOURS[number % len(COLOURS)]
         canvas.rectangle(box.tolist(), outline=colour, width=line)
-        text = f"{detector.class_name(number)} {score:.0%}"
+        text = f"{label(detector.class_name(number))} {score:.0%}"
         corner = (box[0], max(0, box[1] - font.size - line))
         canvas.rectangle(canvas.textbbox(corner, text, font), fill=colour)
         canvas.text(corner, text, "white", font)
 
 
-def find_images(given: Sequence[Path]) -> list[Path]:
-    """Files as they are, and the images in folders."""
-    found = []
-    for path in given:
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        found += [file for file in inside if file == path or file.suffix.lower() in IMAGE_SUFFIXES]
-    return found
+def label(name: object) -> str:
+    """Return a class name as one line of text to draw, whatever characters it holds."""
+    kept = []
+    for character in str(name):
+        category = unicodedata.category(character)
+        if category in ("Cc", "Zl", "Zp"):
+            kept.append(" ")
+        elif category == "Cs":
+            kept.append("\N{REPLACEMENT CHARACTER}")
+        elif category != "Cf":
+            kept.append(character)
+    line = " ".join("".join(kept).split())
+    return line if len(line) <= MAX_LABEL else f"{line[: MAX_LABEL - 3]}..."
 
 
-def entry(path: Path, image: Image.Image, found: Detections, detector: OnnxDetector) -> dict:
-    """What the JSON file says of an image, as that of demo.py does."""
+def one_line(text: object) -> str:
+    """Return a text on one line that any terminal takes."""
+    characters = " ".join(str(text).split()) or type(text).__name__
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in characters
+    )
+
+
+def find_images(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Find the images that files, patterns and folders name.
+
+    Returns:
+        The images, each once, and the arguments that name none.
+    """
+    found = {text: expand(text) for text in given}
+    images = dict.fromkeys(itertools.chain.from_iterable(found.values()))
+    return list(images), [text for text, paths in found.items() if not paths]
+
+
+def expand(text: str) -> list[Path]:
+    path = Path(text)
+    try:
+        if path.is_dir():
+            files = (entry for entry in path.iterdir() if entry.is_file())
+            return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+        # Before it is taken for a pattern, as names may hold brackets.
+        if path.is_file():
+            return [path]
+    # A folder that cannot be read, or a name that no file can have.
+    except OSError:
+        return []
+    return sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
+
+
+def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """Yield where each image's picture goes: never onto another's, nor onto one of the images."""
+    taken = {image.resolve() for image in images}
+    for image in images:
+        numbered = (f"{image.stem}_{number}.png" for number in itertools.count(2))
+        names = itertools.chain([f"{image.stem}.png"], numbered)
+        path = next(folder / name for name in names if (folder / name).resolve() not in taken)
+        taken.add(path.resolve())
+        yield path
+
+
+def predict(detector: OnnxDetector, path: Path, threshold: float) -> tuple[Image.Image, Detections]:
+    """Return the image of a file, and its detections with at least a score."""
+    image = read(path)
+    found = detector(image)
+    sure = found.scores >= threshold
+    return image, Detections(*(values[sure] for values in found))
+
+
+def json_entry(path: Path, size: tuple[int, int], found: Detections, names: OnnxDetector) -> dict:
+    """Return an image's object in the JSON file, which is the one that demo.py writes."""
     return {
         "file_name": str(path),
-        "height": image.height,
-        "width": image.width,
+        "height": size[1],
+        "width": size[0],
         "detections": [
             {
-                "class": detector.class_name(number),
+                "class": names.class_name(number),
                 "score": round(score, 5),
                 "box": [round(corner, 2) for corner in box],
             }
@@ -146,55 +302,104 @@ def entry(path: Path, image: Image.Image, found: Detections, detector: OnnxDetec
     }
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def json_line(entry: dict) -> str:
+    line = json.dumps(entry, ensure_ascii=False)
+    # Bytes that are not UTF-8 in the name of a file, which os.fsencode restores.
+    return json.dumps(entry) if any("\ud800" <= c <= "\udfff" for c in line) else line
+
+
+def score(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"given {text}, accepted are numbers from 0 to 1")
+    return value
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="FILE.onnx")
-    add("--input", required=True, nargs="+", type=Path, help="images, or folders of them")
-    add("--output", required=True, type=Path, metavar="DIR", help="made if need be")
-    add("--json", type=Path, metavar="FILE.json", help="for classes, scores and boxes")
+    add("--model", required=True, metavar="FILE.onnx", help="a file of tools/export.py")
+    add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
+    add("--output", type=Path, metavar="DIR", help="for pictures; created if need be")
+    add("--json", type=Path, metavar="FILE.json", help="write classes, scores and boxes to it")
     add(
         "--confidence-threshold",
-        type=float,
+        type=score,
         default=0.3,
         metavar="SCORE",
-        help="detections scored lower are left out (default: %(default)s)",
+        help="drop detections with a lower score (default: %(default)s)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.output and not args.json:
+        parser.error("nothing to write: give --output DIR for pictures, --json FILE.json, or both")
+    if args.output and args.output.exists() and not args.output.is_dir():
+        parser.error(f"argument --output: {args.output} is a file; give a folder")
+    if args.json and args.json.suffix.lower() != ".json":
+        parser.error(f"argument --json: given {args.json}, accepted are names that end in .json")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo and returns its exit status."""
-    args = parse_arguments(argv)
+    """Run the demo and return its exit status."""
+    args = parse_args(argv)
+    images, missing = find_images(args.input)
+    for text in missing:
+        print(
+            f"{one_line(text)}: skipped, as it is not a file, a pattern of files or a folder with "
+            f"images ({', '.join(IMAGE_SUFFIXES)})",
+            file=sys.stderr,
+        )
+    if not images:
+        return 1
     try:
-        detector = OnnxDetector(str(args.model))
+        detector = OnnxDetector(args.model)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    args.output.mkdir(parents=True, exist_ok=True)
-    entries, failures = [], 0
-    for path in find_images(args.input):
-        try:
-            image = read(path)
-        # Pillow's readers raise anything on a broken file.
-        except Exception as error:
-            print(f"{path}: skipped: {error}", file=sys.stderr)
-            entries.append({"file_name": str(path), "problem": str(error)})
-            failures += 1
-            continue
-        found = detector(image)
-        sure = found.scores >= args.confidence_threshold
-        found = Detections(*(values[sure] for values in found))
-        entries.append(entry(path, image, found, detector))
-        draw(image, found, detector)
-        image.save(args.output / f"{path.stem}.png")
+
+    written, pictures, separator = [], None, "[\n"
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        pictures = picture_paths(images, args.output)
+        written.append(f"pictures are in {one_line(args.output)}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    print(f"images: {len(entries) - failures}, failures: {failures}; pictures are in {args.output}")
-    return 1 if failures else 0
+        written.append(f"detections are in {one_line(args.json)}")
+    num_images, num_detections = 0, 0
+    with open(args.json or os.devnull, "w", encoding="utf-8") as file:
+        try:
+            for path in images:
+                picture = next(pictures) if pictures else None
+                try:
+                    image, found = predict(detector, path, args.confidence_threshold)
+                # ONNX Runtime, too, raises anything for an image that the file's graph refuses.
+                except Exception as error:
+                    print(f"{one_line(path)}: skipped: {one_line(error)}", file=sys.stderr)
+                    entry = {"file_name": str(path), "problem": one_line(error)}
+                else:
+                    entry = json_entry(path, image.size, found, detector)
+                    num_images += 1
+                    num_detections += len(found.scores)
+                    if picture:
+                        draw(image, found, detector)
+                        image.save(picture)
+                file.write(separator + json_line(entry))
+                separator = ",\n"
+        finally:
+            # What an interrupted run has found can be read.
+            file.write("[]\n" if separator == "[\n" else "\n]\n")
+    num_failures = len(missing) + len(images) - num_images
+    print(
+        f"images: {num_images}, detections: {num_detections}, failures: {num_failures}; "
+        f"{', '.join(written)}"
+    )
+    return 1 if num_failures else 0
 
 
 if __name__ == "__main__":

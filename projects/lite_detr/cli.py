@@ -152,12 +152,16 @@ def find_images(given: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def expand(text: str) -> list[Path]:
     path = Path(text)
-    if path.is_dir():
-        files = (entry for entry in path.iterdir() if entry.is_file())
-        return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
-    # Before it is taken for a pattern, as names may hold brackets.
-    if path.is_file():
-        return [path]
+    try:
+        if path.is_dir():
+            files = (entry for entry in path.iterdir() if entry.is_file())
+            return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+        # Before it is taken for a pattern, as names may hold brackets.
+        if path.is_file():
+            return [path]
+    # A folder that cannot be read, or a name that no file can have.
+    except OSError:
+        return []
     return sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
 
 

@@ -1,12 +1,16 @@
 """What demo/onnx_demo.py does before and around the detector."""
 
+import json
+
 import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx_demo  # noqa: E402
+from onnx_files import save_constant_detector  # noqa: E402
 
 
 def test_resizes_as_detectron2_does():
@@ -18,7 +22,13 @@ def test_resizes_as_detectron2_does():
         assert onnx_demo.resized(width, height, short_side, max_size) == expected[::-1]
 
 
-def test_file_that_is_no_detector_of_ours_is_named(tmp_path, capsys):
+@pytest.fixture
+def photo(tmp_path):
+    Image.new("RGB", (96, 80)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_file_that_is_no_detector_of_ours_is_named(tmp_path, photo, capsys):
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
@@ -32,14 +42,59 @@ def test_file_that_is_no_detector_of_ours_is_named(tmp_path, capsys):
         ("broken.onnx", "cannot be loaded: "),
         ("absent.onnx", "cannot be loaded: "),
     ):
-        arguments = ["--model", str(tmp_path / name), "--input", "x", "--output", str(tmp_path)]
+        model = str(tmp_path / name)
+        arguments = ["--model", model, "--input", str(photo), "--output", str(tmp_path)]
         assert onnx_demo.main(arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"error: {tmp_path / name} {message}")
 
 
-def test_folder_gives_its_images_and_a_file_itself(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt"):
-        (tmp_path / name).touch()
-    found = onnx_demo.find_images([tmp_path, tmp_path / "notes.txt"])
-    assert [path.name for path in found] == ["a.png", "b.JPG", "notes.txt"]
+RESIZED = '{"channels": "RGB", "resize": {"short_side": 64, "max_size": 128}}'
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"preprocessing": "{"},
+        {"preprocessing": "[" * 100_000},
+        {"preprocessing": "9" * 5000},
+        {"preprocessing": "[]"},
+        {"preprocessing": "{}"},
+        {"preprocessing": '{"channels": "RGB"}'},
+        {"preprocessing": '{"channels": "YUV", "resize": null}'},
+        {"preprocessing": '{"channels": "RGB", "resize": [64, 128]}'},
+        {"preprocessing": '{"channels": "RGB", "resize": {"short_side": 64}}'},
+        {"preprocessing": RESIZED.replace("64", "0")},
+        {"preprocessing": RESIZED.replace("64", "-64")},
+        {"preprocessing": RESIZED.replace("64", "NaN")},
+        {"preprocessing": RESIZED.replace("64", "64.5")},
+        {"preprocessing": RESIZED.replace("128", "9" * 400)},
+        {"preprocessing": RESIZED, "class_names": "cat"},
+        {"preprocessing": RESIZED, "class_names": '{"0": "cat"}'},
+        {"preprocessing": RESIZED, "class_names": "[1, 2]"},
+    ],
+)
+def test_hostile_metadata_are_one_line(metadata, tmp_path, photo, capsys):
+    save_constant_detector(tmp_path / "detector.onnx", **metadata)
+    model = str(tmp_path / "detector.onnx")
+    arguments = ["--model", model, "--input", str(photo), "--output", str(tmp_path / "out")]
+    assert onnx_demo.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {model} holds metadata ") and error.count("\n") == 1
+
+
+def test_what_metadata_may_lack_or_ask_for(tmp_path, photo, capsys):
+    """No names, fewer than classes, and a size that no memory has room for."""
+    model, report = tmp_path / "detector.onnx", tmp_path / "all.json"
+    arguments = ["--model", str(model), "--input", str(photo), "--json", str(report)]
+    for names, expected in (("[]", 1), ('["cat"]', 1), ('["cat", "dog"]', "dog")):
+        save_constant_detector(model, preprocessing=RESIZED, class_names=names)
+        assert onnx_demo.main(arguments) == 0
+        (entry,) = json.loads(report.read_text())
+        assert entry["detections"] == [
+            {"class": expected, "score": 0.75, "box": [12.47, 25, 49.87, 62.5]}
+        ]
+    large = RESIZED.replace("64", "640000").replace("128", "9" * 18)
+    save_constant_detector(model, preprocessing=large)
+    assert onnx_demo.main(arguments) == 1
+    assert "pixels, it is too large" in capsys.readouterr().err
