@@ -14,7 +14,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import Dataset
 
 from ..errors import DatasetError
-from .coco_checks import count_objects, find_faults, no_objects_reason, report_faults
+from .coco_checks import (
+    MASK_WITHOUT_AREA,
+    count_objects,
+    find_faults,
+    no_objects_reason,
+    report_faults,
+)
 from .coco_file import load_coco, records_to_coco
 from .evaluator import (
     OTHER_EVALUATORS,
@@ -188,8 +194,11 @@ def _check_contents(name: str, split: str, num_classes: int) -> int:
                 f"dataset {name!r} has objects of class {largest}, but model.num_classes is "
                 f"{num_classes}, whose classes are 0 to {num_classes - 1}"
             )
-    report_faults(find_faults(source, image_root, content, split == "test", in_catalog=True))
-    return count_objects(content)
+    faults = list(find_faults(source, image_root, content, split == "test", in_catalog=True))
+    report_faults(faults)
+    dropped = {i for fault in faults if fault.kind == MASK_WITHOUT_AREA for i in fault.where}
+    kept = [a for a in content["annotations"] if a["id"] not in dropped]
+    return count_objects({**content, "annotations": kept})
 
 
 def _uses_coco_metrics(cfg: DictConfig) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -26,6 +26,8 @@ logger = logging.getLogger("lite_detr")
 # COCO rounds coordinates to two decimals, so its boxes pass the border by up to 0.01 pixel twice
 # over (corner and size). That is not worth a warning; the loader clips such boxes all the same.
 ROUNDING = 0.05
+# The kind of fault for which Detectron2's own loader drops an object.
+MASK_WITHOUT_AREA = "mask without area"
 
 
 def check_coco(json_file, image_root, for_evaluation=False) -> CocoSummary:
@@ -47,7 +49,7 @@ def check_coco(json_file, image_root, for_evaluation=False) -> CocoSummary:
     return summary_of(content)
 
 
-def report_faults(faults: Iterator[Fault]) -> None:
+def report_faults(faults: Iterable[Fault]) -> None:
     """Log faults as warnings; raise ``DatasetError`` for the first that is refused."""
     for fault in faults:
         if fault.outcome is Outcome.REFUSED:
@@ -301,7 +303,7 @@ def _broken_masks(source, annotations, images, in_catalog):
             "'segmentation', or register the dataset with lite_detr.data.coco.register_coco, to "
             "keep the boxes"
         )
-        yield Fault("mask without area", Outcome.LOST, message, ids)
+        yield Fault(MASK_WITHOUT_AREA, Outcome.LOST, message, ids)
 
 
 def _are_keypoints(value):

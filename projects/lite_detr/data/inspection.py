@@ -247,7 +247,7 @@ def _or_one(read: Callable[[], int]) -> int:
 
 
 def _is_object(annotation):
-    has_ids = all(type(annotation.get(key)) is int for key in ("image_id", "category_id"))
+    has_ids = all(type(annotation.get(key)) in (int, str) for key in ("image_id", "category_id"))
     return has_ids and is_sound_box(annotation.get("bbox")) and not annotation.get("iscrowd")
 
 
@@ -255,7 +255,7 @@ def _notes(content, num_queries):
     """Yield notes on images and annotations that are used as they are."""
     boxes, crowds = defaultdict(list), defaultdict(list)
     for annotation in content["annotations"]:
-        if type(annotation.get("image_id")) is int and is_sound_box(annotation.get("bbox")):
+        if type(annotation.get("image_id")) in (int, str) and is_sound_box(annotation.get("bbox")):
             (crowds if annotation.get("iscrowd") else boxes)[annotation["image_id"]].append(
                 annotation
             )
