@@ -6,7 +6,7 @@ import pytest
 
 
 @functools.cache
-def why_no_gpu() -> str:
+def no_gpu_reason() -> str:
     """What is missing; empty where nothing is."""
     import torch
 
@@ -21,5 +21,5 @@ def why_no_gpu() -> str:
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and why_no_gpu():
-        pytest.skip(why_no_gpu())
+    if item.get_closest_marker("gpu") and no_gpu_reason():
+        pytest.skip(no_gpu_reason())

@@ -9,6 +9,7 @@ from sampling_problems import (
     cast,
     level_tensors,
     make_problem,
+    needs_native,
     operator,
     run,
 )
@@ -107,6 +108,15 @@ def test_location_on_the_border_takes_half_of_the_outermost_cells(form, point):
     assert output.item() == pytest.approx(0.5**edges, abs=1e-15)
 
 
+# The gradients of the CUDA kernels in the harness are compared with these in test_cuda_kernels.py.
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param("native", marks=needs_native),
+        "pytorch",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
 @pytest.mark.parametrize("shared_key", [False, True])
 def test_gradients(attention, form, shared_key):
     problem = make_problem(SIZES[:2], 2, 3, batch=1, queries=2, shared_key=shared_key)
