@@ -60,9 +60,9 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
         parts += [
             f"### {title}",
             "",
-            f"| config in `{folder}/` | GFLOPs | backbone | encoder | decoder | params (M) "
+            f"| config in `{folder}/` | GFLOPs | encoder | params (M) "
             "| reported GFLOPs | reported encoder | reported params (M) | reported AP |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for name, cost in costs.items():
             if not name.startswith(f"{folder}/"):
@@ -70,7 +70,8 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
             entry = reported.get(name, {})
             figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "params_M", "AP")]
             theirs = ["–" if figure is None else str(figure) for figure in figures]
-            cells = [f"`{name.split('/')[1]}`", *cost_cells(cost), *theirs]
+            total, _, encoder, _, parameters = cost_cells(cost)
+            cells = [f"`{name.split('/')[1]}`", total, encoder, parameters, *theirs]
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     for tokens in sorted({cost.tokens for cost in costs.values()}, reverse=True):
@@ -129,8 +130,8 @@ def count_backbones(height: int, width: int) -> Iterator[BackboneCosts]:
 def backbone_table(counted: Iterable[BackboneCosts]) -> str:
     lines = [
         "| library | backbone | backbone, GFLOPs "
-        "| full: GFLOPs | encoder | params (M) | lite: GFLOPs | encoder | params (M) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| full: GFLOPs | params (M) | lite: GFLOPs | params (M) |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name, full, lite in counted:
         cells = [
@@ -139,8 +140,7 @@ def backbone_table(counted: Iterable[BackboneCosts]) -> str:
             f"{full.flops['backbone'] / 1e9:.1f}",
         ]
         for cost in (full, lite):
-            cells += [f"{cost.flops[part] / 1e9:.1f}" for part in ("total", "encoder")]
-            cells.append(f"{cost.parameters / 1e6:.2f}")
+            cells += [f"{cost.flops['total'] / 1e9:.1f}", f"{cost.parameters / 1e6:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
