@@ -33,6 +33,8 @@ def system_error(number):
         (WeightsError("weights a.pth: there is no such file"), "weights a.pth: there is no such"),
         (system_error(errno.ENOSPC), "No space left on device: make room in train.output_dir, and"),
         (system_error(errno.EDQUOT), "Disk quota exceeded: make room"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "num_workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "num_workers"),
     ],
 )
 def test_user_errors_end_in_one_line(error, line, capsys):
@@ -48,6 +50,13 @@ def test_other_errors_keep_their_traceback(error, capsys):
     with pytest.raises(type(error)), cli.user_errors():
         raise error
     assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_is_one_line_with_the_status_of_shells(capsys):
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_the_first_process_prints_at_once_and_the_others_wait(monkeypatch):

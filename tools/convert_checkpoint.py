@@ -10,8 +10,6 @@ as key=value; model.num_classes=91 keeps the references' heads, which otherwise 
 classes. docs/checkpoints.md lists the releases.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,46 +17,43 @@ import torch
 from detectron2.config import instantiate
 from detectron2.utils.file_io import PathManager
 
-from lite_detr import model_zoo
-from lite_detr.checkpoint import Conversion, WeightsError, convert_weights, read_weights
+from lite_detr import cli
+from lite_detr.checkpoint import Conversion, convert_weights, read_weights
+from lite_detr.checkpoint.files import atomic_open
+from lite_detr.errors import MissingFileError, downloading
 from lite_detr.overrides import load_config
 
 
 def convert_file(config_file: str, options: list[str], path: str) -> Conversion:
-    """Reads a checkpoint and brings it to the model of a config.
+    """Read a checkpoint and convert it to the model of a config.
 
     Raises:
-        FileNotFoundError: there is no such config or file.
-        ConfigError: the config is a YAML file, or an option does not fit it.
-        WeightsError: the file cannot be read, or does not fit the config.
+        LiteDetrError: the config or file is missing or broken, or they do not fit.
     """
     config = load_config(config_file, options)
-    if "://" not in path and not Path(path).is_file():
-        raise FileNotFoundError(f"weights {path}: there is no such file")
-    weights = read_weights(PathManager.get_local_path(path))
-    return convert_weights(weights, instantiate(config.model))
+    with downloading(f"weights {path}", "--input FILE"):
+        local = Path(PathManager.get_local_path(path) if "://" in path else path)
+    if not local.is_file():
+        raise MissingFileError(f"weights {path}: there is no such file")
+    return convert_weights(read_weights(str(local)), instantiate(config.model))
 
 
+@cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser(__doc__)
+    cli.add_config_file(parser)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="C", help="a file or a name of the model zoo")
     add("--input", required=True, metavar="FILE", help="the checkpoint to convert")
-    add("--output", required=True, type=Path, metavar="FILE.pth", help="where the result goes")
+    add("--output", required=True, type=Path, metavar="FILE.pth", help="the file to write")
     add("--every-key", action="store_true", help="print what became of every key")
-    add("opts", nargs="*", metavar="key=value", help="change the config's values")
+    cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
-    try:
-        conversion = convert_file(args.config_file, args.opts, args.input)
-    except (FileNotFoundError, model_zoo.ConfigError, WeightsError) as error:
-        sys.exit(f"error: {error}")
+    conversion = convert_file(args.config_file, args.opts, args.input)
     print(conversion.table() if args.every_key else conversion.summary())
     if conversion.renewed:
         print(f"warning: the {len(conversion.renewed)} weights of other classes are random")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": conversion.state_dict, "__author__": conversion.source}, args.output)
+    with atomic_open(args.output, "wb") as file:
+        torch.save({"model": conversion.state_dict, "__author__": conversion.source}, file)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 #!/usr/bin/env python
 """Draw the losses and the average precision of a training run from its metrics.json."""
 
-import argparse
-import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -11,16 +8,34 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from lite_detr import cli
+from lite_detr.engine.resume import read_records
+from lite_detr.errors import MissingFileError
+
 # The last decoder layer's losses; those of the other layers follow the same course.
 LOSSES = {"total_loss": "all", "loss_ce": "class", "loss_bbox": "box L1", "loss_giou": "box GIoU"}
 PRECISIONS = {"bbox/AP": "AP", "bbox/AP50": "AP50", "bbox/AP75": "AP75"}
 
 
 def read_series(metrics_file: Path, keys: list[str]) -> dict[str, list[tuple[int, float]]]:
-    """``{key: [(iteration, value), ...]}`` for the keys that the file has."""
-    records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    """Return ``{key: [(iteration, value), ...]}`` for the keys that the file has.
+
+    Raises:
+        MissingFileError: there is no such file, or no record in it.
+    """
+    if not metrics_file.is_file():
+        raise MissingFileError(
+            f"{metrics_file} is not a file; Detectron2 writes it to train.output_dir"
+        )
+    records = list(read_records(metrics_file.read_bytes()))
+    if not records:
+        raise MissingFileError(f"{metrics_file} has no records of a training run")
     series = {
-        key: [(record["iteration"], record[key]) for record in records if key in record]
+        key: [
+            (record["iteration"], record[key])
+            for record in records
+            if isinstance(record.get(key), (int, float))
+        ]
         for key in keys
     }
     return {key: points for key, points in series.items() if points}
@@ -45,13 +60,12 @@ def plot(metrics_file: Path, output: Path) -> None:
     plt.close(figure)
 
 
+@cli.user_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("metrics", type=Path, help="metrics.json in a run's output_dir")
     parser.add_argument("--output", type=Path, help="picture to write; default: beside the file")
     args = parser.parse_args()
-    if not args.metrics.is_file():
-        sys.exit(f"error: {args.metrics} is not a file; Detectron2 writes it to train.output_dir")
     output = args.output or args.metrics.with_name("training.png")
     plot(args.metrics, output)
     print(f"losses and average precision of {args.metrics}: {output}")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Kill a training again and again, and compare how it ends with an undisturbed one.
+"""Kill a training run again and again, and compare its result with that of an undisturbed run.
 
     soak.py --config-file digits/lite_dino_efficientnet_lite0.py --num-gpus 2 --kill-every 180 \\
         --output output/soak train.max_iter=2000 train.checkpointer.period=50
 
-trains twice by train_net.py: first undisturbed, then with SIGKILL, or in every third case SIGTERM,
-at random moments, and --resume. At the end weights, the optimizer's state, all random generators
-and metrics.json have to be the same, but for times. The exit status is 0 if so, and otherwise 1.
+trains twice with train_net.py: first undisturbed, then with SIGKILL, or in every third case
+SIGTERM, at random moments, and --resume. At the end weights, the optimizer's state, all random
+generators and metrics.json must be the same, except for times. If so, the exit status is 0, else 1.
 """
 
 import argparse
@@ -25,27 +25,28 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lite_detr import cli
 from lite_detr.checkpoint.files import read_torch
 from lite_detr.engine.preemption import EXIT_CODE
 from lite_detr.engine.resume import LAST
 
 PROGRAM = Path(__file__).parents[1] / "train_net.py"
-# What no two runs have alike.
+# Records that differ in any two runs.
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
-# The program itself was killed, or a process that it had started.
+# The program itself was killed, or a process that it started.
 KILLED = [sign for n in (signal.SIGTERM, signal.SIGKILL) for sign in (-n, 128 + n)]
-# After these many starts in a row that saved nothing, a kill comes too soon for the training.
+# After this number of starts in a row that saved nothing, kills come too soon.
 PATIENCE = 5
 
 
 def differences(undisturbed: Path, disturbed: Path) -> list[str]:
-    """In what the checkpoints and records of two output folders differ, one line each."""
-    # Not the one that is saved when a scheduler asks to leave.
+    """Return how the checkpoints and records of two output folders differ, one line each."""
+    # Not the one that is saved when a scheduler asks the run to leave.
     names = {path.name for path in undisturbed.glob("model_*.pth")} - {f"{LAST}.pth"}
     found = []
     for name in sorted(names):
         if not (disturbed / name).is_file():
-            found.append(f"{name}: only the undisturbed training has it")
+            found.append(f"{name}: only the undisturbed run has it")
             continue
         contents = [read_torch(str(folder / name)) for folder in (undisturbed, disturbed)]
         found += [f"{name}: {where}" for where in unequal("", *contents)]
@@ -55,7 +56,7 @@ def differences(undisturbed: Path, disturbed: Path) -> list[str]:
 
 
 def unequal(where: str, a: Any, b: Any) -> Iterator[str]:
-    """The paths at which two states differ; times and what depends on them are left out."""
+    """Yield the paths at which two states differ, except for times and what depends on them."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = (a.keys() | b.keys()) - TIMES - {"size"}
         for key in sorted(keys, key=str):
@@ -78,7 +79,7 @@ def is_nan(value: Any) -> bool:
 
 
 def records(folder: Path) -> list[str]:
-    """The lines of metrics.json without times, as text, in which NaN equals NaN."""
+    """Return the lines of metrics.json without times, as text, in which NaN equals NaN."""
     lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
     return [
         json.dumps({key: value for key, value in line.items() if key not in TIMES}, sort_keys=True)
@@ -87,12 +88,12 @@ def records(folder: Path) -> list[str]:
 
 
 class Soak:
-    """Two trainings by the same options.
+    """Two training runs with the same options.
 
     Args:
-        options: of train_net.py.
-        kill_every: seconds between kills, in the mean.
-        rng: says when to kill, and how.
+        options: the options of train_net.py.
+        kill_every: the mean time between kills, in seconds.
+        rng: decides when to kill, and how.
     """
 
     def __init__(self, options: Sequence[str], kill_every: float, rng: random.Random):
@@ -102,23 +103,23 @@ class Soak:
 
     def start(self, folder: Path, *more: str) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
-        # Any free port: that of the killed start may still be taken.
+        # Any free port, as that of the killed start may still be taken.
         more = ("--dist-url", "auto", *more)
         command = [sys.executable, PROGRAM, *more, *self.options, f"train.output_dir={folder}"]
         with open(folder / "output.txt", "ab") as file:
-            # A session of its own, so that a kill reaches all its processes and no other.
+            # In its own session, so that a kill reaches all its processes and no other.
             return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
     def undisturbed(self, folder: Path) -> float:
-        """The seconds that the training took."""
+        """Train, and return the seconds it took."""
         start = time.monotonic()
         process = self.start(folder)
         if process.wait() != 0:
-            raise SystemExit(f"error: the undisturbed training failed: see {folder}/output.txt")
+            raise SystemExit(f"error: the undisturbed run failed: see {folder}/output.txt")
         return time.monotonic() - start
 
     def disturbed(self, folder: Path) -> list[str]:
-        """How each start ended but the last, which came to the training's end."""
+        """Train, and return how each start ended, except for the last, which completed the run."""
         ends, fruitless, progress = [], 0, tqdm(desc="starts", unit="start", disable=None)
         while True:
             before = last_checkpoint(folder)
@@ -146,26 +147,28 @@ class Soak:
 
 
 def last_checkpoint(folder: Path) -> tuple[str, float]:
-    """Its name, and when it was written."""
+    """Return its name, and when it was written."""
     path = folder / "last_checkpoint"
     return (path.read_text(), path.stat().st_mtime) if path.exists() else ("", 0.0)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", required=True, help="as train_net.py takes it")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes, on CPUs as well")
-    parser.add_argument("--kill-every", type=float, default=180, help="seconds, in the mean")
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    cli.add_config_file(parser)
+    number = cli.whole_number(1)
+    parser.add_argument("--num-gpus", type=number, default=1, help="processes, on CPUs also")
+    parser.add_argument("--kill-every", type=float, default=180, help="mean time in seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="key=value, for the config")
     return parser.parse_args(arguments)
 
 
+@cli.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+    args = parse_args(arguments)
     if args.output.exists():
-        sys.exit(f"error: {args.output} is there already: give a folder that is not")
+        sys.exit(f"error: {args.output} exists already: give a new folder")
     options = ["--config-file", args.config_file, "--num-gpus", str(args.num_gpus), *args.options]
     soak = Soak(options, args.kill_every, random.Random(args.seed))
     undisturbed, disturbed = args.output / "undisturbed", args.output / "disturbed"

@@ -7,6 +7,8 @@ an error that its user can mend, a traceback for one that only we can.
 import argparse
 import glob
 import itertools
+import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +33,18 @@ def user_errors(status: int = 1) -> Iterator[None]:
     launcher ends the others; all but the first wait before they print, so that an error common to
     all is printed once.
 
+    An interrupt from the keyboard also ends it with one line, and the exit status of shells.
+
     Args:
         status: the exit status.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        # The process that started this one has got it too, and says so.
+        if multiprocessing.parent_process() is None:
+            print("error: interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = user_message(error)
         if not message:

@@ -5,6 +5,7 @@ of a traceback. So each message says what was given, what is accepted, and what 
 """
 
 import errno
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -12,8 +13,11 @@ from detectron2.utils import comm
 
 # Modules whose errors say that something cannot be downloaded.
 NETWORK_MODULES = set(
-    "http httpcore httpx huggingface_hub requests socket ssl urllib urllib3".split()
+    "http httpcore httpcore2 httpx httpx2 huggingface_hub requests socket ssl urllib "
+    "urllib3".split()
 )
+# What PyTorch's loader says if one of its processes is killed; the error has no class of its own.
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 # The system's error numbers for a full disk, an exhausted quota and a file size limit.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -130,6 +134,11 @@ def user_message(error: BaseException | None) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: make room in train.output_dir, and continue with --resume"
+    if isinstance(error, RuntimeError) and DEAD_WORKER.match(str(error)):
+        return (
+            f"a process that reads data has died, often for want of memory ({error}): give fewer "
+            "num_workers to the dataloader; --resume continues a training run"
+        )
     return ""
 
 

@@ -54,8 +54,8 @@ def convert_checkpoint(capsys):
     def run_tool(*arguments):
         try:
             tool.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            return str(end.code)
+        except SystemExit:
+            return capsys.readouterr().err.strip()
         return capsys.readouterr().out
 
     return run_tool

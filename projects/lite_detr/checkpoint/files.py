@@ -5,7 +5,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -253,7 +253,8 @@ def described(content: Any) -> str:
 def atomic_open(path: str | os.PathLike, mode: str) -> Iterator[IO]:
     """Open a file to write, which takes its name only when it is complete and on the disk.
 
-    Whatever happens before, a kill or a full disk, a file that had this name keeps it.
+    Whatever happens before, a kill or a full disk, a file that had this name keeps it. A missing
+    folder is created.
 
     Args:
         path: a local path.
@@ -265,6 +266,7 @@ def atomic_open(path: str | os.PathLike, mode: str) -> Iterator[IO]:
     path = Path(path)
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, mode) as file:
             yield file
             file.flush()
@@ -272,13 +274,14 @@ def atomic_open(path: str | os.PathLike, mode: str) -> Iterator[IO]:
         os.replace(unfinished, path)
         sync_folder(path.parent)
     except BaseException as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         # PyTorch's writer raises an error of its own on top of the system's.
         if isinstance(error, (OSError, RuntimeError)):
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             raise SaveError(
                 f"{path} cannot be written: {reason}. The files in {path.parent} are as they were: "
-                "make room there, and continue with --resume"
+                "make room there; --resume continues a training run"
             ) from error
         raise
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +112,21 @@ class Records:
 
 
 def last_iteration(file: Path, size: int) -> int:
-    """Return the last iteration in the first bytes of a ``metrics.json``; -1 if there is none.
+    """Return the last iteration in the first bytes of a ``metrics.json``; -1 if there is none."""
+    records = read_records(file.read_bytes()[:size]) if file.exists() else ()
+    return max((record["iteration"] for record in records), default=-1)
 
-    Lines that are damaged are left out.
-    """
-    iterations = [-1]
-    for line in file.read_bytes()[:size].splitlines() if file.exists() else ():
-        # Other errors than a ValueError are of lines with deep or huge values.
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            iterations.append(int(json.loads(line)["iteration"]))
-    return max(iterations)
+
+def read_records(content: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the records of a ``metrics.json``, one a line, without lines that are damaged."""
+    for line in content.splitlines():
+        try:
+            record = json.loads(line)
+        # A line may also be nested too deeply.
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+            yield record
 
 
 class ResumePoint(HookBase):

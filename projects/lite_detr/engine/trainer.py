@@ -237,11 +237,12 @@ class Trainer(AMPTrainer):
         names = state.get("parameter_groups")
         if names is not None and names != ours:
             old, new = ({name for group in groups for name in group} for groups in (names, ours))
-            lost, added = sorted(old - new), sorted(new - old)
-            parts = [f"{len(lost)} of its parameters, such as {lost[0]}, are frozen now"] * bool(
-                lost
-            )
-            parts += [f"{len(added)}, such as {added[0]}, were frozen in it"] * bool(added)
+            frozen, freed = sorted(old - new), sorted(new - old)
+            parts = []
+            if frozen:
+                parts.append(f"{len(frozen)} of its parameters, such as {frozen[0]}, are frozen")
+            if freed:
+                parts.append(f"{len(freed)}, such as {freed[0]}, were frozen in it")
             parts = parts or ["its parameters are grouped in another way"]
         elif [len(group["params"]) for group in theirs] != [len(group) for group in ours]:
             parts = [
