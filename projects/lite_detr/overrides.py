@@ -1,24 +1,34 @@
-"""Changes ``key=value`` of lazy configs, whose keys have to be there.
+"""Overrides ``key=value`` of lazy configs: keys must exist, and values must fit.
 
-Detectron2 takes any key, and adds it where it is not there, so that a slip of the pen would change
-nothing and nobody would be told.
+Detectron2 accepts any key and adds missing ones, so a misspelt key would change nothing; and it
+parses every value, so a folder ``2024_01`` would become the number 202401. Here a key must be in
+the config, or be an argument of what the config calls there, and it decides how its value is read.
 """
 
 import difflib
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError
 from .model_zoo import get_config
+from .override_values import (
+    ANYTHING,
+    accepted_by,
+    arguments_of,
+    first_line,
+    fits,
+    is_called,
+    read_value,
+    show,
+    wrong_type,
+)
 
 
 def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
-    """A lazy config with changes.
+    """Return a lazy config with overrides applied.
 
     Args:
         name: see :func:`lite_detr.model_zoo.get_config`.
@@ -26,126 +36,148 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         MissingFileError: there is no such config.
-        ConfigError: it is a YAML file, or a change does not fit it.
+        ConfigError: it is a YAML file, or an override does not fit it.
     """
     return apply_overrides(get_config(name), overrides)
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Changes a config in place, as Detectron2's ``LazyConfig.apply_overrides`` does.
+    """Change a config in place.
 
-    A key has to be in the config, or to be an argument of what the config calls there; one that is
-    to be added nevertheless has a plus before it, as Hydra has it.
+    A key that holds text, such as a path, takes its value as typed, without one pair of quotes
+    around all of it. Other values are read as Detectron2 reads them, with Hydra's grammar, and must
+    have a type that the key accepts. ``null`` is None; ``${key}`` refers to another key.
 
     Args:
-        overrides: ``key=value`` or ``+key=value``.
+        overrides: ``key=value``, or ``+key=value`` to add a key or to set any value.
 
     Raises:
-        ConfigError: a key is not there, or a change cannot be read or made.
+        ConfigError: a key does not exist, or a value cannot be read or has another type.
     """
-    unknown = {}
+    unknown, references = {}, []
     for override in overrides:
-        key, is_setting, _ = override.partition("=")
-        if override.startswith("-") or not (is_setting or override.startswith("~")):
+        key, equals, text = override.partition("=")
+        if override.startswith("~"):
+            raise ConfigError(f"{show(override)}: a key cannot be deleted, only set, as to null")
+        if override.startswith("-") or not (equals and key.strip("+")):
             raise ConfigError(
-                f"{override} is no key=value, as all that follows the first one has to be: give "
-                "options of the program before it"
+                f"{show(override)} is not key=value, as everything after the first one must be: "
+                "put options of the program before it"
             )
-        place = None if override[0] in "+~" else first_missing(cfg, key)
-        if place is not None:
-            unknown[key] = place, nearest_key(cfg, key)
+        added, key = key.startswith("+"), key.lstrip("+")
         try:
-            LazyConfig.apply_overrides(cfg, [override])
-        except Exception as error:
-            # The parser, OmegaConf and Detectron2 have errors of their own, of several lines.
-            reason = str(error.args[0] if error.args else error).splitlines()[0]
-            raise ConfigError(
-                unknown_key(key, unknown[key][1])
-                if key in unknown
-                else f"{override} cannot be applied: {reason}"
-            ) from error
-        if key.endswith("_target_"):
-            check_target(override, OmegaConf.select(cfg, key.lstrip("+")))
+            place = None if added else first_missing(cfg, key)
+            if place is not None:
+                unknown[key] = place, nearest_key(cfg, key)
+            accepted = ANYTHING if added else accepted_by(cfg, key)
+            value = read_value(key, text, accepted)
+            set_value(cfg, key, value, added)
+        except (ConfigError, OmegaConfBaseException) as error:
+            if key in unknown:
+                raise ConfigError(unknown_key(key, unknown[key][1])) from error
+            raise cannot_apply(override, error) from error
+        if "${" in text:
+            references.append((override, key, accepted))
     for key, (place, nearest) in unknown.items():
-        # What is called there may have been changed by a later override.
+        # A later override may have changed what is called there.
         *path, part = key.split(".")[: place + 1]
         owner = OmegaConf.select(cfg, ".".join(path)) if path else cfg
-        if not (isinstance(owner, DictConfig) and takes(owner, part)):
+        if not (isinstance(owner, DictConfig) and has_argument(owner, part)):
             raise ConfigError(unknown_key(key, nearest))
+    for override, key, accepted in references:
+        try:
+            value = OmegaConf.select(cfg, key)
+            if OmegaConf.is_config(value):
+                OmegaConf.to_container(value, resolve=True)
+            elif not fits(value, accepted.types):
+                raise wrong_type(key, f"{override.partition('=')[2]}, which is {value}", accepted)
+        except (ConfigError, OmegaConfBaseException) as error:
+            raise cannot_apply(override, error) from error
     return cfg
+
+
+def set_value(cfg: DictConfig, key: str, value: object, added: bool) -> None:
+    """Set a key; a dict is merged with the keys that are there.
+
+    Raises:
+        ConfigError: a part of the key has no keys, a dict has an unknown key, or what is to be
+            called does not exist.
+    """
+    parts = key.split(".")
+    for index in range(1, len(parts)):
+        path = ".".join(parts[:index])
+        node = OmegaConf.select(cfg, path)
+        if node is None:
+            owner = OmegaConf.select(cfg, ".".join(parts[: index - 1])) if index > 1 else cfg
+            # An argument that the config leaves out is not null.
+            if not added and parts[index] != "_target_" and parts[index - 1] in owner:
+                raise ConfigError(f"{path} is null and has no keys; +{key}=... would add one")
+            break
+        if not OmegaConf.is_config(node):
+            raise ConfigError(f"{path} is a value and has no keys")
+    node = OmegaConf.select(cfg, key)
+    targets = [value] if parts[-1] == "_target_" else []
+    if isinstance(value, dict):
+        targets = [value["_target_"]] if "_target_" in value else []
+        # An argument that is a mapping may have any keys.
+        owner = OmegaConf.select(cfg, ".".join(parts[:-1])) if len(parts) > 1 else cfg
+        is_mapping = is_called(owner) and not is_called(node)
+        checked = isinstance(node, DictConfig) and not (added or targets or is_mapping)
+        for name in value if checked else ():
+            if name not in node and not has_argument(node, name):
+                name = f"{key}.{name}"
+                raise ConfigError(unknown_key(name, nearest_key(cfg, name)))
+    for target in targets:
+        try:
+            locate(target)
+        except Exception as error:
+            # Importing a module may raise anything.
+            raise ConfigError(f"there is no {show(str(target))}") from error
+    OmegaConf.update(cfg, key, value, merge=True)
+
+
+def cannot_apply(override: str, error: Exception) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    hint = ". A ${ that refers to no key is written \\${" if "${" in override else ""
+    return ConfigError(f"{show(override)} cannot be applied: {first_line(error)}{hint}")
 
 
 def unknown_key(key: str, nearest: str) -> str:
     hint = f"did you mean {nearest}? " if nearest else ""
+    key = show(key)
     return f"the config has no key {key}: {hint}+{key}=... would add it"
 
 
 def first_missing(cfg: DictConfig, key: str) -> int | None:
-    """Which part of a key is the first that is not there; None where all are."""
+    """Return the index of the first part of a key that does not exist; None if all do."""
     node = cfg
     for place, part in enumerate(key.split(".")):
         if isinstance(node, DictConfig):
             if part not in node:
-                return None if takes(node, part) else place
+                return None if has_argument(node, part) else place
             node = node[part]
         elif isinstance(node, ListConfig) and part.isdecimal() and int(part) < len(node):
             node = node[int(part)]
         elif node is None:
-            # Of what may come there nothing is known.
             return None
         else:
             return place
     return None
 
 
-def takes(node: DictConfig, name: str) -> bool:
-    """Whether what a node of a config calls has such an argument."""
-    if node.get("_target_") is None:
+def has_argument(node: DictConfig, name: str) -> bool:
+    """Return whether what a node of a config calls accepts an argument."""
+    if not is_called(node):
         return False
     names, more = arguments_of(node["_target_"])
     return more or name in names
 
 
-@functools.cache
-def arguments_of(target: str | Callable) -> tuple[frozenset[str], bool]:
-    """The names of a callable's arguments, and whether it takes others besides.
-
-    A class is taken to pass what its ``__init__`` does not name on to its base.
-    """
-    try:
-        target = locate(target) if isinstance(target, str) else target
-        if not inspect.isclass(target):
-            return _arguments_of(target)
-        names = frozenset()
-        for base in target.__mro__:
-            if "__init__" in vars(base):
-                own, more = _arguments_of(vars(base)["__init__"])
-                names |= own
-                if not more:
-                    return names, False
-        return names, True
-    except (ImportError, TypeError, ValueError):
-        # It is not there, or written in C.
-        return frozenset(), True
-
-
-def _arguments_of(function: Callable) -> tuple[frozenset[str], bool]:
-    parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
-    names = {parameter.name for parameter in parameters} - {"self"}
-    return frozenset(names), any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def check_target(override: str, target: str) -> None:
-    try:
-        locate(target)
-    except ImportError as error:
-        raise ConfigError(f"{override}: there is no {target}") from error
-
-
 def nearest_key(cfg: DictConfig, key: str) -> str:
-    """The key of a config that looks like one that is not there; empty where none does.
+    """Return the most similar key of a config; empty if none is similar.
 
-    Those with the same last part come first, as ``optimizer.lr`` for ``lr``.
+    Keys with the same last part come first, such as ``optimizer.lr`` for ``lr``.
     """
     keys = set(all_keys(OmegaConf.to_container(cfg, resolve=False)))
     same = [other for other in keys if other.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -154,7 +186,7 @@ def nearest_key(cfg: DictConfig, key: str) -> str:
 
 
 def all_keys(node: object, prefix: str = "") -> Iterator[str]:
-    """The keys of a config as a plain container, and the arguments that it does not set."""
+    """Yield the keys of a config as a plain container, and the arguments that it does not set."""
     children = {}
     if isinstance(node, list):
         children = {str(index): child for index, child in enumerate(node)}
