@@ -28,7 +28,7 @@ from lite_detr.export import (
     save_onnx,
     save_program,
 )
-from lite_detr.export.onnx_file import check_packages
+from lite_detr.export.onnx_file import OPSET, OPSETS, check_packages
 from lite_detr.inference.predictor import build_trained_model, load_trained_config
 from lite_detr.modeling.detector import Detector
 
@@ -37,7 +37,7 @@ class Format(NamedTuple):
     """How to write a file and compare it with the detector, and the reason why it may differ."""
 
     suffix: str
-    write: Callable[[Detector, Path, dict[str, str]], None]
+    write: Callable[[Detector, Path, argparse.Namespace, dict[str, str]], None]
     compare: Callable[[Path, Detector], check.Differences]
     reason: str = (
         "weights that rate many proposals alike, as random ones do, can cause more, as rounding "
@@ -68,23 +68,25 @@ def compare_onnx(path: Path, model: Detector) -> check.Differences:
 FORMATS = {
     "onnx": Format(
         ".onnx",
-        lambda model, path, metadata: save_onnx(export_program(model), path, metadata),
+        lambda model, path, args, metadata: save_onnx(
+            export_program(model), path, metadata, args.opset
+        ),
         compare_onnx,
         "the file is wrong",
     ),
     "torch-export": Format(
         ".pt2",
-        lambda model, path, _: save_program(export_program(model), path),
+        lambda model, path, *_: save_program(export_program(model), path),
         compare_with(check.run_program, check.run_detector),
     ),
     "aoti": Format(
         ".pt2",
-        lambda model, path, _: compile_program(export_program(model), path),
+        lambda model, path, *_: compile_program(export_program(model), path),
         compare_with(check.run_package, check.run_detector),
     ),
     "torchscript": Format(
         ".ts",
-        lambda model, path, _: export_torchscript(model, path),
+        lambda model, path, *_: export_torchscript(model, path),
         compare_with(check.run_torchscript, check.run_detector_one_by_one),
     ),
 }
@@ -121,7 +123,7 @@ def export(args: argparse.Namespace) -> None:
         metadata = onnx_metadata(cfg, args.config_file)
     model = build_detector(cfg)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    kind.write(model, args.output, metadata)
+    kind.write(model, args.output, args, metadata)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")
     found = kind.compare(args.output, model)
     text = (
@@ -145,6 +147,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("cpu", "cuda"),
         default="cpu",
         help="the device to export for; an ONNX file runs on any (default: %(default)s)",
+    )
+    add(
+        "--opset",
+        type=int,
+        choices=OPSETS,
+        default=OPSET,
+        help="of an ONNX file: the version of its operators (default: %(default)s)",
     )
     cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)

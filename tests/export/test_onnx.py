@@ -27,6 +27,7 @@ from lite_detr.export import (
     save_onnx,
 )
 from lite_detr.export.check import OnnxFile, check_onnx
+from lite_detr.export.onnx_rewrites import convert_opset
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -158,6 +159,89 @@ def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):
         "resize": {"short_side": 80, "max_size": 120},
     }
     assert metadata["config"] == "small.py" and metadata["lite_detr_version"]
+
+
+def run_both(exported, path):
+    file = OnnxFile(path)
+    return check_onnx(file, exported.detector, check.sample_batches(exported.detector))
+
+
+@pytest.mark.parametrize("opset", [16, 17, 20, 23])
+def test_other_opsets_give_the_same(exported, opset, tmp_path):
+    model = convert_opset(onnx.load(exported.onnx), opset)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.version for entry in model.opset_import] == [opset]
+    assert ("LayerNormalization" in {node.op_type for node in model.graph.node}) == (opset > 16)
+    onnx.save(model, tmp_path / "other.onnx")
+    found, _ = run_both(exported, tmp_path / "other.onnx")
+    assert max(found) < 1e-5
+
+
+def with_onnxsim(model, folder):
+    simplified, is_valid = pytest.importorskip("onnxsim").simplify(model)
+    assert is_valid
+    return simplified
+
+
+def with_onnxslim(model, folder):
+    return pytest.importorskip("onnxslim").slim(model)
+
+
+def with_version_converter(model, folder):
+    return onnx.version_converter.convert_version(model, 17)
+
+
+def with_symbolic_shapes(model, folder):
+    """As it is done before a quantisation; it gives up where it cannot tell a shape."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    onnx.save(model, folder / "given.onnx")
+    quant_pre_process(folder / "given.onnx", folder / "prepared.onnx")
+    return onnx.load(folder / "prepared.onnx")
+
+
+@pytest.mark.parametrize(
+    "convert", [with_onnxsim, with_onnxslim, with_version_converter, with_symbolic_shapes]
+)
+def test_converters_that_keep_the_numbers_take_the_file(exported, convert, tmp_path):
+    onnx.save(convert(onnx.load(exported.onnx), tmp_path), tmp_path / "other.onnx")
+    found, _ = run_both(exported, tmp_path / "other.onnx")
+    assert max(found) < 1e-5
+
+
+def with_onnxconverter(model, folder):
+    float16 = pytest.importorskip("onnxconverter_common.float16")
+    return float16.convert_float_to_float16(model, keep_io_types=True)
+
+
+def with_onnxruntime(model, folder):
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(model, keep_io_types=True)
+
+
+def with_8_bits(model, folder):
+    from onnxruntime.quantization import quantize_dynamic
+
+    onnx.save(model, folder / "given.onnx")
+    quantize_dynamic(folder / "given.onnx", folder / "quantized.onnx")
+    return onnx.load(folder / "quantized.onnx")
+
+
+@pytest.mark.parametrize(
+    ("convert", "limit"),
+    [(with_onnxconverter, 5e-3), (with_onnxruntime, 5e-3), (with_8_bits, 5e-2)],
+)
+def test_converters_to_fewer_bits_take_the_file(exported, convert, limit, tmp_path, monkeypatch):
+    """Scores differ by rounding; that may put another proposal first."""
+    monkeypatch.setattr(check, "LIMIT", 1.0)
+    onnx.save(convert(onnx.load(exported.onnx), tmp_path), tmp_path / "other.onnx")
+    found, _ = run_both(exported, tmp_path / "other.onnx")
+    assert 1e-6 < found.scores < limit
+
+
+def test_the_file_names_no_folder_of_this_machine(exported):
+    assert str(ROOT).encode() not in exported.onnx.read_bytes()
 
 
 def test_program_keeps_the_native_operators_and_gives_the_same(exported):

@@ -58,7 +58,7 @@ def test_file_that_differs_from_the_detector_is_an_error(weights, tmp_path, monk
     """Written and run by stand-ins: the detector itself, with scores that are 2e-4 higher."""
     written = []
 
-    def write(model, path, _):
+    def write(model, path, *_):
         written.append(check.run_detector_one_by_one(model))
         path.touch()
 

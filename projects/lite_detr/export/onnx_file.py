@@ -17,7 +17,9 @@ from ..data.coco import class_metadata
 from ..errors import ExportError
 from ..version import __version__
 
-OPSET = 18
+# The opset of a file unless another is asked for, and those that exist here. GridSample comes with
+# opset 16.
+OPSET, OPSETS = 18, range(16, 24)
 # Types and shapes by name; a size with a name is open.
 INPUTS = {
     "images": ("FLOAT", ["batch", 3, "height", "width"]),
@@ -31,7 +33,9 @@ OUTPUTS = {
 CHANNEL_ORDERS = ("RGB", "BGR")
 
 
-def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+def save_onnx(
+    program: ExportedProgram, path: Path, metadata: Mapping[str, str], opset: int = OPSET
+) -> None:
     """Translate a program, and write a file that passes ``onnx.checker``.
 
     Inputs and outputs are those of :class:`ExportableDetector`: ``images`` and ``image_sizes``,
@@ -41,14 +45,20 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str])
         program: from :func:`export_program`, on the CPU.
         path: of the file.
         metadata: for the file's ``metadata_props``, see :func:`onnx_metadata`.
+        opset: version of the standard operators, 16 to 23. Below 17, layer norms become several
+            operators.
 
     Raises:
         ExportError: the packages ``onnx`` and ``onnxscript`` are not installed.
+        ValueError: there is no such opset here.
     """
+    if opset not in OPSETS:
+        raise ValueError(f"opset is {opset}, accepted are {OPSETS[0]} to {OPSETS[-1]}")
     check_packages("onnx", "onnxscript")
     import onnx
 
     from .onnx_operators import translations
+    from .onnx_rewrites import convert_opset, make_convertible, simplify
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,27 +76,16 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str])
         )
     simplify(translated.model)
     model = translated.model_proto
-    # The exporter writes sizes as formulas.
-    del model.graph.value_info[:]
+    make_convertible(model)
     for values, kinds in ((model.graph.input, INPUTS), (model.graph.output, OUTPUTS)):
         for value in values:
             kind, shape = kinds[value.name]
             kind = onnx.TensorProto.DataType.Value(kind)
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+    model = convert_opset(model, opset)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     onnx.save(model, path)
-
-
-def simplify(model) -> None:
-    """Fold constants and merge equal subexpressions of an ``onnx_ir.Model``, in place."""
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
-    from onnxscript.optimizer import fold_constants, remove_unused_nodes
-
-    fold_constants(model)
-    remove_unused_nodes(model)
-    CommonSubexpressionEliminationPass()(model)
-    remove_unused_nodes(model)
 
 
 def check_packages(*names: str) -> None:

@@ -3,12 +3,20 @@
 Each function has the arguments of the operator of its name and adds nodes of opset 18 to the graph
 under construction. Batch, queries and the sizes of the levels may be open; the numbers of heads,
 levels, points and channels are known.
+
+Operators are chosen so that tools that convert ONNX files take them: version converters know no
+earlier ``Split``, and ONNX Runtime's symbolic shape inference, with which it prepares quantisation,
+loses track of a ``Reshape`` to -1 and of every reduction of opset 18 but ``ReduceSum``.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
+from onnx import TensorProto
 from onnxscript import opset18 as op
+
+INT64 = TensorProto.INT64
 
 
 def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
@@ -16,7 +24,7 @@ def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations,
     levels, points = sampling_locations.shape[3:5]
     queries = op.Shape(sampling_locations, start=1, end=2)
     weights = op.Transpose(attention_weights, perm=[3, 0, 2, 4, 1])  # [L, B, M, P, Q]
-    shape = op.Concat(ints(-1, 1, points), queries, axis=0)
+    shape = op.Concat(maps_of(value), ints(1, points), queries, axis=0)
     samples = sample_levels(value, spatial_shapes, level_start_index, sampling_locations)
     output = None
     for level in range(levels):
@@ -41,7 +49,7 @@ def key_aware_ms_deform_attn(
     queries = op.Shape(query, start=1, end=2)
     # [B, Q, M, D] -> [B * M, D, 1, Q]
     query = op.Transpose(query, perm=[0, 2, 3, 1])
-    query = op.Reshape(query, op.Concat(ints(-1, channels, 1), queries, axis=0))
+    query = op.Reshape(query, op.Concat(maps_of(value), ints(channels, 1), queries, axis=0))
     query = op.Mul(query, op.Constant(value_float=channels**-0.5))
     logits = op.Concat(
         *(op.ReduceSum(op.Mul(query, key), ints(1), keepdims=0) for key in keys), axis=1
@@ -53,17 +61,51 @@ def key_aware_ms_deform_attn(
         level_weights = op.Slice(weights, start, end, ints(2))
         output = add(output, weighted_sum(values[level], level_weights))
     logsumexp = op.ReduceLogSumExp(logits, ints(1), keepdims=0)
-    logsumexp = op.Reshape(logsumexp, op.Concat(ints(-1, heads), queries, axis=0))
+    logsumexp = op.Reshape(logsumexp, op.Concat(batch_of(value), ints(heads), queries, axis=0))
     return merge_heads(output, value), op.Transpose(logsumexp, perm=[0, 2, 1])
 
 
 def translations() -> dict[torch._ops.OpOverload, Callable]:
     """Return the ``custom_translation_table`` for ``torch.onnx.export``."""
-    operators = torch.ops.lite_detr
+    operators, aten = torch.ops.lite_detr, torch.ops.aten
     return {
         operators.ms_deform_attn.default: ms_deform_attn,
         operators.key_aware_ms_deform_attn.default: key_aware_ms_deform_attn,
+        aten.all.dim: all_of,
+        aten.amax.default: largest,
+        aten.prod.dim_int: product,
+        aten.split.Tensor: split,
     }
+
+
+def all_of(x, dim: int, keepdim: bool = False):
+    """``x.all(dim, keepdim)`` of booleans."""
+    wrong = op.ReduceSum(op.Cast(op.Not(x), to=INT64), ints(dim), keepdims=int(keepdim))
+    return op.Equal(wrong, op.Constant(value_int=0))
+
+
+def largest(x, dim: Sequence[int] = (), keepdim: bool = False):
+    """``x.amax(dim, keepdim)``, over the last dimension of three by pooling."""
+    if len(x.shape) != 3 or tuple(dim) not in ((-1,), (2,)):
+        return op.ReduceMax(x, ints(*dim), keepdims=int(keepdim))
+    pooled = op.GlobalMaxPool(op.Unsqueeze(x, ints(3)))  # [B, S, 1, 1]
+    return op.Squeeze(pooled, ints(3) if keepdim else ints(2, 3))
+
+
+def product(x, dim: int, keepdim: bool = False, dtype: int = -1):
+    """``x.prod(dim, keepdim)``, one factor after the other."""
+    indices = [
+        ints(index) if keepdim else op.Constant(value_int=index) for index in range(x.shape[dim])
+    ]
+    return functools.reduce(op.Mul, [op.Gather(x, index, axis=dim) for index in indices])
+
+
+def split(x, split_size: int, dim: int = 0) -> list:
+    """``x.split(split_size, dim)``, by slices."""
+    return [
+        op.Slice(x, ints(start), ints(start + split_size), ints(dim))
+        for start in range(0, x.shape[dim], split_size)
+    ]
 
 
 def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations) -> list:
@@ -78,9 +120,11 @@ def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations)
         sampling_locations: ``[B, Q, M, L, P, 2]``, (x, y) in 0 to 1.
     """
     channels, (levels, points) = tokens.shape[3], sampling_locations.shape[3:5]
-    tokens = op.Transpose(tokens, perm=[0, 2, 3, 1])  # [B, M, D, S]
     queries = op.Shape(sampling_locations, start=1, end=2)
-    grid_shape = op.Concat(ints(-1, points), queries, ints(2), axis=0)
+    maps = maps_of(tokens)
+    grid_shape = op.Concat(maps, ints(points), queries, ints(2), axis=0)
+    sample_shape = op.Concat(maps, ints(channels, points), queries, axis=0)
+    tokens = op.Transpose(tokens, perm=[0, 2, 3, 1])  # [B, M, D, S]
     # GridSample's locations run from -1 to 1.
     grids = op.Sub(
         op.Mul(
@@ -93,13 +137,16 @@ def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations)
     for level in range(levels):
         size = op.Reshape(op.Gather(spatial_shapes, ints(level), axis=0), ints(2))
         start = op.Gather(level_start_index, ints(level), axis=0)
-        end = op.Add(start, op.ReduceProd(size, ints(0), keepdims=1))
+        cells = op.Mul(op.Gather(size, ints(0)), op.Gather(size, ints(1)))
+        end = op.Add(start, cells)
         level_tokens = op.Slice(tokens, start, end, ints(3))
-        feature_map = op.Reshape(level_tokens, op.Concat(ints(-1, channels), size, axis=0))
+        feature_map = op.Reshape(level_tokens, op.Concat(maps, ints(channels), size, axis=0))
         grid = op.Reshape(op.Gather(grids, ints(level), axis=0), grid_shape)
-        samples.append(
-            op.GridSample(feature_map, grid, mode="bilinear", padding_mode="zeros", align_corners=0)
+        sampled = op.GridSample(
+            feature_map, grid, mode="bilinear", padding_mode="zeros", align_corners=0
         )
+        # This changes nothing, but says what the shape is: that of the map depends on values.
+        samples.append(op.Reshape(sampled, sample_shape))
     return samples
 
 
@@ -112,8 +159,18 @@ def merge_heads(output, value):
     """``[B * M, D, Q]`` -> ``[B, Q, M * D]``, with the heads of ``value [B, S, M, D]``."""
     heads, channels = value.shape[2:]
     queries = op.Shape(output, start=2, end=3)
-    output = op.Reshape(output, op.Concat(ints(-1, heads * channels), queries, axis=0))
-    return op.Transpose(output, perm=[0, 2, 1])
+    shape = op.Concat(batch_of(value), ints(heads * channels), queries, axis=0)
+    return op.Transpose(op.Reshape(output, shape), perm=[0, 2, 1])
+
+
+def batch_of(tokens):
+    """Return ``[B]`` of tokens ``[B, S, M, D]``."""
+    return op.Shape(tokens, start=0, end=1)
+
+
+def maps_of(tokens):
+    """Return ``[B * M]`` of tokens ``[B, S, M, D]``: each head samples a map of its own."""
+    return op.Mul(batch_of(tokens), ints(tokens.shape[2]))
 
 
 def add(total, term):
