@@ -1,5 +1,7 @@
 """What the hook records is what the attentions did, and costs nothing when it is off."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -179,6 +181,15 @@ def test_maps_follow_each_other_over_several_passes(model, inputs):
     assert [len(record.weights) for record in maps] == [2, 2, 1, 1]
 
 
+def test_calls_of_other_threads_are_not_recorded(model, inputs):
+    with record_attention(model, NAMES[:1]) as maps, ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(model.forward_queries, inputs[:1]) for _ in range(4)]
+        model.forward_queries(inputs)
+        for call in calls:
+            call.result()
+    assert [len(record.weights) for record in maps] == [2]
+
+
 def test_an_unknown_attention_is_named_with_those_there_are(model):
     with (
         pytest.raises(UnknownPartError, match=r"named encoder\.layers\.6\.self_attn; .*layers\.1"),
@@ -252,5 +263,5 @@ def test_the_strongest_samples_of_all_queries_leave_padding_out(model, inputs):
 
 
 def test_an_attention_says_that_its_weights_are_missing():
-    with pytest.raises(NotImplementedError, match="DeformableAttention must say what its weights"):
+    with pytest.raises(NotImplementedError, match="must define `point_weights`"):
         DeformableAttention(16, 2, 1, 1).point_weights(None, None, None, None)

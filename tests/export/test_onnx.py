@@ -27,13 +27,14 @@ from lite_detr.export import (
     save_onnx,
 )
 from lite_detr.export.check import OnnxFile, check_onnx
-from lite_detr.export.onnx_rewrites import convert_opset
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
 import onnx_demo  # noqa: E402
+
+from lite_detr.export.onnx_rewrites import convert_opset  # noqa: E402
 
 
 class Exported:

@@ -3,6 +3,9 @@
 import copy
 import ctypes
 import logging
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,7 @@ from small_detectors import CONFIGS, small_config, small_detector, small_inputs
 from torch import nn
 
 import lite_detr
+from lite_detr.export import ExportableDetector, check, export_torchscript
 from lite_detr.inference import (
     OptimizationError,
     keep_freed_memory,
@@ -106,6 +110,87 @@ def test_images_of_one_size_in_another_padding_are_told_apart(model):
         images = ImageList(torch.randn(1, 3, *padded), sizes)
         (expected, _), (found, _) = model.encode(images), optimized.encode(images)
         assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.fixture
+def hurried_threads():
+    """Threads take turns a thousand times as often as usual."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_threads_share_a_cache(hurried_threads, monkeypatch):
+    """With room for two shapes of nine, so that each shape comes and goes all the time."""
+    monkeypatch.setattr(optimize, "MAX_KEPT", 2)
+    cache = optimize.GeometryCache(lambda maps, images: images.image_sizes)
+    maps = [torch.empty(1, 1, 1, 1)]
+    shapes = [ImageList(torch.empty(1, 3, 8, 8), [(height, 8)]) for height in range(9)]
+
+    def look_up(start):
+        order = [shapes[(start + step) % 9] for step in range(400)]
+        return all(cache(maps, images) == images.image_sizes for images in order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(look_up, range(100)))
+    assert len(cache.kept) == 2
+
+
+def test_threads_share_a_detector(hurried_threads, monkeypatch):
+    monkeypatch.setattr(optimize, "MAX_KEPT", 1)
+    model = small_detector("dino").float().eval()
+    batches = [small_inputs(0, height=side, width=64) for side in (32, 40, 48)]
+    expected = [model.forward_queries(batch)["pred_boxes"] for batch in batches]
+    optimized = optimize_for_inference(model)
+
+    def run(number):
+        return optimized.forward_queries(batches[number % 3])["pred_boxes"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, boxes in enumerate(pool.map(run, range(48))):
+            assert (boxes - expected[number % 3]).abs().max() < 1e-5
+
+
+def test_a_copy_is_on_its_own(model):
+    optimized = optimize_for_inference(model)
+    optimized.forward_queries(same_sizes())
+    for copied in (copy.deepcopy(optimized), pickle.loads(pickle.dumps(optimized))):
+        assert copied.locate_tokens.compute.__self__ is copied
+        assert not copied.locate_tokens.kept
+        found = copied.forward_queries(same_sizes())
+        assert torch.equal(found["memory"], optimized.forward_queries(same_sizes())["memory"])
+
+
+def test_what_inference_mode_keeps_is_not_used_where_gradients_are_recorded():
+    optimized = optimize_for_inference(small_detector("dino").float())
+    image = torch.rand(3, 64, 96) * 255
+    with torch.inference_mode():
+        optimized([{"image": image}])
+    image.requires_grad_()
+    memory, _ = optimized.encode(optimized.preprocess_images([{"image": image}]))
+    memory.square().mean().backward()
+    assert image.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_an_optimized_detector_can_be_exported(tmp_path):
+    model = small_detector("deformable_detr").float()
+    optimized = optimize_for_inference(model)
+    images, sizes = torch.rand(2, 3, 64, 96) * 255, torch.tensor([[64, 96], [50, 70]])
+    for detector in (model, optimized):
+        detector.detections_per_image = 20
+    for found, expected in zip(
+        ExportableDetector(optimized)(images, sizes), ExportableDetector(model)(images, sizes)
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
+    optimized([{"image": images[0]}])
+    kept = len(optimized.locate_tokens.kept)
+    export_torchscript(optimized, tmp_path / "optimized.ts")
+    assert len(optimized.locate_tokens.kept) == kept
+    run = check.run_torchscript(tmp_path / "optimized.ts")
+    batches = check.sample_batches(model)
+    assert max(check.check_batches(run, check.run_detector_one_by_one(model), batches)) < 1e-5
 
 
 def test_weights_of_16_bits_but_scores_and_boxes_of_32(model, caplog):

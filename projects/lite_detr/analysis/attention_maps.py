@@ -1,5 +1,6 @@
 """Record where a detector's attentions look in a forward pass, and the weight of each place."""
 
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def record_attention(
     The forward pass stays as it is, fused kernels included: a hook gets the inputs of each
     attention and computes its locations and weights again, without gradients. So recording costs
     time and memory, for key-aware attention that of all sampled keys; name the attentions that you
-    need. The hooks are removed at the end.
+    need. The hooks are removed at the end. Calls by other threads are not recorded.
 
     Args:
         model: a detector, or any module with deformable attentions.
@@ -146,10 +147,12 @@ def record_attention(
             f"{', '.join(attentions) or 'none'}"
         )
     maps: list[AttentionMap] = []
+    recording_thread = threading.get_ident()
 
     def hook_for(name: str):
         def hook(module: DeformableAttention, inputs: tuple, output: Tensor) -> None:
-            maps.append(make_map(name, module, *inputs))
+            if threading.get_ident() == recording_thread:
+                maps.append(make_map(name, module, *inputs))
 
         return hook
 

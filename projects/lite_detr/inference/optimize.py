@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -145,6 +146,8 @@ def keep_geometry(detector: Detector) -> None:
 class GeometryCache:
     """The ``locate_tokens`` of a detector whose weights no longer change, with a cache.
 
+    Threads may share it, and so the detector. A copy starts with an empty cache.
+
     Args:
         compute: the method, called for new shapes.
     """
@@ -152,26 +155,49 @@ class GeometryCache:
     def __init__(self, compute: Callable[[list[Tensor], ImageList], tuple[Tensor, Scales]]):
         self.compute = compute
         self.kept: OrderedDict[tuple, tuple[Tensor, Scales]] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def __reduce__(self):
+        return type(self), (self.compute,)
 
     def __call__(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
         """See :meth:`Detector.locate_tokens`."""
-        if torch.jit.is_tracing():
-            # A kept value would be a constant of the trace.
+        if (
+            # A kept value would be a constant of the trace, and a traced one is no value.
+            torch.jit.is_tracing()
+            or torch.compiler.is_compiling()
+            # Exports pass the sizes as a tensor, whose values would have to be read.
+            or isinstance(images.image_sizes, Tensor)
+        ):
             return self.compute(maps, images)
-        key = (
+        key = self.key(maps, images)
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key]
+        # Threads that meet the same new shape compute the same value, each for itself.
+        located = self.compute(maps, images)
+        with self.lock:
+            self.kept[key] = located
+            if len(self.kept) > MAX_KEPT:
+                self.kept.popitem(last=False)
+        return located
+
+    @staticmethod
+    def key(maps: list[Tensor], images: ImageList) -> tuple:
+        """Return all that the result depends on, and the stream that writes it on a GPU."""
+        device = maps[0].device
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        return (
             tuple(map(tuple, images.image_sizes)),
             tuple(images.tensor.shape),
             tuple(tuple(feature_map.shape) for feature_map in maps),
             maps[0].dtype,
-            maps[0].device,
+            device,
+            stream,
+            # A value made in inference mode cannot be used where gradients are recorded.
+            torch.is_inference_mode_enabled(),
         )
-        if key in self.kept:
-            self.kept.move_to_end(key)
-        else:
-            self.kept[key] = self.compute(maps, images)
-            if len(self.kept) > MAX_KEPT:
-                self.kept.popitem(last=False)
-        return self.kept[key]
 
 
 def cast_to_16_bits(detector: Detector, dtype: torch.dtype) -> None:
