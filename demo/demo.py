@@ -30,7 +30,7 @@ from lite_detr import cli
 from lite_detr.errors import ImageError
 from lite_detr.inference import DTYPES
 from lite_detr.inference.predictor import FilePrediction, TrainedDetector, load_trained_config
-from lite_detr.labels import matplotlib_metadata, printable, shorten
+from lite_detr.labels import matplotlib_metadata, missing_glyphs, printable, shorten
 
 MAX_TILES = 24
 MAX_COLUMNS = 6
@@ -109,7 +109,8 @@ def draw(detector: TrainedDetector, prediction: FilePrediction, path: Path) -> N
     """Draw the detections of an image and save the picture."""
     metadata = matplotlib_metadata(detector.metadata)
     visualizer = Visualizer(detector.read_rgb(prediction.path), metadata)
-    visualizer.draw_instance_predictions(prediction.instances).save(str(path))
+    with missing_glyphs():
+        visualizer.draw_instance_predictions(prediction.instances).save(str(path))
 
 
 def contact_sheet(paths: Sequence[str | Path]) -> Image.Image:

@@ -27,7 +27,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Pillow knows forty formats, some of which start other programs (EPS starts Ghostscript).
-IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()
+# Those that this version of Pillow knows.
+IMAGE_FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
 MAX_ASPECT_RATIO = 500
 MAX_LABEL = 40  # characters
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")

@@ -5,7 +5,9 @@ Names come from annotation files, ONNX files and file systems: they may hold for
 """
 
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from detectron2.data import Metadata
 from PIL import ImageFont
@@ -67,6 +69,14 @@ def matplotlib_metadata(metadata: Metadata | None) -> Metadata | None:
     return Metadata(**entries)
 
 
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Draw empty squares for characters that Matplotlib's font lacks, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def class_label(number: int, names: Sequence[str] | None) -> str:
     """Return the label of a class for Matplotlib; its number if the names are unknown."""
     return matplotlib_label(names[number]) if names else str(number)
@@ -80,7 +90,7 @@ def shorten(text: object, font: ImageFont.FreeTypeFont, width: int) -> str:
         font: the one that draws it.
         width: in pixels.
     """
-    line = label(text, limit=1000)
+    line = label(str(text)[-1000:], limit=1000)
     kept = line
     while line and font.getlength(kept) > width:
         line = line[1:]

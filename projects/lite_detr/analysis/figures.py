@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import UnknownPartError
+from ..labels import label as one_line
 from ..modeling.detector import Detector
 from .attention_maps import Samples
 
@@ -155,7 +156,7 @@ def draw_attention(
 
 
 def draw_row(part: SubFigure, image: np.ndarray, row: ModelRow, metadata: Metadata | None) -> None:
-    part.suptitle(printable(row.title), fontsize=13, fontweight="bold", parse_math=False)
+    part.suptitle(one_line(row.title, MAX_NAME), fontsize=13, fontweight="bold", parse_math=False)
     for axis, panel in zip(part.subplots(1, len(row.panels), squeeze=False)[0], row.panels):
         axis.imshow(fade(image, SAMPLE_FADING))
         axis.set_title(panel.title, fontsize=11)
@@ -243,18 +244,11 @@ def class_handles(instances: Instances, metadata: Metadata | None) -> list[Line2
         Line2D(
             [],
             [],
-            label=printable(names[label]) if names else f"class {label}",
+            label=one_line(names[label], MAX_NAME) if names else f"class {label}",
             **class_style(label),
         )
         for label in labels
     ]
-
-
-def printable(name: str) -> str:
-    """Return a name on one line, shortened, without control characters or surrogates."""
-    name = "".join(char if char.isprintable() else " " for char in name)
-    name = " ".join(name.split())
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 
 def class_style(label: int) -> dict[str, str]:

@@ -240,7 +240,8 @@ def records_to_coco(
         if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
             raise DatasetError(f"{where} must be a dict with a 'file_name', but is {shown(record)}")
         image_id = record.get("image_id") if split == "test" else position
-        image_id = int(image_id) if isinstance(image_id, np.integer) else image_id
+        # NumPy's numbers and strings become Python's.
+        image_id = image_id.item() if isinstance(image_id, np.generic) else image_id
         if type(image_id) not in (int, str):
             raise DatasetError(
                 f"{where} must have a number or a string as 'image_id', by which evaluation "
@@ -250,7 +251,7 @@ def records_to_coco(
         images.append({"id": image_id, "file_name": record["file_name"], **size})
         for annotation in record.get("annotations", ()):
             number = annotation.get("category_id")
-            number = int(number) if isinstance(number, np.integer) else number
+            number = number.item() if isinstance(number, np.generic) else number
             if type(number) is not int or number < 0:
                 raise DatasetError(
                     f"{where} has an object with {shown(number)} as 'category_id'; accepted are "

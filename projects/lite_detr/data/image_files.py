@@ -14,7 +14,10 @@ UnusableImage = ImageError
 
 # The formats of photographs and of screenshots. Pillow knows forty, some of which start other
 # programs (EPS starts Ghostscript) or are read by code that few files test.
-IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()
+# Those that this version of Pillow knows.
+IMAGE_FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
 
 # An image that is more times as long as it is wide loses its shorter side when it is resized: at
 # 1 : 500 one pixel is left of it where the longer side is limited to 250 or more.

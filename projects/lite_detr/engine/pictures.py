@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.image_files import ImageError, read_record
-from ..labels import class_label, printable, shorten
+from ..labels import class_label, missing_glyphs, printable, shorten
 from ..random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
@@ -249,7 +249,8 @@ def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
             color=(1 + colour) / 2,
             horizontal_alignment="left",
         )
-    return Image.fromarray(visualizer.output.get_image())
+    with missing_glyphs():
+        return Image.fromarray(visualizer.output.get_image())
 
 
 def label_position(box: Sequence[float], label: str, size: tuple[int, int]) -> tuple[float, float]:
