@@ -1,8 +1,9 @@
-"""Tests that are marked ``gpu`` run where there is a GPU, and an extension with kernels for it."""
+"""Tests marked ``gpu`` are skipped without a GPU; counts of fuzz tests are printed at the end."""
 
 import functools
 
 import pytest
+from fuzzing import Fuzzer
 
 
 @functools.cache
@@ -23,3 +24,18 @@ def no_gpu_reason() -> str:
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and no_gpu_reason():
         pytest.skip(no_gpu_reason())
+
+
+@pytest.fixture
+def fuzz(record_property):
+    """Tries many inputs; see ``tests/helpers/fuzzing.py``."""
+    return Fuzzer(lambda line: record_property("fuzz", line))
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [text for report in reports for name, text in report.user_properties if name == "fuzz"]
+    if lines:
+        terminalreporter.section("fuzz tests")
+        for line in sorted(set(lines)):
+            terminalreporter.line(line)

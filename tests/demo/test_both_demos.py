@@ -22,8 +22,8 @@ from lite_detr.errors import ImageError
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx_demo  # noqa: E402
-from onnx_files import save_constant_detector  # noqa: E402
 from programs import TINY  # noqa: E402
+from small_detectors import save_constant_detector  # noqa: E402
 
 NAMES = ["$_a^b$ 100%", "long\n" * 100]
 

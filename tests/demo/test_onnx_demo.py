@@ -10,7 +10,7 @@ from PIL import Image
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx_demo  # noqa: E402
-from onnx_files import save_constant_detector  # noqa: E402
+from small_detectors import save_constant_detector  # noqa: E402
 
 
 def test_resizes_as_detectron2_does():

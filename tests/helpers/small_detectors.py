@@ -135,6 +135,37 @@ def small_detector(name, **options):
     return model
 
 
+def save_constant_detector(path, **metadata):
+    """Save an ONNX file in the form of tools/export.py's, which finds one object in any image."""
+    import onnx
+
+    def constant(name, values, kind):
+        tensor = onnx.helper.make_tensor(name, kind, values.shape, values.flatten().tolist())
+        return onnx.helper.make_node("Constant", [], [name], value=tensor)
+
+    float32, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            constant("boxes", torch.tensor([[[10.0, 20, 40, 50]]]), float32),
+            constant("scores", torch.tensor([[0.75]]), float32),
+            constant("classes", torch.tensor([[1]]), int64),
+        ],
+        "constant",
+        [info("images", float32, [1, 3, "h", "w"]), info("image_sizes", int64, [1, 2])],
+        [
+            info("boxes", float32, [1, 1, 4]),
+            info("scores", float32, [1, 1]),
+            info("classes", int64, [1, 1]),
+        ],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+    )
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
 def small_inputs(*objects, height=64, width=96):
     """For each number an image with so many objects, the same every time."""
     generator = torch.Generator().manual_seed(1)

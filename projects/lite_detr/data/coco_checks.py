@@ -377,7 +377,7 @@ def _gives_size(image):
 
 
 def _has_size(image):
-    return all(is_number(side) and side > 0 for side in (image.get("width"), image.get("height")))
+    return all(is_number(side) and side >= 1 for side in (image.get("width"), image.get("height")))
 
 
 def _has_id(annotation, key):

@@ -43,7 +43,10 @@ def _is_polygon(value: Any) -> bool:
     if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
         return False
     # A sum is NaN or infinite if one of its terms is; large datasets have millions of polygons.
-    return set(map(type, value)) <= {int, float} and is_number(sum(value))
+    try:
+        return set(map(type, value)) <= {int, float} and is_number(sum(value))
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def _is_rle(counts: str, size: tuple[int, int]) -> bool:
