@@ -3,7 +3,7 @@
 Python's unpickler calls what a pickle refers to, with arguments and states of the pickle's choice.
 A list of allowed names is then as safe as every function on it, and NumPy's are not: given a state
 that it did not write, ``numpy.dtype`` follows pointers. So this one interprets the opcodes itself.
-A name is a key of a table in :mod:`.rebuild`, whose functions check what they are given; nothing is
+A name is a key of a table in ``rebuild.py``, whose functions check what they are given; nothing is
 looked up, imported or called by its name, no object's own ``__setstate__`` runs, and no
 process-wide list is read or changed.
 """
