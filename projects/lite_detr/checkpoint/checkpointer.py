@@ -194,6 +194,8 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]):
         path = self._path
         weights = checkpoint["model"] = as_tensors(checkpoint["model"], f"weights {path}")
+        if not weights:
+            raise WeightsError(f"weights {path} are an empty dict")
         has_detector = any("decoder." in name for name in weights)
         if not has_detector and not self.fine_tune:
             raise WeightsError(
