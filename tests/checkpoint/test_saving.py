@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 import signal
+import urllib.error
 import zipfile
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from lite_detr.checkpoint import DetrCheckpointer, SaveError, WeightsError
 from lite_detr.checkpoint.files import atomic_open
+from lite_detr.errors import DownloadError
 
 
 class Counter:
@@ -234,3 +236,70 @@ def test_other_places_than_local_ones_are_left_to_their_handlers(tmp_path, monke
     checkpointer.save("a")
     assert opened == [("far://folder/a.pth", "wb"), ("far://folder/last_checkpoint", "w")]
     assert zipfile.is_zipfile(tmp_path / "a.pth")
+
+
+def test_without_a_tag_the_checkpoint_that_came_furthest_is_resumed(saved, caplog):
+    """Copied files have the times of the copy."""
+    (saved / "last_checkpoint").unlink()
+    for number, path in enumerate(sorted(saved.glob("*.pth"), reverse=True)):
+        os.utime(path, (number, number))
+    torch.save({"model": Detector().state_dict()}, saved / "converted.pth")
+    with caplog.at_level(logging.WARNING, "lite_detr"):
+        assert resume(saved) == (5, 5.0)
+    assert f"there is no {saved}/last_checkpoint. Going on from" in caplog.text
+
+
+def test_without_a_tag_and_a_valid_checkpoint_nothing_is_overwritten(saved):
+    (saved / "last_checkpoint").unlink()
+    for path in saved.glob("*.pth"):
+        truncate(path, 0.5)
+    with pytest.raises(WeightsError, match="nothing to resume from"):
+        resume(saved)
+
+
+def test_a_folder_of_weights_alone_is_a_first_start(tmp_path):
+    torch.save({"model": Detector().state_dict()}, tmp_path / "weights.pth")
+    checkpointer, _ = build(tmp_path)
+    checkpointer.resume_or_load("", resume=True)
+    assert not checkpointer.resumed
+
+
+@pytest.mark.parametrize(
+    "tag", [b"../model_0000005.pth", b"/dev/zero", b"\xff\xfe", b".", b"a\nb", b"x" * 5000]
+)
+def test_a_tag_that_is_not_a_files_name_is_not_followed(tag, saved, caplog):
+    (saved / "last_checkpoint").write_bytes(tag)
+    with caplog.at_level(logging.WARNING, "lite_detr"):
+        assert resume(saved) == (5, 5.0)
+    assert "last_checkpoint does not hold the name of a file" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "dangling link"])
+def test_a_tag_that_is_not_a_file_is_not_read(kind, saved, caplog):
+    tag = saved / "last_checkpoint"
+    tag.unlink()
+    if kind == "folder":
+        tag.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(tag)
+    else:
+        tag.symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    with caplog.at_level(logging.WARNING, "lite_detr"):
+        assert resume(saved) == (5, 5.0)
+    assert "last_checkpoint does not hold the name of a file" in caplog.text
+
+
+def test_a_tag_that_names_a_device_is_not_followed(saved):
+    (saved / "last_checkpoint").write_text("endless.pth")
+    (saved / "endless.pth").symlink_to("/dev/zero")
+    assert resume(saved) == (5, 5.0)
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError(OSError(-2, "Name or service not known"))
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(DownloadError, match="https://nowhere.invalid/a.pth cannot be") as error:
+        DetrCheckpointer(Detector()).load("https://nowhere.invalid/a.pth")
+    assert "train.init_checkpoint=FILE" in str(error.value) and "\n" not in str(error.value)
