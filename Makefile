@@ -31,18 +31,19 @@ SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
 CUDA_COPY := build/cuda/lib
 CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
 
-.PHONY: install demo test test-all docs sanitize cuda lint clean
+.PHONY: install demo test test-all docs lock sanitize cuda lint clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml setup.py cuda_build.py constraints.txt \
-		tools/install_detectron2.sh $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
+$(VENV)/installed: pyproject.toml setup.py cuda_build.py tools/install_detectron2.sh \
+		$(addprefix requirements/,build.txt install.txt detectron2.txt) \
+		$(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt 'setuptools<81' wheel ninja
-	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements/build.txt
+	$(BIN)/pip install --quiet --require-hashes --no-build-isolation \
+		--requirement requirements/install.txt
 	tools/install_detectron2.sh $(BIN)/python $(DETECTRON2)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
-		--editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -c 'import lite_detr'
 	touch $@
 
@@ -68,12 +69,23 @@ docs: $(VENV)/docs-installed
 	@echo 'The site is build/site/index.html; its search needs a server:'
 	@echo '$(BIN)/python -m http.server --directory build/site'
 
-# The extra's packages alone: to install the package with the extra would compile the kernels again.
-$(VENV)/docs-installed: $(VENV)/installed
-	$(BIN)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-		print(*project['optional-dependencies']['docs'])" \
-		| xargs $(BIN)/pip install --quiet --constraint constraints.txt
+$(VENV)/docs-installed: $(VENV)/installed requirements/docs.txt
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements/docs.txt
 	touch $@
+
+# Pins and hashes all that the packages in requirements/*.in need, after a change there. Versions that
+# fit stay as they are; `make lock LOCK_FLAGS=--upgrade` takes the newest of what is not in *.in.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet pip-tools==7.6.2
+	for name in install build docs; do (cd requirements && ../build/lock/bin/pip-compile --quiet \
+		--generate-hashes --allow-unsafe --strip-extras --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(LOCK_FLAGS) \
+		--output-file $$name.txt $$name.in) || exit 1; done
+	rm -rf build/lock/detectron2
+	tools/install_detectron2.sh --download build/lock/bin/python build/lock/detectron2 \
+		> requirements/detectron2.txt.new
+	mv requirements/detectron2.txt.new requirements/detectron2.txt
 
 # On a machine with a GPU too, the CPU kernels alone.
 sanitize: install

@@ -96,7 +96,11 @@ def trained(folder, frozen=(), optimizer=None, **options):
 @pytest.mark.parametrize(
     "before, after, words",
     [
-        ({}, {"frozen": ["decoder.bias"]}, ["1 of its parameters, such as decoder.bias, are frozen"]),
+        (
+            {},
+            {"frozen": ["decoder.bias"]},
+            ["1 of its parameters, such as decoder.bias, are frozen"],
+        ),
         ({"frozen": ["decoder.bias"]}, {}, ["1, such as decoder.bias, were frozen in it"]),
         ({}, {"optimizer": torch.optim.SGD}, ["its optimizer is AdamW, and this one SGD"]),
         (
