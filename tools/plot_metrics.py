@@ -37,7 +37,7 @@ def read_series(metrics_file: Path, names: dict[str, str]) -> dict[str, list[tup
         for key in record:
             test_set, _, task = key.partition("/")
             if task in names:
-                keys[key] = matplotlib_label(f"{names[task]}, {test_set}")
+                keys[key] = matplotlib_label(f"{names[task]}, {test_set}", limit=100)
     series = {
         label: [
             (record["iteration"], record[key])
