@@ -59,7 +59,9 @@ std::vector<Level> check_levels(
 Geometry check_sampling(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations) {
-  TORCH_CHECK_VALUE(value.dim() == 4, "value must be [B, S, M, D], got shape ", value.sizes());
+  TORCH_CHECK_VALUE(
+      value.dim() == 4 && value.size(3) > 0, "value must be [B, S, M, D] with D >= 1, got shape ",
+      value.sizes());
   const at::ScalarType dtype = value.scalar_type();
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels on the CPU, every thread of every block.
+"""Run the CUDA kernels on the CPU, every thread of every block.
 
 The sources of ``kernels/cuda`` are compiled with the CUDA built-ins of ``tests/harness/shim``,
 which check every access to memory, and loaded as operators for tensors in "device memory"::
@@ -7,8 +7,8 @@ which check every access to memory, and loaded as operators for tensors in "devi
         value = value.clone()
         output = cuda_harness.operator("ms_deform_attn", arch=90)(value, ...)
 
-Objects and libraries are built once, into ``build/harness``. Their names hold a hash of their
-ingredients: a changed source is compiled again, and concurrent sessions share what is there.
+Objects and libraries are built once, in ``build/harness``. Their names contain a hash of their
+ingredients: a changed source is compiled again, and concurrent sessions share the rest.
 """
 
 import contextlib
@@ -41,20 +41,20 @@ BUILD = ROOT / "build" / "harness"
 PROCESSES = 2
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 
-# -fno-strict-aliasing: kernels look at the same bytes as one type and another, as nvcc lets them.
-# -fno-gnu-unique: what inline functions keep differs between the libraries of two architectures.
-# -U_FORTIFY_SOURCE: its longjmp refuses to go to another stack.
+# -fno-strict-aliasing: kernels access the same bytes as several types, which nvcc allows.
+# -fno-gnu-unique: libraries of different architectures must not share inline functions' statics.
+# -U_FORTIFY_SOURCE: its longjmp refuses to change stacks.
 COMPILE = (
     "-std=c++20 -O1 -fPIC -fno-strict-aliasing -fno-gnu-unique -U_FORTIFY_SOURCE "
     f"-Wall -Wno-unknown-pragmas -D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}"
 ).split()
-# -Bsymbolic: no library takes functions of the same name from another. -z defs: they lack none.
+# -Bsymbolic: no library takes functions of the same name from another. -z defs: none is missing.
 LINK = "-shared -Wl,-Bsymbolic -Wl,-z,defs -Wl,-rpath,$ORIGIN".split()
 
 ARCHITECTURES = (80, 90)
 
 RUNTIME = ("block", "device_memory", "faults", "fiber", "launch", "python", "schedule")
-# The harness's own kernels: some with faults, some of built-ins alone.
+# The harness's own kernels: some with planted faults, some that only call built-ins.
 PLANTED = ("planted", "builtins")
 Size = tuple[int, int, int]
 
@@ -94,7 +94,7 @@ def _call(name: str, *arguments: str | int) -> object:
 
 
 def load(name: str, sources: Sequence[Source]) -> None:
-    """Loads a library of kernels, and of what registers operators that launch them."""
+    """Load a library of kernels and of the operators that launch them."""
     ctypes.CDLL(str(build(name, sources, [_runtime()])))
 
 
@@ -120,16 +120,16 @@ def _operators(arch: int) -> torch._ops._OpNamespace:
 
 
 def operator(name: str, arch: int) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    """The operator ``lite_detr::name`` by the kernels for an architecture, of `ARCHITECTURES`."""
+    """Return the operator ``lite_detr::name`` with the kernels for one of `ARCHITECTURES`."""
     return getattr(_operators(arch), name)
 
 
 @contextlib.contextmanager
 def device_memory() -> Iterator[None]:
-    """CPU tensors that are made in here lie where kernels can reach them, and stay there.
+    """Let CPU tensors that are created in here live in device memory, which kernels can reach.
 
     Fresh memory of up to 64 MiB is NaN in every floating-point type. Larger tensors are zero, and
-    take no memory of the machine before they are written to.
+    take no memory of the machine until they are written to.
     """
     entered = _call("enter_device_memory")
     try:
@@ -140,14 +140,14 @@ def device_memory() -> Iterator[None]:
 
 
 def resident_bytes() -> int:
-    """The memory of the machine that device memory takes."""
+    """Return the memory of the machine that device memory takes."""
     return _call("resident_bytes")
 
 
 class schedule(contextlib.AbstractContextManager):
-    """Lets threads run in ``"ascending"``, ``"descending"`` or ``"random"`` order.
+    """Let threads run in ``"ascending"``, ``"descending"`` or ``"random"`` order.
 
-    From now on, or to the end of a ``with`` statement, as `torch.set_grad_enabled` does.
+    From now on, or until the end of a ``with`` statement, as `torch.set_grad_enabled` does.
     """
 
     current = ("ascending", 0)
@@ -161,9 +161,9 @@ class schedule(contextlib.AbstractContextManager):
 
 
 def counters() -> list[dict[str, int]]:
-    """What the threads of each launch since the last call did, in all.
+    """Return what the threads of each launch since the last call did, in total.
 
-    Accesses and bytes of loads, stores and atomic additions, and calls of shuffles.
+    These are accesses and bytes of loads, stores and atomic additions, and calls of shuffles.
     """
     return [dict(launch) for launch in _call("counters")]
 
@@ -179,7 +179,7 @@ def _planted() -> Callable[..., None]:
 
 
 def to_device(tensor: Tensor) -> Tensor:
-    """Copy to device memory, with the same strides and the same place in the storage."""
+    """Copy a tensor to device memory, with the same strides and storage offset."""
     with device_memory():
         storage = torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8)
         storage.untyped_storage().copy_(tensor.untyped_storage())
@@ -202,14 +202,14 @@ def launch_planted(
     block: Size = (32, 1, 1),
     **shuffle: int,
 ) -> None:
-    """With the ``argument`` and the ``width`` of a shuffle."""
+    """Launch a kernel; ``shuffle`` may be its ``argument`` and ``width``."""
     _planted()(kernel, input, output, grid, block, **shuffle)
 
 
 def run_planted(
     kernel: str, input: Tensor | None = None, size: int = 32, **options: Size | int
 ) -> Tensor:
-    """The output, of so many floats; the input is as many numbers from 0 on, if none is given."""
+    """Return a kernel's output of ``size`` floats; the default input is 0, 1, 2, ..."""
     if input is None:
         input = torch.arange(size, dtype=torch.float32)
     output = on_device(size)
@@ -218,13 +218,13 @@ def run_planted(
 
 
 def build(name: str, sources: Sequence[Source], libraries: Sequence[Path] = ()) -> Path:
-    """A shared library of these sources, linked to PyTorch and to others that were built here."""
+    """Build a shared library, linked to PyTorch and to other libraries that were built here."""
     objects = {_output(source.path.name, ".o", _ingredients(source)): source for source in sources}
     inputs = [*objects, *libraries]
     library = _output(f"lib{name}", ".so", [*LINK, *(path.name for path in inputs)])
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "lock").open("w") as lock:
-        # A session waits here for one that builds, and then finds what it needs. Closing unlocks.
+        # A session waits here while another builds, and then finds what it needs. Closing unlocks.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
             missing = {path: source for path, source in objects.items() if not path.exists()}
@@ -235,7 +235,7 @@ def build(name: str, sources: Sequence[Source], libraries: Sequence[Path] = ()) 
 
 
 def _run(commands: Mapping[Path, Sequence[str]]) -> None:
-    """Makes files by the compiler. A file that is there is whole."""
+    """Run the compiler for each file. A file exists only when it is complete."""
 
     def make(path: Path) -> str:
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
@@ -289,7 +289,7 @@ def _versions() -> str:
 
 
 def _closure(source: Path) -> list[Path]:
-    """A source and all files of the project that it includes."""
+    """Return a source and all files of the project that it includes."""
     found = {source: None}
     waiting = [source]
     while waiting:

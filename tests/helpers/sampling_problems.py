@@ -1,4 +1,4 @@
-"""Random problems for the sampling operators, and functions that run them by each form."""
+"""Random problems for the sampling operators, and functions that run them in each form."""
 
 import inspect
 import os
@@ -43,10 +43,10 @@ def make_problem(
     shared_key: bool = False,
     seed: int = 0,
 ) -> Problem:
-    """Normal numbers in float64; each location a tenth of a cell or more off the kinks.
+    """Make normal numbers in float64, with locations a tenth of a cell or more off the kinks.
 
-    Bilinear sampling has its kinks on the lines through the cells' centres: a gradient there
-    depends on which way rounding goes. Locations reach one and a half cells beyond the border.
+    Bilinear sampling has kinks on the lines through the cells' centres, where rounding decides
+    the gradient. Locations reach one and a half cells beyond the border.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -70,7 +70,7 @@ def make_problem(
 
 
 def transform(problem: Problem, function: Callable[[Tensor], Tensor]) -> Problem:
-    """Each tensor through the function, one that has two names once."""
+    """Apply a function to each tensor, once if it has two names."""
     done: dict[int, Tensor] = {}
     return {
         name: done.setdefault(id(entry), function(entry)) if torch.is_tensor(entry) else entry
@@ -86,7 +86,7 @@ def cast(
 
 
 def make_grad_output(problem: Problem, dtype: torch.dtype) -> Tensor:
-    """``[B, Q, M * D]``, the same for every form and dtype but for sampling_problems."""
+    """Return ``[B, Q, M * D]``, the same for every form and, except for rounding, every dtype."""
     shape = problem["query"].flatten(2).shape
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -98,7 +98,7 @@ def level_tensors(sizes: Sizes) -> tuple[Tensor, Tensor]:
 
 
 class _Move(torch.autograd.Function):
-    """`Tensor.to` another device keeps strides only where numbers lie side by side."""
+    """Keeps any strides; `Tensor.to` another device only keeps those of dense tensors."""
 
     @staticmethod
     def forward(context, tensor: Tensor, device: str) -> Tensor:
@@ -113,16 +113,16 @@ class _Move(torch.autograd.Function):
 
 
 def move(tensor: Tensor, device: str) -> Tensor:
-    """The tensor on a device, in the same layout; so is its gradient on the way back."""
+    """Move a tensor to a device in the same layout, and its gradient back likewise."""
     return tensor if tensor.device.type in (device, "meta") else _Move.apply(tensor, device)
 
 
 def operator(attention: str, form: str) -> Callable[..., Tensor]:
-    """``"native"`` and ``"cuda"`` are what `lite_detr.ops` picks where it was built.
+    """Return an operator in one of its forms.
 
-    See `needs_native` and the marker ``gpu``. The latter takes tensors on the CPU to the device,
-    but for the sizes and starts of levels, and brings the result back. ``"harness"`` runs the CUDA
-    kernels on the CPU.
+    ``"native"`` and ``"cuda"`` are what `lite_detr.ops` chooses if it was built, see `needs_native`
+    and the marker ``gpu``. ``"cuda"`` moves CPU tensors to the device, except for the sizes and
+    starts of levels, and moves the result back. ``"harness"`` runs the CUDA kernels on the CPU.
     """
     if form == "harness":
         return _in_the_harness(attention)
@@ -163,10 +163,10 @@ def run(attention: str, form: str, problem: Problem) -> Tensor:
 def run_with_gradients(
     attention: str, form: str, problem: Problem, grad_output: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The output and, by name, the gradients of what the operator takes.
+    """Return the output and, by name, the gradients of the operator's inputs.
 
-    The gradient of a key that is the value is part of the value's. The output's own gradient is
-    made of the problem, so that it is the same for all forms.
+    The gradient of a key that is the value is part of the value's. The default gradient of the
+    output depends on the problem only, so that it is the same for all forms.
     """
     leaves = transform(problem, lambda tensor: tensor.detach().requires_grad_())
     names = [
@@ -180,10 +180,10 @@ def run_with_gradients(
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:
-    """Of the largest magnitude, or of 0.1 where that is less.
+    """Return the error relative to the largest magnitude, or to 0.1 if that is less.
 
     The problems' numbers are about 1, and a gradient can be exactly zero: that of the softmax of
-    one logit, which comes out as the difference of two equal numbers.
+    one logit, the difference of two equal numbers.
     """
     if not result.numel():
         return 0.0
@@ -192,11 +192,11 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
 
 
 def assert_same(form: str, name: str, result: Tensor, expected: Tensor, problem: Problem) -> None:
-    """The same bits, but for what a GPU adds up in any order: gradients of value and key.
+    """Assert the same bits, except for what a GPU adds up in any order: gradients of value and key.
 
-    A point reaches a token once at most, so that n terms of a token are the points that all queries
-    have on its level. Two orders of n terms differ by n steps of the sum of their magnitudes, for
-    which the largest of all gradients stands. In 16 bits that may tip the rounding once.
+    A point reaches a token at most once, so the n terms of a token are all queries' points on its
+    level. Two orders of n terms differ by n steps of the sum of their magnitudes, for which the
+    largest of all gradients stands. In 16 bits this may change the rounding once.
     """
     if form not in ("cuda", "harness") or name not in ("value", "key"):
         assert torch.equal(result, expected), name
@@ -213,7 +213,7 @@ def assert_same(form: str, name: str, result: Tensor, expected: Tensor, problem:
 def assert_rounded_once(
     attention: str, problem: Problem, grad_output: Tensor, results: dict[str, Tensor]
 ) -> None:
-    """Compares results in 16 bits with float64 from the same 16-bit numbers.
+    """Compare results in 16 bits with float64 results of the same 16-bit numbers.
 
     Args:
         problem: in 16 bits, but for locations in float32.
@@ -239,10 +239,10 @@ def assert_rounded_once(
 
 
 def _through_the_softmax(problem: Problem, mean_changes: Tensor) -> dict[str, Tensor]:
-    """What the gradients lose where the mean in the softmax's Jacobian is off by so much.
+    """Return the change of the gradients if the mean in the softmax's Jacobian changes.
 
-    The backward takes the mean from the output, which was rounded. The weights' derivatives times
-    it are the logsumexp's. ``mean_changes`` is ``[B, Q, M * D]``, still to be summed by head.
+    The backward pass takes the mean from the rounded output. The weights' derivatives times it are
+    the logsumexp's. ``mean_changes`` is ``[B, Q, M * D]``, still to be summed by head.
     """
     leaves = transform(problem, lambda tensor: tensor.detach().requires_grad_())
     query, key = leaves["query"], leaves["key"]
@@ -263,10 +263,10 @@ def run_kernels(
     arch: int = 90,
     copy: bool = True,
 ) -> dict[str, Tensor]:
-    """The output and the gradients, as `run_with_gradients` gives them.
+    """Return the output and the gradients, as `run_with_gradients` does.
 
-    Tensors keep their strides on the way into device memory. Without ``copy`` the values and keys
-    are there already.
+    Tensors keep their strides on the way into device memory. Without ``copy``, values and keys are
+    already there.
     """
     if grad_output is None:
         grad_output = make_grad_output(problem, problem["value"].dtype)
@@ -296,7 +296,7 @@ def run_kernels(
 def _forward(
     attention: str, arguments: Sequence[Tensor | None], arch: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The output, and what the backward operator takes besides the arguments."""
+    """Return the output, and what the backward operator takes beside the arguments."""
     result = cuda_harness.operator(attention, arch)(*arguments)
     return (result, ()) if torch.is_tensor(result) else (result[0], result)
 
@@ -313,7 +313,7 @@ def _backward(
 
 
 class Kernels(torch.autograd.Function):
-    """An operator by the CUDA kernels, for tensors of the CPU's and with their derivatives."""
+    """An operator with the CUDA kernels, for ordinary CPU tensors, with derivatives."""
 
     @staticmethod
     def forward(context, attention: str, *arguments: Tensor | None) -> Tensor:
@@ -328,7 +328,7 @@ class Kernels(torch.autograd.Function):
         with cuda_harness.device_memory():
             moved = cuda_harness.to_device(grad_output.detach())
             grads = iter(_backward(context.attention, moved, context.moved, context.saved, arch=90))
-        # Sizes and starts of levels are integers; the gradient of a key of None is empty.
+        # Sizes and starts of levels are integers; the gradient of a missing key is empty.
         results = [
             None if tensor is not None and not tensor.is_floating_point() else next(grads)
             for tensor in context.moved
@@ -338,7 +338,7 @@ class Kernels(torch.autograd.Function):
         )
 
 
-# Detectron2, which the operators can do without, takes seconds to import.
+# Without Detectron2, which the operators do not need and which takes seconds to import.
 OPERATORS_ALONE = """
 import sys, types
 sys.modules["lite_detr"] = types.ModuleType("lite_detr")
@@ -352,7 +352,7 @@ def run_python(
     launcher: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """Runs code in a Python of its own, which imports this module and the package's operators.
+    """Run code in a new Python process, which imports this module and the package's operators.
 
     Args:
         launcher: a program and its options that start Python.

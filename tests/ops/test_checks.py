@@ -61,7 +61,7 @@ def test_valid_arguments_pass(call):
     assert call().shape == (2, 3, 8)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8), (8, 2, 4), (2, 8, 2, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (8, 2, 4), (2, 8, 2, 2, 2), (2, 8, 2, 0)])
 def test_value_shape(call, shape):
     expect_error(call, ValueError, ["value", "[B, S, M, D]", str(shape)], value=torch.zeros(shape))
 

@@ -73,11 +73,11 @@ def test_strided_gradient_of_the_output(attention, form, layout, channels):
         torch.testing.assert_close(result, expected[name], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("batch, queries", [(2, 0), (0, 3), (0, 0)])
-def test_empty_queries_or_batch(attention, form, batch, queries):
-    problem = make_problem(SIZES[:2], 3, batch=batch, queries=queries)
+@pytest.mark.parametrize("batch, queries, heads", [(2, 0, 2), (0, 3, 2), (0, 0, 2), (2, 3, 0)])
+def test_no_queries_images_or_heads(attention, form, batch, queries, heads):
+    problem = make_problem(SIZES[:2], 3, batch=batch, queries=queries, heads=heads)
     results = run_with_gradients(attention, form, problem)
-    assert results.pop("output").shape == (batch, queries, 8)
+    assert results.pop("output").shape == (batch, queries, 4 * heads)
     for name, grad in results.items():
         assert grad.shape == problem[name].shape
         assert not grad.any()

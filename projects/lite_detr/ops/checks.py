@@ -79,8 +79,8 @@ def check_sampling(
 
 
 def check_value(name: str, value: Tensor) -> None:
-    if value.dim() != 4:
-        raise ValueError(f"{name} must be [B, S, M, D], got shape {tuple(value.shape)}")
+    if value.dim() != 4 or value.shape[3] == 0:
+        raise ValueError(f"{name} must be [B, S, M, D] with D >= 1, got shape {tuple(value.shape)}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be one of {FLOAT_DTYPES}, got {value.dtype}")
 
