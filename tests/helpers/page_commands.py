@@ -6,8 +6,6 @@ configs and overrides among these are then looked up in the model zoo.
 
 import argparse
 import contextlib
-import copy
-import functools
 import importlib.util
 import io
 import os
@@ -24,11 +22,10 @@ from typing import NamedTuple
 from unittest import mock
 
 from markdown_it import MarkdownIt
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from programs import ROOT
 
-from lite_detr import model_zoo
-from lite_detr.overrides import apply_overrides
+from lite_detr.errors import LiteDetrError
+from lite_detr.overrides import load_config
 
 # Builtins that would act on the reader's own shell, or that only a real program can answer.
 BUILTINS = ("source", ".", "cd", "kill", "exec", "trap", "ulimit", "wait")
@@ -256,8 +253,8 @@ def check_program(path: Path, rest: Sequence[str]) -> None:
         value = getattr(namespace, name, None) or []
         for config in [value] if isinstance(value, str) else value:
             try:
-                check_options(config, options)
-            except (FileNotFoundError, model_zoo.ConfigError, ValueError) as error:
+                load_config(config, options)
+            except LiteDetrError as error:
                 raise CommandError(str(error)) from error
 
 
@@ -293,36 +290,6 @@ def intercepted(method: Callable) -> Callable:
         raise Parsed(method(parser, *arguments, **keywords))
 
     return parse_and_stop
-
-
-def check_options(config: str, options: Sequence[str]) -> None:
-    """Check that a config exists, that it has all keys, and that the values' kinds fit.
-
-    Raises:
-        FileNotFoundError, ConfigError: see :func:`lite_detr.overrides.load_config`.
-        ValueError: a value is of another kind than the config's.
-    """
-    cfg = copy.deepcopy(load(config)) if options else load(config)
-    for option in options:
-        key = option.partition("=")[0]
-        before = OmegaConf.select(cfg, key)
-        cfg = apply_overrides(cfg, [option])
-        if not same_kind(before, OmegaConf.select(cfg, key)):
-            raise ValueError(f"{option}: {config} has {before!r} there, which is of another kind")
-
-
-@functools.cache
-def load(config: str) -> DictConfig:
-    return model_zoo.get_config(config)
-
-
-def same_kind(before: object, after: object) -> bool:
-    if before is None or after is None:
-        return True
-    for kinds in ((bool,), (int, float), (str, ListConfig, list, tuple), (DictConfig, dict)):
-        if isinstance(before, kinds):
-            return isinstance(after, kinds) and isinstance(after, bool) == isinstance(before, bool)
-    return True
 
 
 def check_torchrun(rest: Sequence[str]) -> None:
