@@ -10,6 +10,8 @@ of noise beside the detector; the exit status is 1 if their detections differ by
 """
 
 import argparse
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +20,7 @@ import torch
 from omegaconf import DictConfig
 
 from lite_detr import cli
-from lite_detr.errors import ExportError
+from lite_detr.errors import ExportError, SaveError
 from lite_detr.export import (
     check,
     compile_program,
@@ -107,12 +109,46 @@ def build_detector(cfg: DictConfig) -> Detector:
     return model
 
 
+def check_output(path: Path) -> None:
+    """Check that a file can be written, before minutes of work.
+
+    Raises:
+        SaveError: it cannot.
+    """
+    if path.is_dir():
+        raise SaveError(f"{path} is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The name is a little longer than that of the file, as it is while the file is written.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
+            pass
+    except OSError as error:
+        raise SaveError(f"{path} cannot be written: {error}") from error
+
+
+def check_space(path: Path, model: Detector) -> None:
+    """Check that a disk has room for a model's weights.
+
+    Raises:
+        SaveError: it has not.
+    """
+    needed = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise SaveError(
+            f"{path} needs {needed / 2**20:.0f} MiB, and the disk has {free / 2**20:.0f} MiB left: "
+            "make room there"
+        )
+
+
 def export(args: argparse.Namespace) -> None:
     """Write and check the file of the command line.
 
     Raises:
         ExportError: the format cannot hold the detector, or its file has other detections.
+        SaveError: the file cannot be written.
     """
+    check_output(args.output)
     kind = FORMATS[args.format]
     metadata = {}
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
@@ -122,7 +158,7 @@ def export(args: argparse.Namespace) -> None:
         check_packages("onnx", "onnxscript", "onnxruntime")
         metadata = onnx_metadata(cfg, args.config_file)
     model = build_detector(cfg)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    check_space(args.output, model)
     kind.write(model, args.output, args, metadata)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")
     found = kind.compare(args.output, model)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import resource
+import shutil
 
 import export
 import pytest
@@ -105,6 +107,75 @@ def test_errors_are_one_line(weights, tmp_path, capsys, more, message):
     assert exit_info.value.code == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message in line
+
+
+@pytest.fixture
+def untraced(monkeypatch):
+    """It is an error to begin the work that takes minutes."""
+
+    def write(*_):
+        raise AssertionError("a detector was traced")
+
+    for kind, found in export.FORMATS.items():
+        monkeypatch.setitem(export.FORMATS, kind, found._replace(write=write))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/tiny.ts", "cannot be written: "),
+        ("folder.ts", "folder.ts is a folder; give the name of a file"),
+        (f"{'n' * 252}.ts", "cannot be written: "),
+        ("/proc/tiny.ts", "/proc/tiny.ts cannot be written: "),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_first(untraced, tmp_path, capsys, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.ts").mkdir()
+    with pytest.raises(SystemExit) as exit_info:
+        export.main(arguments("absent.pth", tmp_path / name, "torchscript"))
+    assert exit_info.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_a_disk_without_room_is_found_before_tracing(
+    untraced, weights, tmp_path, capsys, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(SystemExit):
+        export.main(arguments(weights, tmp_path / "tiny.ts", "torchscript"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"error: .*tiny.ts needs \d+ MiB, and the disk has 1 MiB left", line)
+    assert not (tmp_path / "tiny.ts").exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_file(weights, tmp_path, capsys):
+    """By a limit on the size of files, of which the system tells in the same way."""
+    output = tmp_path / "tiny.ts"
+    output.write_text("an earlier file")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(SystemExit):
+            export.main(arguments(weights, output, "torchscript"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {output} cannot be written: ") and "File too large" in line
+    assert output.read_text() == "an earlier file"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(untraced, tmp_path, capsys):
+    """From a port of this machine on which nothing listens."""
+    url = "http://127.0.0.1:9/model_final.pth"
+    with pytest.raises(SystemExit) as exit_info:
+        export.main(arguments(url, tmp_path / "tiny.ts", "torchscript"))
+    assert exit_info.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and url in line and "cannot be downloaded" in line
 
 
 def test_missing_packages_are_named_with_the_extra(weights, tmp_path, monkeypatch, capsys):

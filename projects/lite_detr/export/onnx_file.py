@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.export import ExportedProgram
 
+from ..checkpoint.files import atomic_open
 from ..data.coco import class_metadata
 from ..errors import ExportError
 from ..version import __version__
@@ -50,6 +51,7 @@ def save_onnx(
 
     Raises:
         ExportError: the packages ``onnx`` and ``onnxscript`` are not installed.
+        SaveError: the file cannot be written.
         ValueError: there is no such opset here.
     """
     if opset not in OPSETS:
@@ -85,7 +87,8 @@ def save_onnx(
     model = convert_opset(model, opset)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
-    onnx.save(model, path)
+    with atomic_open(path, "wb") as file:
+        file.write(model.SerializeToString())
 
 
 def check_packages(*names: str) -> None:

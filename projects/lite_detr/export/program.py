@@ -7,6 +7,7 @@ package is machine code, and ``torch.export.load`` and ``torch.jit.load`` run wh
 import contextlib
 import functools
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..checkpoint.files import atomic_open
 from ..errors import ExportError
 from ..modeling.detector import Detector
 from ..ops import native
@@ -62,8 +64,12 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     """Write a file for ``torch.export.load``, which needs ``import lite_detr`` first.
 
     Loading the file can run any code that is in it, like unpickling.
+
+    Raises:
+        SaveError: the file cannot be written.
     """
-    torch.export.save(program, path)
+    with atomic_open(path, "wb") as file:
+        torch.export.save(program, file)
 
 
 def compile_program(program: ExportedProgram, path: Path) -> None:
@@ -75,6 +81,7 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
 
     Raises:
         ExportError: there is no C++ compiler.
+        SaveError: the file cannot be written.
     """
     # PyTorch documents AOTInductor under this private name; it has no other.
     from torch._inductor import aoti_compile_and_package
@@ -82,10 +89,14 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
 
     if not shutil.which("g++") and not shutil.which("clang++"):
         raise ExportError("AOTInductor needs a C++ compiler, and there is no g++ or clang++")
-    try:
-        aoti_compile_and_package(program, package_path=str(path))
-    except InvalidCxxCompiler as error:
-        raise ExportError(f"AOTInductor needs a C++ compiler: {first_line(error)}") from error
+    # The compiler keeps its own files in a cache; a package is then written to the path given.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            package = aoti_compile_and_package(program, package_path=f"{folder}/package.pt2")
+        except InvalidCxxCompiler as error:
+            raise ExportError(f"AOTInductor needs a C++ compiler: {first_line(error)}") from error
+        with open(package, "rb") as source, atomic_open(path, "wb") as file:
+            shutil.copyfileobj(source, file)
 
 
 def export_torchscript(detector: Detector, path: Path) -> None:
@@ -102,6 +113,7 @@ def export_torchscript(detector: Detector, path: Path) -> None:
 
     Raises:
         ExportError: the native operators are not built for the detector's device.
+        SaveError: the file cannot be written.
     """
     check_operators(detector.device)
     image = torch.zeros(3, *EXAMPLE_SIZE, device=detector.device)
@@ -110,7 +122,8 @@ def export_torchscript(detector: Detector, path: Path) -> None:
         # About checks of shapes, which come out the same for all images, and TorchScript's age.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(adapter, (image,), check_trace=False)
-        torch.jit.save(traced, path)
+        with atomic_open(path, "wb") as file:
+            torch.jit.save(traced, file)
 
 
 def check_operators(device: torch.device) -> None:
