@@ -7,8 +7,11 @@ BIN := $(VENV)/bin
 # redistribution on the package index.
 DETECTRON2 ?=
 
-# Processes that run the tests, each on one core.
+# Processes that run the tests, each on one core. The tests of a file share what they set up, so they
+# stay in one process; tests/conftest.py puts the longest files first.
 TEST_PROCESSES ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
+	--no-loadscope-reorder
 
 DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 DEMO_CONFIG ?= digits/lite_dino_efficientnet_lite0.py
@@ -56,13 +59,12 @@ demo: install
 		--weights $(DEMO_OUTPUT)/model_final.pth --input $(DATASETS)/digits/val \
 		--output $(DEMO_OUTPUT)/predictions --contact-sheet $(DEMO_OUTPUT)/contact_sheet.png
 
-# The tests of a file share what they set up, so they stay in one process.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(PYTEST)
 
-# Those that are marked slow, too, such as a run of every command of the docs.
+# With those that are marked slow, such as long fuzz runs and a run of every command of the docs.
 test-all: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m ''
+	$(PYTEST) -m ''
 
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

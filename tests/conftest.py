@@ -1,9 +1,24 @@
-"""Tests marked ``gpu`` are skipped without a GPU; counts of fuzz tests are printed at the end."""
+"""The order of files, the marker ``gpu``, and the counts of fuzz tests at pytest's end."""
 
 import functools
+from pathlib import Path
 
 import pytest
 from fuzzing import Fuzzer
+
+TESTS = Path(__file__).parent
+# They start first: a process that began one of them last would keep all others waiting.
+LONGEST = """
+ops/test_cuda_harness.py ops/test_cuda_kernels.py checkpoint/test_golden.py test_train_net.py
+test_detectron2_programs.py checkpoint/test_programs.py engine/test_resume.py engine/test_launch.py
+ops/test_tracing.py engine/test_processes.py configs/test_zoo_smoke.py export/test_onnx.py
+tools/kernels/test_report.py test_collect_env.py test_package.py checkpoint/test_transformers.py
+""".split()
+
+
+def pytest_collection_modifyitems(items):
+    order = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @functools.cache

