@@ -1,4 +1,4 @@
-"""What the build makes of a toolkit, of a missing or wrong one, and of nobody asking for CUDA.
+"""The build with a toolkit, with a missing or wrong one, and if nothing asks for CUDA.
 
 The toolkits here are scripts. ``make cuda`` compiles the real kernels.
 """
@@ -20,7 +20,7 @@ KNOWN = "compute_75 compute_80 compute_86 compute_87 compute_89 compute_90 compu
 NOTHING_ASKS = dict.fromkeys(
     "CUDA_HOME CUDA_VISIBLE_DEVICES FORCE_CUDA TORCH_CUDA_ARCH_LIST".split(), ""
 )
-# Answers like NVIDIA's, and compiles C++ where it has a compiler.
+# Answers like NVIDIA's, and compiles C++ if it is given a compiler.
 NVCC = """#!/bin/sh
 case "$1" in
   --version) echo "Cuda compilation tools, release {version}, V{version}.88" ;;
@@ -81,7 +81,7 @@ def test_nothing_is_said_where_nothing_asks_and_nothing_is_there():
 
 
 def test_a_toolkit_alone_does_not_ask(monkeypatch, tmp_path):
-    """Nor is it passed over in silence: images are built where no GPU is visible."""
+    """But it is mentioned, as container images are built where no GPU is visible."""
     monkeypatch.setenv("CUDA_HOME", str(make_toolkit(tmp_path / "cuda")))
     assert "no GPU is visible and FORCE_CUDA is not set" in refusal()
 
@@ -119,7 +119,7 @@ def test_a_wrapper_on_the_path_leads_to_its_toolkit(monkeypatch, tmp_path):
 
 
 def test_a_link_on_the_path_leads_to_its_toolkit(tmp_path):
-    """Of an nvcc that does not tell where it lies."""
+    """If nvcc does not tell where it is."""
     write_script(tmp_path / "cuda" / "bin" / "nvcc", "#!/bin/sh\n")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").symlink_to(tmp_path / "cuda" / "bin" / "nvcc")
@@ -158,7 +158,7 @@ def test_a_minor_version_apart_is_near_enough(monkeypatch, tmp_path):
 
 
 def for_gpus(names, ptx):
-    """The flags for GPUs, with PTX for one of them."""
+    """Return the flags for GPUs, with PTX for one of them."""
     numbers = [name.replace(".", "") for name in names.split()]
     flags = {f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers}
     number = ptx.replace(".", "")
@@ -211,7 +211,7 @@ def test_visible_gpus_are_built_for(monkeypatch, tmp_path):
     "version, names", [("12.4", ["cublas", "cudnn"]), ("13.0", ["cu13", "cublas", "cudnn"])]
 )
 def test_headers_of_pip_packages_come_last(version, names, monkeypatch, tmp_path):
-    """Those of CUDA 12 lie in a folder for each library, those of CUDA 13 in one."""
+    """CUDA 12 has a folder for each library, CUDA 13 one for all."""
     for name in ("cu11", "cu13", "cudnn", "cublas"):
         (tmp_path / "nvidia" / name / "include").mkdir(parents=True)
     (tmp_path / "nvidia" / "nccl" / "lib").mkdir(parents=True)
@@ -237,7 +237,7 @@ def test_the_cpu_build_has_nothing_of_cuda():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The sources of the package with a function each for kernels."""
+    """The sources of the package, with one function in place of each kernel."""
     source = tmp_path_factory.mktemp("source")
     for name in ("LICENSE", "README.md", "cuda_build.py", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, source)
@@ -252,7 +252,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def build(source, tmp_path, monkeypatch):
-    """Builds them; gives the library and what lite-detr says."""
+    """``build(**environment)``: the library, and the lines that lite-detr prints."""
     monkeypatch.undo()
     if torch.version.cuda is None:
         pytest.skip("PyTorch is built without CUDA")

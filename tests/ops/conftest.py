@@ -10,7 +10,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 @pytest.fixture(scope="session", params=[NATIVE, PYTORCH, HARNESS, CUDA])
 def form(request):
-    """The operators' forms: native on the CPU, in PyTorch, the CUDA kernels, and these on a GPU."""
+    """The operators' forms: native on the CPU, PyTorch, CUDA kernels on the CPU and on a GPU."""
     return request.param
 
 

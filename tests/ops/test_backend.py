@@ -1,4 +1,4 @@
-"""Which operators run, what is said where they are missing, and the memory that they take."""
+"""Which operators run, the warning if they are missing, and the memory that they take."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ from sampling_problems import LEAVES, make_problem, run_with_gradients
 from lite_detr import ops
 for _ in range(2):
     for attention in LEAVES:
-        # What is called native here is what lite_detr.ops picks.
+        # "native" here means whatever lite_detr.ops chooses.
         result = run_with_gradients(attention, "native", make_problem())
         expected = run_with_gradients(attention, "pytorch", make_problem())
         assert all((result[name] - expected[name]).abs().max() < 1e-12 for name in expected)
@@ -27,7 +27,7 @@ print(ops.backend())
 
 
 def copy_of_the_operators(folder):
-    """The package without its extension."""
+    """Copy the package without its extension."""
     target = folder / "lite_detr"
     shutil.copytree(PACKAGE / "ops", target / "ops")
     return target
@@ -44,7 +44,7 @@ def test_without_the_extension_one_warning_says_so(tmp_path):
 
 
 def test_an_extension_that_does_not_load_is_as_good_as_none(tmp_path):
-    """One that was built for another PyTorch, say."""
+    """For example, one that was built for another PyTorch."""
     package = copy_of_the_operators(tmp_path)
     (package / "_C.so").write_bytes(b"not a library")
     run = run_python(USE, package)
@@ -52,7 +52,7 @@ def test_an_extension_that_does_not_load_is_as_good_as_none(tmp_path):
     assert run.stdout.split() == ["pytorch"]
     (warning,) = run.stderr.splitlines()
     assert "_C.so" in warning
-    # What the loader says of the file, and not only that it failed.
+    # The loader's reason, and not only that it failed.
     assert "Could not load this library" not in warning
     assert "docs/kernels.md" in warning
 
@@ -80,8 +80,8 @@ def test_native_is_what_runs(attention):
     assert not any("grid_sampler" in name for name in names)
 
 
-# The peak is the kernel's own count of the process's resident pages; it can be set back. What
-# malloc keeps of freed blocks would hide what comes after, and is given back before.
+# The peak is the system's count of the process's resident pages, which can be reset. Freed blocks
+# that malloc keeps would hide what comes after, and are returned before.
 PEAK_MEMORY = """
 import ctypes
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_other_devices_get_the_pytorch_form():
 
 @needs_native
 def test_cuda_is_native_where_the_extension_has_kernels_for_it():
-    """All four operators or none, by what PyTorch lists as registered."""
+    """All four operators or none, according to PyTorch's list of registrations."""
     names = [name + suffix for name in LEAVES for suffix in ("", "_backward")]
     registered = {"\nCUDA: registered" in torch._C._dispatch_dump(f"lite_detr::{n}") for n in names}
     assert registered == {ops.backend("cuda") == "native"}
@@ -122,7 +122,7 @@ def test_cuda_is_native_where_the_extension_has_kernels_for_it():
 @needs_native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 def test_key_aware_attention_takes_a_tenth_of_the_memory():
-    """Forward and backward, with the output and the gradients counted: 2125 queries."""
+    """Forward and backward, including the output and the gradients: 2125 queries."""
     run = run_python(PEAK_MEMORY)
     assert run.returncode == 0, run.stderr
     native, pytorch = map(int, run.stdout.split())

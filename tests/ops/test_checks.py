@@ -20,7 +20,7 @@ NAMES = {
         "query key value spatial_shapes level_start_index sampling_locations"
     ),
 }
-# C++ calls the dtypes so.
+# The names of dtypes in C++.
 DTYPES = {
     "Float": torch.float32,
     "Double": torch.float64,
@@ -44,7 +44,7 @@ def call(attention, form):
 
 
 def plain(message):
-    """A message in words that all forms share: dtypes as in Python, no brackets or commas."""
+    """Return a message in the words of all forms: dtypes as in Python, no brackets or commas."""
     for cpp, dtype in DTYPES.items():
         message = re.sub(rf"\b{cpp}\b", str(dtype), message)
     return " ".join(re.sub(r"[\[\](),]", " ", message).split())
@@ -124,7 +124,7 @@ def test_levels_cover_all_tokens(call, form, tokens):
     + [(239075442, 77158673929), (77158673929, 239075442), (6, 715827883), (2, 2**31 + 1)],
 )
 def test_sizes_whose_product_overflows(call, size):
-    """The last ones are 2**64 + 2 and 2**32 + 2 cells: the 2 that would fit, but for the rest."""
+    """The last ones have 2**64 + 2 and 2**32 + 2 cells; overflow would leave 2, which fit."""
     sizes = torch.tensor([[2, 3], size])
     expect_error(call, ValueError, ["S = 8"], spatial_shapes=sizes)
 
@@ -210,7 +210,7 @@ BESIDE_VALUES = ("spatial_shapes", "level_start_index", "sampling_locations")
 )
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_tensors_are_on_the_values_device(call, form, name, needs_grad):
-    """Where one is on the meta device, PyTorch calls what tells tracers the result's shape."""
+    """If any tensor is on the meta device, PyTorch calls the functions that tell tracers shapes."""
     if form == "harness":
         pytest.skip("the harness has no operators for tensors of other devices")
     parts = [name, f"device {DEVICES[form]}", "meta"]

@@ -1,4 +1,4 @@
-"""The built-ins that the CUDA harness has, against what they are in CUDA."""
+"""The CUDA harness's built-ins, compared with CUDA's."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LANES = torch.arange(32)
 @pytest.mark.parametrize("type", ["float", "double", "int", "unsigned"])
 @pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32])
 def test_shuffle(kernel, type, width):
-    """The warp is cut into segments of a width.
+    """The warp is divided into segments of a width.
 
     By number, a source is taken modulo the width, in the lane's own segment. By exclusive or, lanes
     of later segments give nothing, and a lane keeps its own number.
@@ -61,10 +61,10 @@ def test_16_bit_numbers_to_float(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float_to_16_bit_numbers(dtype):
-    """From all of them, what is halfway between two neighbours, and the floats next to these."""
+    """From all of them, halfway between two neighbours, and from the floats next to these."""
     name = "half" if dtype == torch.float16 else "bfloat16"
     numbers = torch.arange(2**15 - 1, dtype=torch.int16).view(dtype).double()
-    # What the next number would be, were there one.
+    # What the next number would be.
     largest = torch.finfo(dtype).max
     numbers[numbers.isinf()] = largest + (largest - numbers[numbers < largest].max())
     halfway = ((numbers[1:] + numbers[:-1]) / 2).float()
@@ -90,7 +90,7 @@ def test_float_to_16_bit_numbers(dtype):
 
 
 def assert_same_bits(result, expected):
-    """But for NaNs, of which any is as good."""
+    """Except that any NaN equals any other."""
     assert result.isnan().equal(expected.isnan())
     integers = torch.int32 if result.dtype == torch.float32 else torch.int16
     numbers = ~expected.isnan()

@@ -1,4 +1,4 @@
-"""The harness that runs CUDA kernels on the CPU, by kernels with and without faults."""
+"""The harness that runs CUDA kernels on the CPU, tested by kernels with and without faults."""
 
 import ctypes
 
@@ -19,7 +19,7 @@ def order(request):
         yield request.param
 
 
-# The thread that is found out, where it does not depend on the order, and what it did.
+# The thread that is caught, if it does not depend on the order, and what it did.
 RAW_ACCESS = r"an access at .*, offset \d+ of a block of 128 bytes: dereferenced without a checked"
 OUT_OF_BOUNDS = "read-only load of 4 bytes at .*, offset {} of a block of 128 bytes: out of bounds"
 FAULTS = {
@@ -65,7 +65,7 @@ def test_planted_fault_is_caught(kernel, order):
     words = rf"block \(0, 0, 0\), thread \({number}, 0, 0\): .*{words}"
     with pytest.raises(RuntimeError, match=words):
         run_planted(kernel)
-    # Nothing stays behind.
+    # The fault leaves nothing behind.
     assert run_planted("copy").equal(LANES.float())
 
 
@@ -105,7 +105,7 @@ def test_what_is_left_unwritten_is_nan():
 
 
 def test_bounds_are_exact_to_the_byte():
-    """Of a tensor's last vector, of which all 16 bytes are there, or 15, or one."""
+    """Reads the last vector of tensors that contain 16, 15 or one of its bytes."""
     launch_planted("copy_vectors", on_device(64, dtype=torch.uint8), on_device(16))
     for size in (63, 49):
         message = f"of 16 bytes .*, offset 48 of a block of {size} bytes: out of bounds"
@@ -115,7 +115,7 @@ def test_bounds_are_exact_to_the_byte():
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 4])
 def test_alignment(offset):
-    """Of vectors that begin so many floats into a tensor, by the kernel or by the tensor."""
+    """Reads vectors some floats into a tensor, by the kernel's or the tensor's offset."""
     numbers = torch.arange(100, dtype=torch.float32)
     input = to_device(numbers)
     for tensor, argument in ((input, offset), (input[offset:], 0)):
@@ -148,7 +148,7 @@ def test_device_memory_goes_back():
     assert harness.resident_bytes() - before >= 2**26
     del tensor
     assert harness.resident_bytes() == before
-    # Inside another one, nothing changes; outside of both, tensors are ordinary again.
+    # A nested one changes nothing; outside both, tensors are ordinary again.
     with harness.device_memory():
         with harness.device_memory():
             torch.ones(2**20)
@@ -171,7 +171,7 @@ def test_large_tensors_take_only_what_is_written():
 
 
 def test_orders_show_a_missing_synchronisation():
-    """Of the neighbours that exchange numbers, only the one that runs later gets one."""
+    """Of two neighbours that exchange numbers, only the one that runs later gets one."""
     outputs = {}
     for order in ORDERS:
         with harness.schedule(order):
@@ -190,14 +190,14 @@ def test_orders_show_a_missing_barrier(order):
 
 
 def test_additions_are_atomic(order):
-    """Others come between a load and a store, but not into an atomic addition."""
+    """Other threads run between a load and a store, but not within an atomic addition."""
     assert count_threads("count_threads") == 512
     lost = count_threads("count_threads_without_atomics") < 512
     assert lost == (order == "random")
 
 
 def count_threads(kernel):
-    """By the 512 threads, each of which adds 1."""
+    """By 512 threads, each of which adds 1."""
     output = to_device(torch.zeros(1))
     launch_planted(kernel, output, output, grid=(8, 1, 1), block=(64, 1, 1))
     return output.item()

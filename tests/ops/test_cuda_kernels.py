@@ -1,4 +1,4 @@
-"""The CUDA kernels, every thread of them on the CPU, against the PyTorch form."""
+"""The CUDA kernels, with every thread on the CPU, compared with the PyTorch form."""
 
 import cuda_harness
 import pytest
@@ -17,7 +17,7 @@ from sampling_problems import (
 
 pytestmark = cuda_harness.needs_harness
 
-# Some of one vector of a lane and some of several; some that are padded.
+# Some fill one vector of a lane and some several; some are padded.
 WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 200, 256)
 LEVELS = ((4, 5), (3, 2), (1, 3))
 CASES = pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def assert_agrees(attention, problem, arch=90):
         (dtype, arch)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         for arch in cuda_harness.ARCHITECTURES
-        # Of which there is one version for all architectures.
+        # float64 has one version for all architectures.
         if dtype != torch.float64 or arch == max(cuda_harness.ARCHITECTURES)
     ],
 )
 def test_every_width_and_dtype(attention, shared_key, dtype, channels, arch):
-    """An odd number of levels and points, and of queries in the last block; several images."""
+    """Odd numbers of levels and points, and of queries in the last block; several images."""
     problem = make_problem(LEVELS, 3, channels, 2, 5, 3, shared_key=shared_key, seed=channels)
     locations_dtype = torch.promote_types(dtype, torch.float32)
     assert_agrees(attention, cast(problem, dtype, locations_dtype), arch)
@@ -95,7 +95,7 @@ def problems(draw):
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-# 6 levels of 9 points are 54: more than a warp's lanes, and no multiple of any group.
+# 6 levels of 9 points are 54: more than a warp's lanes, and not a multiple of any group.
 @example(make_problem(((3, 3),) * 6, 9, 32, 1, 33, 2), torch.float32, 80, 0)
 @example(make_problem(((3, 3),) * 6, 9, 128, 1, 5, 1, shared_key=True), torch.float32, 90, 0)
 @example(make_problem(((1, 1),), 1, 16, 1, 1, 1), torch.float64, 90, 0)
@@ -110,7 +110,7 @@ def test_random_shapes_in_random_order(attention, problem, dtype, arch, seed):
 @CASES
 @ARCHITECTURES
 def test_order_of_threads(attention, shared_key, arch):
-    """Lanes, warps and blocks may run in any order; only what is added up is rounded by it."""
+    """Lanes, warps and blocks may run in any order, which only affects the rounding of sums."""
     problem = make_problem(LEVELS, 4, 32, 2, 40, 2, shared_key=shared_key)
     problem = cast(problem, torch.float32)
     with cuda_harness.schedule("ascending"):
@@ -139,7 +139,7 @@ def test_locations_that_are_nowhere(attention, shared_key, value):
 
 @CASES
 def test_values_outside_the_map_are_not_read(attention, shared_key):
-    """A corner that does not exist has no share, though NaN lies next to the map in memory."""
+    """Missing corners have no share, although there is NaN next to the map in memory."""
     problem = make_problem(((2, 2), (3, 3), (2, 2)), 4, 32, shared_key=shared_key)
     for name in ("value", "key"):
         problem[name][:, :4] = torch.nan
@@ -159,7 +159,7 @@ def test_softmax_of_large_logits(points, scale, shared_key):
     problem["query"] = problem["query"] * scale
     expected = run_with_gradients("key_aware_ms_deform_attn", "pytorch", problem)["output"]
     output = run_kernels("key_aware_ms_deform_attn", cast(problem, torch.float32))["output"]
-    # A logit's own rounding in float32 is what the exponential makes an error of the weight.
+    # The exponential turns a logit's own rounding in float32 into an error of the weight.
     assert (output - expected).abs().max() <= 1e-5 * scale * expected.abs().max()
 
 
@@ -179,7 +179,7 @@ def test_softmax_of_equal_logits_far_from_zero(points, sign):
 @CASES
 @ARCHITECTURES
 def test_each_number_is_read_once(attention, shared_key, arch):
-    """Locations, weights and rows, in 16 bytes a load; key and value once where they are one."""
+    """Locations, weights and rows, 16 bytes a load; key and value once if they are one tensor."""
     points, lanes, queries = 12, 8, 32
     problem = make_problem(((9, 9),), points, 32, 1, queries, 1, shared_key=shared_key)
     problem["locations"] = problem["locations"].clamp(0.2, 0.8)

@@ -41,7 +41,7 @@ def test_heads_wider_than_a_warp_has_registers_for(attention, dtype):
 
 @ATTENTIONS
 def test_images_and_heads_are_numbered_by_a_grid(attention):
-    """As many as a grid has room for. They take no memory by a stride of 0."""
+    """As many as a grid has room for; with a stride of 0 they take no memory."""
     inputs = cast(make_problem(((1, 1),), 1, 16, batch=1, queries=1, heads=1), torch.float32)
 
     def spread(images, heads):
@@ -72,7 +72,7 @@ def test_nothing_to_do_launches_nothing(attention, sizes):
 
 @ATTENTIONS
 def test_tokens_gigabytes_apart(attention):
-    """Offsets beyond 32 bits, in bytes and in numbers: five tokens lie 1.5 GiB from each other."""
+    """Offsets beyond 32 bits, in bytes and in numbers: five tokens, 1.5 GiB apart."""
     problem = cast(make_problem(((1, 3), (1, 2)), 3, 32, 1, shared_key=True), torch.float32)
     expected = run_with_gradients(attention, "pytorch", problem)
     stride = 3 * 2**29 // 4
@@ -97,7 +97,7 @@ def test_a_stride_too_wide_for_a_kernel_is_copied(attention):
 
 @ATTENTIONS
 def test_rows_are_sampled_where_they_lie(attention):
-    """Strides between images, tokens and heads are no reason for a copy; an odd address is."""
+    """Strides between images, tokens and heads need no copy; an odd address does."""
     problem = cast(make_problem(((6, 6),), 4, 32, queries=9, shared_key=True), torch.float32)
     expected = run_with_gradients(attention, "pytorch", problem)
     for offset in (0, 4, 1):
@@ -130,7 +130,7 @@ def test_bad_sizes_of_levels_reach_no_kernel(attention):
 
 
 def test_logsumexp_of_the_logits():
-    """What the backward pass takes the weights from: one number for each query and head."""
+    """From it the backward pass computes the weights: one number for each query and head."""
     problem = cast(make_problem(((5, 5),), 7, 32, shared_key=True), torch.float32)
     with cuda_harness.device_memory():
         tensors = [problem[name].clone() for name in ("query", "value", "locations")]

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the CUDA kernels.
+"""What only a GPU can show about the CUDA kernels.
 
 The other tests of operators run on it as well, in the form "cuda".
 """
@@ -32,17 +32,17 @@ pytestmark = pytest.mark.gpu
 SHARED_KEY = pytest.mark.parametrize("shared_key", [False, True])
 # 2125 tokens, and a query for each: many of them add to one token.
 MAPS = ((40, 40), (20, 20), (10, 10), (5, 5))
-# A number of queries that fills no block.
+# A number of queries that does not fill a block.
 PROBLEM = dict(sizes=SIZES, points=4, channels=32, queries=37, heads=3)
 
 
 def on_device(problem, device="cuda"):
-    """Leaves of autograd on a device."""
+    """Move a problem to a device, as leaves of autograd."""
     return transform(problem, lambda tensor: tensor.detach().to(device).requires_grad_())
 
 
 def arguments(attention, problem, levels):
-    """Of the operator in `lite_detr.ops`."""
+    """Return the arguments of an operator in `lite_detr.ops`."""
     names = {
         "ms_deform_attn": ("value", None, None, "locations", "weights"),
         "key_aware_ms_deform_attn": ("query", "key", "value", None, None, "locations"),
@@ -52,13 +52,13 @@ def arguments(attention, problem, levels):
 
 
 def make_leaves(**sizes):
-    """With a gradient of the output, all in float32 on the device."""
+    """Return leaves and a gradient of the output, all in float32 on the device."""
     leaves = on_device(cast(make_problem(**(PROBLEM | sizes)), torch.float32))
     return leaves, torch.randn_like(leaves["query"]).flatten(2)
 
 
 def step(attention, leaves, grad_output):
-    """The output and, by name, the gradients, as they come from the device."""
+    """Return the output and, by name, the gradients, on the device."""
     shared_key = leaves["key"] is leaves["value"]
     names = [name for name in LEAVES[attention] if not (shared_key and name == "key")]
     output = run(attention, "native", leaves)
@@ -95,13 +95,13 @@ def test_gradients_of_every_kernel(attention, channels, shared_key):
         return run(attention, "native", changed | ({"key": changed["value"]} if shared_key else {}))
 
     tensors = [leaves[name] for name in names]
-    # The sums of four terms or less for each token come in any order.
+    # Sums of up to four terms for each token have any order.
     assert torch.autograd.gradcheck(function, tensors, nondet_tol=1e-13, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_16_bit_number_is_read_and_written(dtype):
-    """Subnormal and infinite ones, too; a NaN stays one."""
+    """Including subnormal and infinite ones; a NaN stays a NaN."""
     problem = cast(make_problem(((1, 1),), 1, 256, 1, 1, 256), dtype)
     numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     problem["value"] = numbers.view(1, 1, 256, 256)
@@ -127,7 +127,7 @@ def test_an_image_is_computed_as_if_alone(attention, batch):
 
 @SHARED_KEY
 def test_the_same_bits_every_time(attention, shared_key):
-    """Of all that is not a sum over queries."""
+    """For everything that is not a sum over queries."""
     sizes = dict(sizes=MAPS, queries=2125, heads=8, shared_key=shared_key)
     leaves, grad_output = make_leaves(**sizes)
     expected = step(attention, leaves, grad_output)
@@ -143,7 +143,7 @@ def test_levels_may_lie_on_the_device(attention):
     expected = function(*arguments(attention, leaves, levels))
     on_gpu = [tensor.cuda() for tensor in levels]
     assert torch.equal(function(*arguments(attention, leaves, on_gpu)), expected)
-    # What does not fit is found there as well, and leaves the device as it was.
+    # Mistakes are found there as well, and do not affect the device.
     starts = on_gpu[1] + 1
     with pytest.raises(ValueError, match=r"level_start_index\[0\] must be 0.*got 1"):
         function(*arguments(attention, leaves, (on_gpu[0], starts)))
@@ -166,7 +166,7 @@ def test_levels_on_the_host_cost_no_synchronisation(attention, set_sync_debug_mo
     levels = [tensor.cuda() for tensor in level_tensors(leaves["sizes"])]
     set_sync_debug_mode("error")
     step(attention, leaves, grad_output)
-    # Elsewhere they do, which shows that a synchronisation is seen.
+    # On the device they do, which shows that the test notices a synchronisation.
     with pytest.raises(RuntimeError, match="synchronizing"):
         getattr(ops, attention)(*arguments(attention, leaves, levels))
 
@@ -268,7 +268,7 @@ def at_the_end(tensor, length, fill):
     return longer.requires_grad_()
 
 
-# Of which the last rows are sampled; 32 channels of 8 heads are more than 2**31 numbers.
+# Only the last rows are sampled; 32 channels of 8 heads are more than 2**31 numbers.
 HEIGHT, WIDTH = 2900, 2896
 
 
@@ -276,7 +276,7 @@ def test_values_beyond_2_31_numbers(attention):
     skip_without_memory(20)
     rows = 8
     problem = make_problem(((rows, WIDTH),), 4, 32, 1, 64, 8, shared_key=True)
-    # Inside of these rows, above which the larger map goes on.
+    # Inside these rows; the larger map continues above them.
     cells = problem["locations"][..., 1] * rows - 0.5
     cells = cells - cells.floor() + cells.floor() % (rows - 4) + 2
     problem["locations"][..., 1] = (cells + 0.5) / rows
@@ -295,7 +295,7 @@ def test_values_beyond_2_31_numbers(attention):
     results["value"] = results["value"][:, -tokens:]
     expected["locations"][..., 1] *= HEIGHT / rows
     for name, result in results.items():
-        # float32 knows where a point lies in a map of that size to 1e-4 of a cell.
+        # float32 locates a point in a map of that size to 1e-4 of a cell.
         assert relative_error(result.cpu(), expected[name]) < 0.02, name
 
 
@@ -344,7 +344,7 @@ def test_modules_do_on_a_gpu_what_they_do_on_a_cpu(make):
 
 
 def test_key_aware_attention_takes_a_tenth_of_the_memory():
-    """Forward and backward, with the output and the gradients counted."""
+    """Forward and backward, including the output and the gradients."""
     problem = cast(make_problem(MAPS, 4, 32, 1, 2125, 8, shared_key=True), torch.float32)
     leaves = on_device(problem)
     tensors = [leaves[name] for name in ("query", "value", "locations")]
@@ -374,13 +374,13 @@ for attention in LEAVES:
 
 
 def find_sanitizer():
-    """compute-sanitizer, which a toolkit has in a folder of its own or beside its compiler."""
+    """Find compute-sanitizer, in its own folder of a toolkit or beside the compiler."""
     folders = [Path(CUDA_HOME or "/usr/local/cuda") / name for name in ("bin", "compute-sanitizer")]
     found = map(shutil.which, ["compute-sanitizer", *(f / "compute-sanitizer" for f in folders)])
     return next(filter(None, found), None)
 
 
-# Without racecheck, which looks at shared memory: the kernels have none.
+# Without racecheck, which is about shared memory: the kernels have none.
 @pytest.mark.skipif(find_sanitizer() is None, reason="compute-sanitizer is not found")
 @pytest.mark.parametrize("tool", ["memcheck", "initcheck", "synccheck"])
 def test_compute_sanitizer(tool):

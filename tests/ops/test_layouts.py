@@ -15,17 +15,17 @@ from sampling_problems import (
 
 
 def swap_outer(tensor):
-    """The same values behind strides that no view as a flat tensor fits; channels apart."""
+    """Return the same values with strides that allow no flat view and separate the channels."""
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def heads_first(tensor):
-    """As a projection that keeps heads apart would leave them: [B, M, S, D] in memory."""
+    """Return the same values as [B, M, S, D] in memory, as from a projection for each head."""
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def slice_of_wider(tensor):
-    """Channels side by side, the start of a row in the midst of a larger tensor."""
+    """Return the same values with dense channels in the middle of a larger tensor."""
     wider = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 5), torch.nan, dtype=tensor.dtype)
     wider[..., 3:-2] = tensor
     return wider[..., 3:-2]
@@ -37,8 +37,8 @@ def every_second(tensor):
     return wider[..., 0]
 
 
-# Whole blocks of 16 channels are read where they lie, or heads of 32 and 64 on a GPU, where strides
-# allow it; others are read from a padded copy.
+# Whole blocks of 16 channels, or on a GPU heads of 32 and 64, are read in place if strides allow
+# it; others are read from a padded copy.
 @pytest.mark.parametrize("channels", [5, 16, 32])
 @pytest.mark.parametrize("layout", [swap_outer, heads_first, slice_of_wider, every_second])
 def test_strided_tensors(attention, form, layout, channels):
@@ -64,7 +64,7 @@ def test_expanded_tensors(attention, form):
 )
 @pytest.mark.parametrize("channels", [5, 16])
 def test_strided_gradient_of_the_output(attention, form, layout, channels):
-    """The last one is what ``output.sum().backward()`` hands in."""
+    """The last one is what ``output.sum().backward()`` passes in."""
     problem = make_problem(channels=channels)
     grad_output = layout(torch.randn(2, 3, 2 * channels, dtype=torch.float64))
     assert not grad_output.is_contiguous()

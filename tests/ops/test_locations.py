@@ -1,4 +1,4 @@
-"""Locations that no map has, and numbers that nobody samples."""
+"""Locations outside every map, and numbers that no location samples."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_nowhere_samples_zero(attention, form, coordinate, dtype, channels):
 def test_invalid_numbers_reach_only_the_queries_that_sample_them(
     attention, form, bad, samples, channels
 ):
-    """Token 0 is invalid; the first query samples it, the others other cells or nothing at all."""
+    """Token 0 is invalid; the first query samples it, the others sample other cells or nothing."""
     problem = make_problem(((8, 8),), points=3, channels=channels, batch=1, queries=8)
     problem["locations"] = problem["locations"].clamp(0.3, 0.9)
     problem["locations"][:, 0] = 0.05
@@ -73,7 +73,7 @@ def test_an_invalid_token_outside_of_every_sample_does_no_harm(attention, form, 
 
 
 def test_logits_that_are_minus_infinite_count_for_nothing(form):
-    """17 points: all but the last have a logit that overflows, the last is outside with logit 0."""
+    """Of 17 points all but the last have a logit that overflows; the last is outside: logit 0."""
     problem = cast(make_problem(((2, 2),), points=17, channels=16, batch=1), torch.float32)
     problem["locations"][:] = 0.5
     problem["locations"][..., 16, :] = -3.0

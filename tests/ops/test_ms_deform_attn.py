@@ -19,7 +19,7 @@ CASES = [(1, 1, 3), (2, 5, 5), (3, 2, 7), (4, 3, 4)]
 
 
 def make_inputs(levels, points, channels, seed=0):
-    """With locations from -0.3 to 1.3: within, across and beyond the border, some right on it."""
+    """Make a problem with locations from -0.3 to 1.3: inside, outside and exactly on the border."""
     problem = make_problem(SIZES[:levels], points, channels, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     shape = problem["locations"].shape
@@ -30,7 +30,7 @@ def make_inputs(levels, points, channels, seed=0):
 
 
 def bilinear(level_map, x, y):
-    """Sums the four cells around (x, y) of a map [H, W, D]; cells that do not exist are zero."""
+    """Sum the four cells around (x, y) of a map [H, W, D]; cells that do not exist are zero."""
     height, width, channels = level_map.shape
     column, row = x * width - 0.5, y * height - 0.5
     left, top = math.floor(column), math.floor(row)
@@ -129,7 +129,7 @@ def test_gradients(attention, form, shared_key):
         return run(attention, form, changed | ({"key": changed["value"]} if shared_key else {}))
 
     leaves = [problem[name].clone().requires_grad_() for name in names]
-    # A GPU adds up the gradients of value and key, of eight terms or less each, in any order.
+    # A GPU adds up the gradients of value and key, of up to eight terms each, in any order.
     assert torch.autograd.gradcheck(function, leaves, nondet_tol=1e-13 if form == "cuda" else 0.0)
     if form == "pytorch":
         assert torch.autograd.gradgradcheck(function, leaves)
@@ -157,7 +157,7 @@ def test_key_that_is_value_equals_clone_of_it(form):
     shared = make_problem(SIZES[:3], 2, 5, shared_key=True)
     cloned = shared | {"key": shared["value"].clone()}
     outputs = [run("key_aware_ms_deform_attn", form, inputs) for inputs in (shared, cloned)]
-    # The CUDA kernels add up a sample's corners first where it is the key and the value.
+    # The CUDA kernels add up a sample's corners first if it is both key and value.
     bound = 1e-13 if form in ("harness", "cuda") else 0
     torch.testing.assert_close(*outputs, rtol=0, atol=bound)
 
@@ -187,7 +187,7 @@ def test_all_locations_outside_give_zero(attention, form):
 
 
 def test_constant_map_gives_the_constant_inside(attention, form):
-    """At least half a cell from the border nothing but the weights' sum, one, counts."""
+    """Half a cell or more from the border, only the weights' sum matters, which is one."""
     inputs = make_inputs(1, 4, 3)
     height, width = inputs["sizes"][0]
     constant = torch.tensor([[1.5, -2.0, 0.25], [3.0, 0.0, -7.0]], dtype=torch.float64)

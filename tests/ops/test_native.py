@@ -1,4 +1,4 @@
-"""The native operators against the PyTorch form, over random shapes and dtypes."""
+"""The native operators compared with the PyTorch form, for random shapes and dtypes."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from sampling_problems import (
 
 @st.composite
 def problems(draw):
-    """With fewer and more samples than tokens, widths and numbers of points across the blocks."""
+    """Draw problems with fewer and more samples than tokens, and with partly filled blocks."""
     side = st.integers(1, 9)
     sizes = draw(st.lists(st.tuples(side, side), min_size=1, max_size=5))
     return make_problem(
@@ -35,7 +35,7 @@ def problems(draw):
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @given(problem=problems())
 @settings(max_examples=60, deadline=None, derandomize=True)
-# 5 levels of 9 points are 45: two whole groups of 16 and 13 more.
+# 5 levels of 9 points are 45: two full groups of 16, and 13 more.
 @example(make_problem(((3, 4), (2, 2), (1, 1), (1, 5), (2, 1)), 9, 33))
 @example(make_problem(((3, 4), (2, 2), (1, 1), (1, 5), (2, 1)), 9, 32, shared_key=True))
 @example(make_problem(((9, 9),), 1, 16, queries=1, shared_key=True))
@@ -60,7 +60,7 @@ def test_16_bit_rounds_once(attention, native_form, dtype, problem):
 
 
 def test_float32_locations_of_16_bit_values_keep_their_precision(attention, native_form):
-    """A map of 2000 columns has more of them than bfloat16 has numbers between 0.5 and 1."""
+    """A map of 2000 columns, more than bfloat16 has numbers between 0.5 and 1."""
     width = 2000
     problem = make_problem(((1, width),), points=1, queries=64, channels=16)
     problem["value"] = torch.arange(width).double().view(1, width, 1, 1).expand(2, -1, 2, 16)
@@ -72,7 +72,7 @@ def test_float32_locations_of_16_bit_values_keep_their_precision(attention, nati
     inside = ((columns > 0) & (columns < width - 1))[..., None]
     output = run(attention, native_form, problem).double().view(2, 64, 2, 16)
     expected = columns.unflatten(2, (2, 1)).expand_as(output)
-    # Values and result are rounded to nearest, each by half an eps at most.
+    # Values and result are rounded to nearest, each by at most half an eps.
     error = ((output - expected).abs() <= torch.finfo(torch.bfloat16).eps * expected) | ~inside
     assert inside.float().mean() > 0.9
     assert error.all()
@@ -92,18 +92,18 @@ def test_locations_of_16_bits_are_taken_as_they_are(attention, native_form):
 @pytest.mark.parametrize("points", [4, 16, 17, 40])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_softmax_of_large_logits(native_form, points, scale, shared_key):
-    """Far apart logits, over one group of points and several: the maximum moves between groups."""
+    """Very different logits in one group of points and in several, each with its own maximum."""
     problem = make_problem(((6, 6),), points, 16, queries=20, shared_key=shared_key)
     problem["query"] = problem["query"] * scale
     expected = run("key_aware_ms_deform_attn", "pytorch", problem)
     output = run("key_aware_ms_deform_attn", native_form, cast(problem, torch.float32))
-    # A logit's own rounding in float32 is what the exponential makes an error of the weight.
+    # The exponential turns a logit's own rounding in float32 into an error of the weight.
     assert relative_error(output, expected) <= 1e-5 * scale
 
 
 @pytest.mark.parametrize("points", [3, 16, 19])
 def test_softmax_of_equal_logits_far_from_zero(native_form, points):
-    """The unused lanes of a group of 16 have a logit of 0, whose exponential means nothing."""
+    """Unused lanes of a group of 16 have a logit of 0, whose exponential must not count."""
     for sign in (-1.0, 1.0):
         problem = make_problem(((2, 2),), points, 16, shared_key=True)
         problem["locations"][:] = 0.5
@@ -116,7 +116,7 @@ def test_softmax_of_equal_logits_far_from_zero(native_form, points):
 
 
 def test_maps_up_to_the_last_number_of_a_token(attention, native_form):
-    """2**31 - 1 tokens, which take no memory by a stride of 0; nothing may overflow on the way."""
+    """2**31 - 1 tokens, with a stride of 0 and without memory; nothing may overflow."""
     tokens = 2**31 - 1
     inputs = make_problem(((1, 1),), points=2, channels=32, batch=1, queries=1, heads=1)
     for dtype in (torch.float32, torch.float64):

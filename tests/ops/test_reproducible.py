@@ -1,4 +1,4 @@
-"""Results of the native operators on any number of threads and any instruction set."""
+"""Results of the native operators with any number of threads and any instruction set."""
 
 import sys
 
@@ -14,7 +14,7 @@ from sampling_problems import (
 
 pytestmark = needs_native
 LEVELS = ((12, 16), (6, 8), (3, 4))  # 252 tokens
-# Samples above and below the number of tokens: rows are packed, or read where they lie.
+# More and fewer samples than tokens: rows are packed, or read in place.
 QUERIES = {"encoder": 252, "decoder": 7}
 
 
@@ -78,7 +78,7 @@ import sys, torch
 from sampling_problems import LEAVES, cast, make_problem, run, run_with_gradients
 results = {}
 for dtype in (torch.bfloat16, torch.float16):
-    # Every number that there is, in a map of one cell that is sampled at its centre with weight 1.
+    # Every possible number, in a map of one cell that is sampled at its centre with weight 1.
     problem = cast(make_problem(((1, 1),), 1, 2**16, 1, 1, 1), dtype)
     numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     problem["value"] = numbers.view(1, 1, 1, 2**16)
@@ -123,18 +123,18 @@ def test_instruction_sets_agree(results_of, capability):
             continue
         *_, dtype = case
         result = others[case]
-        # Sums in another order. In 16 bits that may tip the rounding of an output to the next
-        # number, from which the key-aware backward starts.
+        # Sums have another order. In 16 bits that may round an output, from which the key-aware
+        # backward pass starts, to the next number.
         bound = {torch.float64: 1e-13, torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps)
         largest = expected.double().abs().max().clamp(min=0.1)
         assert ((result.double() - expected.double()).abs() <= bound * largest).all(), case
         differing += not torch.equal(result, expected)
-    # Fused multiply-adds round otherwise: were all bits equal, the same kernels would have run.
+    # Fused multiply-adds round differently: with equal bits, the same kernels would have run.
     assert differing > 0
 
 
 def test_the_two_vector_instruction_sets_are_not_one(results_of):
-    """Lanes are summed by halving, of 8 numbers in the one and of 16 in the other."""
+    """Sums by halving, of 8 numbers in one set and of 16 in the other."""
     skip_without("avx512")
     wide, narrow = results_of("avx512"), results_of("avx2")
     cases = [case for case in wide if isinstance(case, tuple)]
@@ -144,7 +144,7 @@ def test_the_two_vector_instruction_sets_are_not_one(results_of):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
 def test_every_16_bit_number_is_read_and_written(results_of, capability, dtype):
-    """Subnormal and infinite ones, too; a NaN stays one."""
+    """Including subnormal and infinite ones; a NaN stays a NaN."""
     if capability != "portable":
         skip_without(capability)
     given, returned = results_of(capability)[dtype]

@@ -1,4 +1,4 @@
-"""What PyTorch's tracers, exporters and autocast see of the operators."""
+"""The operators under PyTorch's tracers, exporters and autocast."""
 
 import pytest
 import torch
@@ -38,13 +38,13 @@ def device(native_form):
 
 
 def make_leaves(dtype, device, **sizes):
-    """Of a problem on the device, so that nothing but the operator is traced."""
+    """Return a problem on the device, so that only the operator is traced."""
     problem = cast(make_problem(**sizes), dtype, torch.float32)
     return transform(problem, lambda tensor: move(tensor, device).requires_grad_())
 
 
 def arguments(attention, dtype, device, **sizes):
-    """Of the operator as it is registered, where None stands for a key that is the value."""
+    """Return the arguments of a registered operator, whose key is None if it is the value."""
     leaves = make_leaves(dtype, device, **sizes)
     levels = level_tensors(leaves["sizes"])
     if attention == "ms_deform_attn":
@@ -63,7 +63,7 @@ def arguments(attention, dtype, device, **sizes):
     ],
 )
 def test_registrations(attention, device, dtype, sizes, shared_key):
-    """Schema, autograd, fake kernels and AOT autograd, of the operator and of its backward."""
+    """Schema, autograd, fake kernels and AOT autograd of both passes."""
     forward = getattr(torch.ops.lite_detr, attention)
     backward = getattr(torch.ops.lite_detr, f"{attention}_backward")
     inputs = arguments(attention, dtype, device, shared_key=shared_key, **sizes)
@@ -77,7 +77,7 @@ def test_registrations(attention, device, dtype, sizes, shared_key):
 
 
 def compiled_gradients(attention, device, backend, shared_key=False, **options):
-    """The output and gradients, by name, of a function around the operator: eager and compiled."""
+    """Return output and gradients, by name, of a function of the operator: eager and compiled."""
     leaves = make_leaves(torch.float32, device, points=3, channels=5, shared_key=shared_key)
     names = ("output", *LEAVES[attention])
 
@@ -142,7 +142,7 @@ def test_compile_by_inductor(device):
 
 
 class Attend(torch.nn.Module):
-    """An attention on maps of known sizes, by tensors alone, as exporters want it."""
+    """An attention on maps of known sizes that only takes tensors, as exporters require."""
 
     def __init__(self, make, device="cpu"):
         super().__init__()
@@ -157,7 +157,7 @@ class Attend(torch.nn.Module):
         return self.attention(query, reference_points, memory, self.scales)
 
     def inputs(self):
-        """Query, reference points, memory."""
+        """Return a query, reference points and memory."""
         tensors = (
             torch.randn(2, 5, 32),
             torch.rand(2, 5, 2, 2),
@@ -185,7 +185,7 @@ def test_compile_modules(make, device):
 @needs_native
 @MODULES
 def test_export_modules(make):
-    """The program holds the operator as one node, and takes any number of queries."""
+    """The program has the operator as one node, and takes any number of queries."""
     module = Attend(make)
     inputs = module.inputs()
     dynamic = ({1: torch.export.Dim("queries", min=2)}, {1: torch.export.Dim("queries", min=2)})
@@ -198,7 +198,7 @@ def test_export_modules(make):
 
 
 def test_autocast(attention, native_form):
-    """What is read per channel goes in bfloat16, the locations stay; leaves get their own dtype."""
+    """Tensors with channels become bfloat16, locations do not; gradients get the leaves' dtype."""
     leaves = transform(
         cast(make_problem(channels=16), torch.float32), lambda tensor: tensor.requires_grad_()
     )
@@ -209,12 +209,12 @@ def test_autocast(attention, native_form):
     assert {grad.dtype for grad in grads} == {torch.float32}
     explicit = cast(leaves, torch.bfloat16, locations_dtype=torch.float32)
     assert torch.equal(output, run(attention, native_form, explicit))
-    # By bfloat16 locations it would be another result.
+    # bfloat16 locations would give another result.
     assert not torch.equal(output, run(attention, native_form, cast(leaves, torch.bfloat16)))
 
 
 def test_autocast_of_a_key_that_is_the_value(native_form):
-    """The two stay one tensor, and the gradient comes back whole."""
+    """The two stay one tensor, whose gradient is complete."""
     attention = "key_aware_ms_deform_attn"
     problem = cast(make_problem(channels=16, shared_key=True), torch.float32)
     explicit = cast(problem, torch.bfloat16, locations_dtype=torch.float32)

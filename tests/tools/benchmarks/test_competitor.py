@@ -1,4 +1,4 @@
-"""The competitor of the benchmark, as small as it gets."""
+"""The competitor of the benchmark, as small as possible."""
 
 import competitor
 import pytest

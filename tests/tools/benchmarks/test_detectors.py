@@ -1,4 +1,4 @@
-"""The tool that times detectors part by part, on models so small that it is done at once."""
+"""The program that times detectors part by part, on very small models."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def threads():
 
 
 class Clock:
-    """A clock that only what is timed moves on."""
+    """A clock that only the timed functions advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -59,7 +59,7 @@ class Clock:
 
 
 class Takes(nn.Module):
-    """Takes some seconds, and runs another module in between."""
+    """Takes some seconds, and calls another module."""
 
     def __init__(self, clock, seconds, inner=None):
         super().__init__()
@@ -257,7 +257,7 @@ def test_operators_are_put_back():
 
 
 def test_inference_is_optimized_wholly_or_by_a_step(monkeypatch, capsys, tmp_path):
-    # Not of the process that runs all tests.
+    # Not in the process that runs all tests.
     monkeypatch.setattr(turns, "set_memory", lambda case: None)
     figures = tmp_path / "figures.json"
     choices = subjects.CHOICES
@@ -318,7 +318,7 @@ def test_memory_is_that_of_the_case_alone():
     model = turns.Runner(TRAINING).subject.model
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     everything = [*model.parameters(), *model.buffers()]
-    # Of each trained parameter AdamW keeps two moments, and a counter of 4 bytes.
+    # AdamW keeps two moments of each trained parameter, and a counter of 4 bytes.
     moments = 2 * trained + 4 * sum(p.requires_grad for p in model.parameters())
     assert memory.held == sum(tensor.nbytes for tensor in everything) + moments
     assert trained < memory.step < trained + 100 * 2**20

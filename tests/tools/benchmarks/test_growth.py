@@ -1,4 +1,4 @@
-"""The plot of how encoders' costs grow, from points that are made up and of tiny encoders."""
+"""The plot of how encoders' costs grow, with invented points and with tiny encoders."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The tool that tells what an inference's time is made of."""
+"""The program that splits the time of inference by kinds of operators."""
 
 import operator_times
 import pytest
@@ -21,7 +21,7 @@ def threads():
 
 @pytest.fixture
 def no_kept_memory(monkeypatch):
-    """For the rest of the tests' process, too."""
+    """It would last for the rest of the tests' process."""
     monkeypatch.setattr("lite_detr.inference.optimize.keep_freed_memory", lambda: None)
 
 

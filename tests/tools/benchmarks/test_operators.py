@@ -1,4 +1,4 @@
-"""The tool that times the operators, on maps so small that it is done at once."""
+"""The program that times the operators, on very small maps."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def run_main(tool, *arguments):
 
 
 def fails(tool, capsys, *arguments):
-    """What the program says of an error, in one line."""
+    """Return the program's one line about an error."""
     with pytest.raises(SystemExit):
         run_main(tool, *arguments)
     said = capsys.readouterr().err.splitlines()[-1]
@@ -68,7 +68,7 @@ def test_a_record_for_each_case(tool, monkeypatch, tmp_path, capsys):
             assert value > 0
             ratio = value / record["values"]["native"]
             assert record["ratios_to_native"][name] == pytest.approx(ratio)
-        # Results differ by rounding; were they compared with themselves, they would not.
+        # Results differ by rounding, unless they are compared with themselves.
         assert 0 < record["errors"]["native"] < {"float32": 3e-5, "bfloat16": 0.04}[record["dtype"]]
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:6] == "operator shape dtype batch threads measure".split()
@@ -113,7 +113,7 @@ def test_a_wrong_gradient_is_not_timed(tool, monkeypatch, capsys):
     right = ops.ms_deform_attn
 
     def wrong(value, *arguments):
-        """Adds zero, whose derivative is not."""
+        """Add zero with a derivative that is not zero."""
         return right(value, *arguments) + (value.mean() - value.mean().detach())
 
     monkeypatch.setattr(tool.ops, "ms_deform_attn", wrong)
@@ -129,7 +129,7 @@ def test_sizes_that_are_none(tool, monkeypatch, capsys, size):
 
 
 class Clock:
-    """A clock that only what is timed moves on."""
+    """A clock that only the timed functions advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -152,14 +152,14 @@ def test_rounds_fit_into_the_limit(tool, monkeypatch):
 
 
 class FakeGpu(types.ModuleType):
-    """Of torch.cuda, what timing needs: a queue of things to do, each of them for some time."""
+    """The part of torch.cuda that timing needs: a queue of tasks that take some time."""
 
     def __init__(self, host):
         super().__init__("cuda")
         self.host, self.now, self.flushed, self.waited = host, 0.0, 0, 0
 
     def add(self, seconds):
-        # It waits for the host, unless it is behind.
+        # It waits for the host if it has nothing to do.
         self.waited += self.host.now > self.now
         self.now = max(self.now, self.host.now) + seconds
 
@@ -193,7 +193,7 @@ class FakeGpu(types.ModuleType):
 
 @pytest.mark.parametrize("seconds, number", [(1e-5, 10), (3e-3, 3), (1.0, 1)])
 def test_calls_on_a_gpu_are_timed_without_the_host(monkeypatch, seconds, number):
-    """The host takes longer for a launch than the GPU for a short kernel."""
+    """The host takes longer to launch a short kernel than the GPU to run it."""
     host = Clock()
     gpu = FakeGpu(host)
     monkeypatch.setattr(calls, "time", SimpleNamespace(perf_counter=lambda: host.now))
@@ -213,7 +213,7 @@ def test_calls_on_a_gpu_are_timed_without_the_host(monkeypatch, seconds, number)
 
 @needs_native
 def test_of_a_gpu_the_records_are_the_same(tool, monkeypatch, tmp_path):
-    """All but the GPU itself, for which the CPU stands."""
+    """Everything except the GPU itself, which the CPU replaces."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tool.ops, "backend", lambda device: "native")
     make_problem = tool.make_problem

@@ -1,4 +1,4 @@
-"""The records of a benchmark, and the tables made of them."""
+"""The records of a benchmark, and the tables made from them."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def test_latency_is_all_but_the_data():
 
 
 def test_the_spread_of_a_ratio_is_that_of_each_rounds_ratio():
-    """The machine was four times slower in one round than in another; the ratio does not care."""
+    """The machine was four times slower in one round than in another; the ratio is the same."""
     rows = records.comparison(FULL, LITE).splitlines()
     assert rows[0] == "|  | full | lite | ratio | p10 | p90 |"
     assert rows[2] == "| latency, ms | 4000 | 2000 | 0.50 | 0.50 | 0.50 |"

@@ -1,4 +1,4 @@
-"""The tool that looks into compiled CUDA kernels, and what it must find in ours."""
+"""The program that inspects compiled CUDA kernels, and what it must find in ours."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from sampling_problems import cast, make_problem, run_kernels
 from lite_detr.analysis.markdown_page import BEGIN, END
 from lite_detr.errors import LiteDetrError
 
-# Those that the project promises for, and whose atomic additions differ.
+# Those that the project makes promises for, with different atomic additions.
 ARCHITECTURES = ("8.0", "9.0")
-# What the original loads for a point: two coordinates, a weight and four corners; of a level with
-# four points two sizes and a start; and backward the gradient of a query's 16 points. Its code has
-# no load that depends on the compiler, so that a machine without its source can compare with it.
+# The original's loads for a point: two coordinates, a weight and four corners; two sizes and a
+# start for each level with four points; and backward the gradient for a query's 16 points. None of
+# its loads depends on the compiler, so that machines without its source can compare with it.
 ORIGINAL_LOADS = {"forward": 2 + 1 + 4 + 3 / 4, "backward": 2 + 1 + 4 + 3 / 4 + 1 / 16}
 
 
@@ -37,7 +37,7 @@ needs_compiler = pytest.mark.skipif(reason() is not None, reason=str(reason()))
 
 @pytest.fixture(scope="module")
 def records():
-    """Of all our kernels, for `ARCHITECTURES`: about a minute on two cores."""
+    """The records of all our kernels for `ARCHITECTURES`: about a minute on two cores."""
     return report.make_records(ARCHITECTURES, report.DTYPES, original=None)
 
 
@@ -60,11 +60,11 @@ def test_our_kernels_keep_their_bounds(records):
 
 @needs_compiler
 def test_every_gather_of_a_forward_pass_is_as_wide_as_a_load_can_be(records):
-    """A row of 32 channels is a load for 8 lanes in float32, for 4 in 16 bits, 16 in float64."""
+    """8 lanes load a row of 32 channels in float32, 4 in 16 bits, and 16 in float64."""
     lanes = {"float32": 8, "float16": 4, "bfloat16": 4, "float64": 16}
     for entry in records:
         if entry["pass"] == "forward" and "for a point" in entry:
-            # A point is found in one or two loads by one lane; the query's channels are few.
+            # One lane finds a point with one or two loads; the query's channels are few.
             gathers = lanes[entry["dtype"]] / 32
             assert gathers < entry["loads for a corner"] < 1.6 * gathers, entry["kernel"]
 
@@ -75,7 +75,7 @@ def test_every_gather_of_a_forward_pass_is_as_wide_as_a_load_can_be(records):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("keys", ["none", "shared", "separate"])
 def test_counts_are_those_of_a_run(records, keys, architecture, dtype):
-    """Of the same kernels on the CPU, where all lanes load, add and shuffle for 64 queries."""
+    """The same kernels run on the CPU, where all lanes load, add and shuffle for 64 queries."""
     attention = "ms_deform_attn" if keys == "none" else "key_aware_ms_deform_attn"
     queries, levels, points = 64, 4, 4
     sizes = ((9, 9),) * levels
@@ -135,7 +135,7 @@ _Z3fooPf:
 def test_instructions_count_as_often_as_their_loops_run():
     (code,) = machine_code.parse_code(LISTING).values()
     counts = code.executed((2, 5), alone=2)
-    # What is for lanes that have parted is not reached, nor the trap behind the end.
+    # Code for diverged lanes is not reached, nor is the trap after the end.
     assert counts == {"loads": 1 + 10, "shuffles": 2 + 10, "atomics": 2, "stores": 1} | {
         "instructions": 2 + 2 * 2 + 10 * 4 + 2 * 3 + 2
     }
@@ -176,7 +176,7 @@ def test_points_left_over_do_not_count():
     assert innermost == {2, 3, 4, 5}
     rounds = {index for index in code.reachable() if code.rounds_down(index)}
     assert rounds == {4, 9}
-    # All of them, and not only the part that depends on where the point is.
+    # All of them, and not only the part that depends on the point's place.
     skipped = code.skipped_by_a_branch(rounds - innermost, kept=innermost)
     assert skipped == {7, 8, 9, 10}
     assert code.executed((3, 2), alone=2)["loads"] == 3 * (1 + 2 * 2 + 1)

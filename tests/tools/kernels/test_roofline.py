@@ -1,4 +1,4 @@
-"""The tool that computes how fast the CUDA kernels could be, on problems to count by hand."""
+"""The program that computes how fast the CUDA kernels could be, on problems counted by hand."""
 
 import json
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import roofline
 
-# 6 tokens, 5 queries, 2 heads: 10 of a query and head with 3 points each, 30 points of 4 channels;
-# 48 channels of tokens, 40 of queries.
+# 6 tokens, 5 queries, 2 heads: 10 pairs of query and head with 3 points each, 30 points of 4
+# channels; 48 channels of tokens, 40 of queries.
 TINY = roofline.Geometry(batch=1, tokens=6, queries=5, heads=2, channels=4, points=3)
 ENCODER = roofline.Geometry(batch=1, tokens=17821, queries=17821, heads=8, channels=32, points=16)
 
@@ -80,7 +80,7 @@ def test_times_are_costs_at_the_peaks():
 
 
 def test_peaks_of_the_data_sheets():
-    """Lanes of float32 times cycles, two operations each: what NVIDIA rounds to 19.5 and 67."""
+    """Lanes of float32 times cycles, two operations each: NVIDIA rounds them to 19.5 and 67."""
     for name, lanes in [("A100 SXM 80 GB", 64), ("H100 SXM", 128)]:
         gpu = roofline.GPUS[name]
         assert 2 * lanes * gpu.multiprocessors * gpu.clock == pytest.approx(
@@ -97,7 +97,7 @@ def test_tables_of_the_encoder(capsys):
     text = run_main(capsys)
     assert text.startswith("Computed, not measured. 17,821 queries and tokens")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| msda | forward")]
-    # A query's, of two dtypes; then two GPUs, two dtypes and two batches.
+    # One query with two dtypes; then two GPUs, two dtypes and two batches.
     assert len(rows) == 2 + 2 * 2 * 2
     # 17,821 queries of 8 heads fetch 64 rows of 128 bytes: 1.168 GB at 19.49 TB/s.
     assert rows[2] == "| msda | forward | float32 | L1 | 1 | 31 | 9 | 60 | 32 | **60** |".split(
