@@ -17,7 +17,7 @@ from .decoder import DeformableDecoder
 from .heads import Predictions
 from .inputs import batch_images, check_images, check_objects
 from .layers import SinePositionEncoding
-from .neck import MultiScaleNeck
+from .neck import MultiScaleNeck, extract_maps
 from .postprocessing import detector_instances
 from .scales import Scales, mask_from_sizes, resize_mask
 
@@ -172,7 +172,7 @@ class Detector(nn.Module):
 
     def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
         """Encode images: memory ``[B, S, C]`` and the geometry of its tokens."""
-        maps = self.neck(self.backbone(images.tensor))
+        maps = extract_maps(self.backbone, self.neck, images.tensor)
         pos, scales = self.locate_tokens(maps, images)
         tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
         return self.encoder(tokens, pos, scales), scales

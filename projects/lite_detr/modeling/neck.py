@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -24,6 +25,9 @@ class MultiScaleNeck(nn.Module):
             as the backbone goes.
         embed_dim: channels ``C`` of every scale, a multiple of 32.
         num_levels: the number of scales ``L``, at least the number of maps.
+
+    Attributes:
+        coarsest_stride: the largest stride of the backbone's maps and of the scales.
 
     Raises:
         ConfigError: the backbone lacks a map or a stride, or a number is out of its range.
@@ -58,6 +62,11 @@ class MultiScaleNeck(nn.Module):
             )
         )
 
+        self.coarsest_stride = max(
+            *(shape.stride for shape in input_shape.values()),
+            input_shape[self.in_features[-1]].stride * 2 ** len(self.extra_convs),
+        )
+
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """Maps by name, ``[B, C_l, H_l, W_l]`` -> ``L`` maps ``[B, C, H_l, W_l]``, finest first."""
         maps = [conv(features[name]) for conv, name in zip(self.lateral_convs, self.in_features)]
@@ -66,6 +75,34 @@ class MultiScaleNeck(nn.Module):
             last = conv(last)
             maps.append(last)
         return maps
+
+
+def extract_maps(backbone: Backbone, neck: MultiScaleNeck, images: Tensor) -> list[Tensor]:
+    """Return the maps of all scales, computed in float32 if 16 bits would get them wrong.
+
+    With AMX instructions, PyTorch's bfloat16 convolutions of a stride above 1 leave a part of their
+    result unwritten if it has one column, and so do the gradients of their weights: what was in
+    that memory before is taken for features. docs/troubleshooting.md shows it.
+    """
+    in_16_bits = images.device.type == "cpu" and (
+        images.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
+    )
+    if not in_16_bits or images.shape[-1] >= 2 * neck.coarsest_stride:
+        return neck(backbone(images))
+    with torch.autocast("cpu", enabled=False):
+        features = call_in_float32(backbone, images.float())
+        return [feature_map.to(images.dtype) for feature_map in call_in_float32(neck, features)]
+
+
+def call_in_float32(module: nn.Module, inputs: object) -> object:
+    """Call a module as if its weights were float32."""
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    lower = {
+        name: value.float()
+        for name, value in state.items()
+        if value.dtype in (torch.bfloat16, torch.float16)
+    }
+    return torch.func.functional_call(module, lower, (inputs,)) if lower else module(inputs)
 
 
 def select_features(
