@@ -55,10 +55,13 @@ class DetectionFile:
     Args:
         path: of the file; its folder is created, and an earlier file is replaced.
         classes: names by number; None writes the numbers.
+
+    Raises:
+        SaveError: the file cannot be written.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        cli.make_file(path)
         self.file = path.open("w", encoding="utf-8")
         self.classes = classes
         self.separator = "[\n"
@@ -250,6 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if not images:
         return 1
+    for path in filter(None, (args.json, args.contact_sheet)):
+        cli.make_file(path)
+    if args.output:
+        cli.make_folder(args.output)
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
     detector = TrainedDetector(cfg, args.confidence_threshold, args.optimize)
 
@@ -259,7 +266,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     written, pictures, detection_file = [], None, None
     with contextlib.ExitStack() as stack:
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
             pictures = cli.picture_paths(images, args.output)
             written.append(f"pictures are in {printable(args.output)}")
         if args.json:
@@ -268,7 +274,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             written.append(f"detections are in {printable(args.json)}")
         num_images, num_detections, drawn = record_all(bar, detector, pictures, detection_file)
     if args.contact_sheet and drawn:
-        args.contact_sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(drawn).save(args.contact_sheet)
     num_failures = len(missing) + len(images) - num_images
     print(

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ Image.init()
 IMAGE_FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
 MAX_ASPECT_RATIO = 500
 MAX_LABEL = 40  # characters
+MAX_STEM = 240  # bytes of a picture's name before its number and its suffix
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -273,8 +275,12 @@ def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
     """Yield where each image's picture goes: never onto another's, nor onto one of the images."""
     taken = {image.resolve() for image in images}
     for image in images:
-        numbered = (f"{image.stem}_{number}.png" for number in itertools.count(2))
-        names = itertools.chain([f"{image.stem}.png"], numbered)
+        stem = image.stem
+        # File systems take names of 255 bytes.
+        while len(os.fsencode(stem)) > MAX_STEM:
+            stem = stem[:-1]
+        numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
+        names = itertools.chain([f"{stem}.png"], numbered)
         path = next(folder / name for name in names if (folder / name).resolve() not in taken)
         taken.add(path.resolve())
         yield path
@@ -286,6 +292,25 @@ def predict(detector: OnnxDetector, path: Path, threshold: float) -> tuple[Image
     found = detector(image)
     sure = found.scores >= threshold
     return image, Detections(*(values[sure] for values in found))
+
+
+def make_writable(folder: Path | None, file: Path | None) -> None:
+    """Create the folder for pictures and the file for detections, as far as they are asked for.
+
+    Raises:
+        ValueError: one cannot be written.
+    """
+    try:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("w").close()
+    except OSError as error:
+        name = one_line(error.filename or folder)
+        raise ValueError(f"{name} cannot be written ({error.strerror}): give another") from error
 
 
 def json_entry(path: Path, size: tuple[int, int], found: Detections, names: OnnxDetector) -> dict:
@@ -322,6 +347,19 @@ def score(text: str) -> float:
     return value
 
 
+def folder(text: str) -> Path:
+    """Argument type: a folder that exists or can be created."""
+    path = Path(text)
+    try:
+        is_other = path.exists() and not path.is_dir()
+    # Of a name that no file can have.
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text[:100]}: {error.strerror}") from None
+    if is_other:
+        raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
+    return path
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -329,7 +367,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, metavar="FILE.onnx", help="a file of tools/export.py")
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
-    add("--output", type=Path, metavar="DIR", help="for pictures; created if need be")
+    add("--output", type=folder, metavar="DIR", help="for pictures; created if need be")
     add("--json", type=Path, metavar="FILE.json", help="write classes, scores and boxes to it")
     add(
         "--confidence-threshold",
@@ -341,8 +379,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.output and not args.json:
         parser.error("nothing to write: give --output DIR for pictures, --json FILE.json, or both")
-    if args.output and args.output.exists() and not args.output.is_dir():
-        parser.error(f"argument --output: {args.output} is a file; give a folder")
     if args.json and args.json.suffix.lower() != ".json":
         parser.error(f"argument --json: given {args.json}, accepted are names that end in .json")
     return args
@@ -362,17 +398,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         detector = OnnxDetector(args.model)
+        make_writable(args.output, args.json)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
     written, pictures, separator = [], None, "[\n"
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
         pictures = picture_paths(images, args.output)
         written.append(f"pictures are in {one_line(args.output)}")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         written.append(f"detections are in {one_line(args.json)}")
     num_images, num_detections = 0, 0
     with open(args.json or os.devnull, "w", encoding="utf-8") as file:

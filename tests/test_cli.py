@@ -88,3 +88,8 @@ def test_a_name_with_brackets_is_not_a_pattern(folder):
     (folder / "a.jpg").rename(folder / "a[1].jpg")
     found, missing = cli.find_images([str(folder / "a[1].jpg")])
     assert [path.name for path in found] == ["a[1].jpg"] and not missing
+
+
+def test_a_folder_whose_name_no_file_can_have_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="File name too long"):
+        cli.folder("x" * 5000)

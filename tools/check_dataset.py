@@ -120,8 +120,7 @@ def describe_fault(fault: Fault) -> list[str]:
     lines = [f"    {len(fault.where):>6}  {fault.kind}"]
     if fault.reasons:
         named = [
-            f"{printable(name)}: {reason}"
-            for name, reason in zip(fault.where[:MAX_NAMED], fault.reasons)
+            f"{name}: {reason}" for name, reason in zip(fault.where[:MAX_NAMED], fault.reasons)
         ]
         named += ["..."] if len(fault.where) > MAX_NAMED else []
     elif fault.outcome is Outcome.REFUSED:
@@ -183,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     for title, inspection in reports.items():
-        print(describe(title, datasets[title], inspection))
+        for line in describe(title, datasets[title], inspection).splitlines():
+            print(printable(line))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(as_json(datasets, reports), indent=1))

@@ -8,8 +8,10 @@ import argparse
 import glob
 import itertools
 import multiprocessing
+import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +19,13 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from .errors import user_message
+from .errors import SaveError, user_message
+from .labels import printable
 
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Bytes of a picture's name before its number and its suffix.
+MAX_STEM = 240
 # How long the other processes of a job leave it to the first one to print what happened to all.
 PATIENCE = 20.0  # seconds
 
@@ -130,7 +135,12 @@ def point(text: str) -> tuple[float, float]:
 def folder(text: str) -> Path:
     """Argument type: a folder that exists or can be created."""
     path = Path(text)
-    if path.exists() and not path.is_dir():
+    try:
+        is_other = path.exists() and not path.is_dir()
+    # Of a name that no file can have.
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text[:100]}: {error.strerror}") from None
+    if is_other:
         raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
     return path
 
@@ -178,8 +188,39 @@ def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
     """Yield where each image's picture goes: never onto another's, nor onto one of the images."""
     taken = {image.resolve() for image in images}
     for image in images:
-        numbered = (f"{image.stem}_{number}.png" for number in itertools.count(2))
-        names = itertools.chain([f"{image.stem}.png"], numbered)
+        stem = image.stem
+        # File systems take names of 255 bytes.
+        while len(os.fsencode(stem)) > MAX_STEM:
+            stem = stem[:-1]
+        numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
+        names = itertools.chain([f"{stem}.png"], numbered)
         path = next(folder / name for name in names if (folder / name).resolve() not in taken)
         taken.add(path.resolve())
         yield path
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder to write to, if need be.
+
+    Raises:
+        SaveError: it cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SaveError(
+            f"{printable(path)} cannot be written to ({error.strerror}): give another folder"
+        ) from error
+
+
+def make_file(path: Path) -> None:
+    """Create a file to write, empty, and its folder; raise ``SaveError`` if that cannot be done."""
+    make_folder(path.parent)
+    try:
+        path.open("w").close()
+    except OSError as error:
+        raise SaveError(
+            f"{printable(path)} cannot be written ({error.strerror}): give another file"
+        ) from error

@@ -166,6 +166,41 @@ def test_no_image_is_an_error(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_names_as_long_as_a_file_system_takes_them(run, photos, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    for name in ("x" * 251 + ".png", "x" * 250 + "y.jpg", "ä" * 125 + ".png"):
+        shutil.copy(photos / "a.png", folder / name)
+    assert run([folder], "--output", tmp_path / "out")[0] == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"x" * 240 + ".png", "x" * 240 + "_2.png", "ä" * 120 + ".png"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--output", "photos/a.jpg/out"],
+        ["--output", "/proc/out"],
+        ["--json", "photos/a.jpg/all.json"],
+        ["--json", "folder.json"],
+        ["--json", "x" * 300 + ".json"],
+    ],
+    ids=lambda options: options[1][:20],
+)
+def test_what_cannot_be_written_is_one_line_before_work_begins(
+    options, run, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    try:
+        status, out, err = run([photos / "a.jpg"], *options)
+    except SystemExit as end:
+        status, (out, err) = end.code, capsys.readouterr()
+    assert status == 1 and not out
+    (line,) = [line for line in err.splitlines() if "error: " in line]
+    assert "cannot be written" in line and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -54,7 +54,7 @@ def report_faults(faults: Iterable[Fault]) -> None:
     for fault in faults:
         if fault.outcome is Outcome.REFUSED:
             raise DatasetError(fault.message)
-        logger.warning("%s", fault.message)
+        logger.warning("%s", printable(fault.message))
 
 
 def summary_of(content: dict) -> CocoSummary:
