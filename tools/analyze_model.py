@@ -61,14 +61,14 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
             f"### {title}",
             "",
             f"| config in `{folder}/` | GFLOPs | encoder | params (M) "
-            "| reported GFLOPs | reported encoder | reported params (M) | reported AP |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|",
+            "| reported GFLOPs | reported encoder | reported AP |",
+            "|---|---:|---:|---:|---:|---:|---:|",
         ]
         for name, cost in costs.items():
             if not name.startswith(f"{folder}/"):
                 continue
             entry = reported.get(name, {})
-            figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "params_M", "AP")]
+            figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "AP")]
             theirs = ["–" if figure is None else str(figure) for figure in figures]
             total, _, encoder, _, parameters = cost_cells(cost)
             cells = [f"`{name.split('/')[1]}`", total, encoder, parameters, *theirs]
