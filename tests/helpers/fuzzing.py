@@ -5,6 +5,7 @@ pytest's output.
 """
 
 import contextlib
+import copy
 import json
 import random
 import signal
@@ -15,10 +16,39 @@ from lite_detr.errors import LiteDetrError
 
 # Stand in for a value of a JSON file.
 HOSTILE_VALUES = [
-    *(None, True, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308, float("nan")),
-    *(float("inf"), float("-inf"), "", "x", "1", "\0", "\ud800", "a\nb", "../../etc/passwd"),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**63) - 1,
+        10**400,
+        0.5,
+        -0.0,
+        1e-300,
+        1e308,
+        float("nan"),
+    ),
+    *(
+        float("inf"),
+        float("-inf"),
+        "",
+        "x",
+        "1",
+        "\0",
+        "\ud800",
+        "a\nb",
+        "../../etc/passwd",
+        "/dev/zero",
+        "a.jpg",
+    ),
     *("$x^2$", "%s", "\u202eabc", "\N{GRINNING FACE}", "9" * 5000, "a" * 5000),
-    *([], [[]], [None], [[[[]]]], {}, {"a": 1}, {"counts": "", "size": "x"}, [1, 2, 3, 4]),
+    *([], [[]], [None], [[[[]]]], {}, {"id": 1}, [1, 2, 3, 4], [[1, 2, 3, 4]]),
+    *([[1, 1, 9, 1, 9, 9]], {"size": [80, 100], "counts": "Pj7"}, {"size": "80", "counts": [8000]}),
+    *({"size": [80, 100], "counts": "\u00e9"}, {"size": [80, 100], "counts": [-1, 8001]}),
 ]
 
 
@@ -106,21 +136,27 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def damaged(raw: bytes, rng: random.Random) -> bytes:
-    """Return the bytes of a file with some bits flipped, a part zeroed or repeated, or cut off."""
-    changed = bytearray(raw)
-    start = rng.randrange(len(raw))
-    stop = start + rng.randrange(1, 64)
-    match rng.randrange(5):
+def damaged(raw: bytes, rng: random.Random, end: int | None = None) -> bytes:
+    """Return the bytes of a file with some bits flipped, a part zeroed or repeated, or cut off.
+
+    Args:
+        raw: the file.
+        rng: draws the damage.
+        end: bytes from there on are left alone, or cut off.
+    """
+    changed, limit = bytearray(raw), len(raw) if end is None else end
+    start = rng.randrange(limit)
+    stop = min(limit, start + rng.randrange(1, 64))
+    match rng.randrange(6):
         case 0:
-            del changed[start:]
+            del changed[rng.randrange(len(raw)) :]
         case 1:
-            changed[start:stop] = bytes(len(changed[start:stop]))
-        case 2:
+            changed[start:stop] = bytes(stop - start)
+        case 2 if end is None:
             changed[start:start] = changed[start:stop]
         case _:
             for _ in range(rng.randrange(1, 4)):
-                changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+                changed[rng.randrange(limit)] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
@@ -130,7 +166,7 @@ def distorted(content: object, rng: random.Random) -> object:
     for _ in range(rng.randrange(1, 4)):
         places = list(_places(changed))
         if not places:
-            return rng.choice(HOSTILE_VALUES)
+            return copy.deepcopy(rng.choice(HOSTILE_VALUES))
         owner, key = rng.choice(places)
         match rng.randrange(6):
             case 0:
@@ -138,7 +174,7 @@ def distorted(content: object, rng: random.Random) -> object:
             case 1 if isinstance(owner, list):
                 owner.append(owner[key])
             case _:
-                owner[key] = rng.choice(HOSTILE_VALUES)
+                owner[key] = copy.deepcopy(rng.choice(HOSTILE_VALUES))
     return changed
 
 
