@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from ..errors import DatasetError
+from ..labels import printable
 from .coco_file import (
     MAX_AREA,
     SECTIONS,
