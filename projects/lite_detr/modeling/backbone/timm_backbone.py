@@ -11,7 +11,13 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from ...checkpoint import read_weights
-from ...errors import ConfigError, WeightsError
+from ...errors import (
+    ConfigError,
+    MissingFileError,
+    MissingPackageError,
+    WeightsError,
+    downloading,
+)
 from .feature_maps import FeatureMapBackbone, unknown_model
 
 logger = logging.getLogger("lite_detr")
@@ -36,10 +42,12 @@ class TimmBackbone(FeatureMapBackbone):
             window-based models, or ``drop_path_rate``.
 
     Raises:
-        ModuleNotFoundError: timm is not installed.
+        MissingPackageError: timm is not installed.
+        MissingFileError: a model in a folder is not there.
         ConfigError: there is no such model; it has no map of a stride in ``out_strides``, or only
             accepts images of one size; or weights are given in several ways.
-        WeightsError: weights cannot be read or downloaded, or do not fit the model.
+        WeightsError: weights cannot be read, or do not fit the model.
+        DownloadError: they cannot be downloaded.
     """
 
     config_node = "TIMM"
@@ -86,12 +94,17 @@ def make_body(
     try:
         import timm
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("TimmBackbone needs timm: run `pip install timm`") from None
+        raise MissingPackageError("TimmBackbone needs timm: run `pip install timm`") from None
     # Names with a colon are on a hub or in a folder.
     if ":" not in model_name and not timm.is_model(model_name):
         raise unknown_model("timm", model_name, timm.list_models())
     options = options | {"features_only": True}
-    body = timm.create_model(model_name, **options)
+    # Both weights and, with a colon, configs come from the network.
+    try:
+        with downloading(f"timm's {model_name}", "model.backbone.weights=FILE"):
+            body = timm.create_model(model_name, **options)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"timm's {model_name}: {error}") from error
     info = body.feature_info
     every = range(len(info))
     offered = info.reduction(list(every))

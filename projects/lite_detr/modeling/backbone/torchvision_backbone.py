@@ -13,7 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import StochasticDepth
 
 from ...checkpoint import read_weights
-from ...errors import ConfigError, WeightsError
+from ...errors import ConfigError, WeightsError, downloading
 from .feature_maps import FeatureMapBackbone, read_layout, run_trial, trial_image, unknown_model
 
 
@@ -36,7 +36,8 @@ class TorchvisionBackbone(FeatureMapBackbone):
     Raises:
         ConfigError: there is no such model; it has no map of a stride in ``out_strides``, no such
             node or weights, or only accepts images of one size.
-        WeightsError: weights cannot be read or downloaded, or do not fit the model.
+        WeightsError: weights cannot be read, or do not fit the model.
+        DownloadError: they cannot be downloaded.
     """
 
     config_node = "TORCHVISION"
@@ -99,7 +100,8 @@ def make_model(model_name: str, weights: str | None) -> nn.Module:
             f"weights {weights!r} are not a file, and {model_name} has none of this name; accepted "
             f"are a file and {', '.join(names)}"
         )
-    return models.get_model(model_name, weights=names[weights])
+    with downloading(f"weights {names[weights].url}", "model.backbone.weights=FILE"):
+        return models.get_model(model_name, weights=names[weights])
 
 
 def find_stages(model: nn.Module, strides: set[int], size_divisibility: int) -> dict[int, str]:
