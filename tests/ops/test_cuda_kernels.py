@@ -124,33 +124,6 @@ def test_order_of_threads(attention, shared_key, arch):
         assert_close(results, expected, 2e-6)
 
 
-@CASES
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, -7.0])
-def test_locations_that_are_nowhere(attention, shared_key, value):
-    problem = make_problem(LEVELS, 3, 32, shared_key=shared_key)
-    problem["locations"][:, :, 0, :, 1, 0] = value
-    problem["locations"][:, :, 1, :, :, 1] = value
-    problem = cast(problem, torch.float32)
-    assert_agrees(attention, problem)
-    results = run_kernels(attention, problem)
-    assert all(result.isfinite().all() for result in results.values())
-    assert not results["locations"][:, :, 1].any()
-
-
-@CASES
-def test_values_outside_the_map_are_not_read(attention, shared_key):
-    """Missing corners have no share, although there is NaN next to the map in memory."""
-    problem = make_problem(((2, 2), (3, 3), (2, 2)), 4, 32, shared_key=shared_key)
-    for name in ("value", "key"):
-        problem[name][:, :4] = torch.nan
-        problem[name][:, 13:] = torch.nan
-    problem["locations"] = problem["locations"].clone()
-    problem["locations"][:, :, :, [0, 2]] = -3.0
-    problem = cast(problem, torch.float32)
-    results = run_kernels(attention, problem)
-    assert all(result.isfinite().all() for result in results.values())
-
-
 @pytest.mark.parametrize("shared_key", [False, True])
 @pytest.mark.parametrize("points", [4, 16, 40])
 @pytest.mark.parametrize("scale", [1.0, 30.0])

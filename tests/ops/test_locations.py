@@ -26,9 +26,11 @@ def test_nowhere_samples_zero(attention, form, coordinate, dtype, channels):
     nowhere = torch.tensor(NOWHERE)[:, None, None, None]
     problem["locations"][..., ::2, coordinate] = nowhere
     expected = run_with_gradients(attention, form, beside)
-    for name, result in run_with_gradients(attention, form, problem).items():
+    results = run_with_gradients(attention, form, problem)
+    for name, result in results.items():
         assert_same(form, name, result, expected[name], problem)
         assert result.isfinite().all()
+    assert not results["locations"][..., ::2, :].any()
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
