@@ -1,4 +1,4 @@
-"""A process of a job is killed: the job ends, or torchrun starts it once more."""
+"""A process of a job is killed or interrupted: the job ends, or torchrun starts it once more."""
 
 import os
 import signal
@@ -112,6 +112,34 @@ def test_one_that_is_killed_takes_the_job_down_within_a_minute(digits, tmp_path,
     wait_for(lambda: not processes(job), 30)
     assert job.returncode == 128 + signal.SIGKILL
     assert "error: process 1 terminated with signal SIGKILL" in said
+
+
+@pytest.mark.parametrize("options", [[], ["--num-gpus", "2", "--dist-url", "auto"]])
+def test_an_interrupt_from_the_keyboard_is_one_line(options, digits, tmp_path, start):
+    """All processes of a terminal's job get it."""
+    job = start(
+        *(TRAIN_NET, "--config-file", CONFIG, *options, *digits),
+        f"train.output_dir={tmp_path}",
+        *("train.max_iter=10000", "train.eval_period=0", "dataloader.train.num_workers=1"),
+    )
+    wait_for(lambda: (tmp_path / "model_0000001.pth").exists() or job.poll() is not None, 200)
+    os.killpg(job.pid, signal.SIGINT)
+    _, said = job.communicate(timeout=MINUTE)
+    assert job.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said and said.count("error:") == 1
+    assert said.strip().endswith("error: interrupted")
+
+
+def test_a_data_worker_that_is_killed_is_one_line(digits, tmp_path, start):
+    job = start(
+        *(TRAIN_NET, "--config-file", CONFIG, *digits, f"train.output_dir={tmp_path}"),
+        *("train.max_iter=10000", "train.eval_period=0", "dataloader.train.num_workers=1"),
+    )
+    wait_for(lambda: (tmp_path / "model_0000001.pth").exists() or job.poll() is not None, 200)
+    os.kill(max(training_processes(job)), signal.SIGKILL)
+    _, said = job.communicate(timeout=MINUTE)
+    assert job.returncode == 1 and "Traceback" not in said
+    assert "error: a process that reads data has died" in said
 
 
 def test_torchrun_starts_the_job_again_which_ends_as_if_nothing_had_happened(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from small_detectors import (
     assert_same_gradients,
@@ -192,6 +193,18 @@ def test_a_model_that_a_hook_has_left_in_evaluation_mode_is_named():
     trainer = make_trainer([batch_of(1.0), batch_of(1.0)])
     trainer.model.eval()
     with pytest.raises(RuntimeError, match="the Toy .* evaluation mode at iteration 0.*train()"):
+        trainer.train(0, 1)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_hook_that_fails_after_an_error_does_not_hide_it(fails):
+    class Broken(HookBase):
+        def after_train(self):
+            raise ZeroDivisionError
+
+    trainer = make_trainer([[{"file_name": "no value.jpg"}] if fails else batch_of(1.0)])
+    trainer.register_hooks([Broken()])
+    with pytest.raises(KeyError if fails else ZeroDivisionError):
         trainer.train(0, 1)
 
 

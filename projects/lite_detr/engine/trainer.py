@@ -1,6 +1,7 @@
 """Detectron2's trainer on any device and in any precision, with several batches per step."""
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -90,6 +91,17 @@ class Trainer(AMPTrainer):
         """
         with without_traceback():
             super().train(start_iter, max_iter)
+
+    def after_train(self) -> None:
+        """See Detectron2's ``TrainerBase.after_train``, which is called after an error also."""
+        error = sys.exc_info()[1]
+        try:
+            super().after_train()
+        # Hooks may rely on iterations that there were none of, and must not hide the first error.
+        except Exception:
+            if error is None:
+                raise
+            logger.debug("after an error in training, a hook failed as well", exc_info=True)
 
     def run_step(self) -> None:
         if not self.model.training:
