@@ -5,7 +5,7 @@ import torch
 from detectron2.structures import ImageList
 from small_detectors import CONFIGS, small_detector
 
-from lite_detr.export import ExportableDetector
+from lite_detr.export import ExportableDetector, export_torchscript
 from lite_detr.modeling.detector import padding_mask
 from lite_detr.modeling.scales import mask_from_sizes, resize_mask
 
@@ -78,5 +78,7 @@ def image_list(sizes, height, width):
 
 
 def test_only_float32_is_exported():
-    with pytest.raises(TypeError, match="in torch.float32, got weights in torch.bfloat16"):
-        ExportableDetector(small_detector("dino").bfloat16())
+    detector = small_detector("dino").bfloat16()
+    for export in (ExportableDetector, lambda detector: export_torchscript(detector, "a.ts")):
+        with pytest.raises(TypeError, match="in torch.float32, got weights in torch.bfloat16"):
+            export(detector)

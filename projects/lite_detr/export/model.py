@@ -27,10 +27,7 @@ class ExportableDetector(nn.Module):
 
     def __init__(self, detector: Detector):
         super().__init__()
-        dtypes = {parameter.dtype for parameter in detector.parameters()} - {torch.float32}
-        if dtypes:
-            found = ", ".join(sorted(str(dtype) for dtype in dtypes))
-            raise TypeError(f"detectors are exported in torch.float32, got weights in {found}")
+        check_dtype(detector)
         self.detector = detector.eval()
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,3 +65,17 @@ class ExportableDetector(nn.Module):
         if unit > 1:
             return F.pad(images, (0, -width % unit, 0, -height % unit))
         return images
+
+
+def check_dtype(detector: Detector) -> None:
+    """Check that a detector is in float32.
+
+    In 16 bits, a CPU computes narrow images in another way, which a trace of a wide one lacks.
+
+    Raises:
+        TypeError: weights are in another type.
+    """
+    dtypes = {parameter.dtype for parameter in detector.parameters()} - {torch.float32}
+    if dtypes:
+        found = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        raise TypeError(f"detectors are exported in torch.float32, got weights in {found}")

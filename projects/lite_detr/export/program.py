@@ -22,7 +22,7 @@ from ..checkpoint.files import atomic_open
 from ..errors import ExportError
 from ..modeling.detector import Detector
 from ..ops import native
-from .model import ExportableDetector
+from .model import ExportableDetector, check_dtype
 
 # Height and width of the example images; any ordinary size serves.
 EXAMPLE_SIZE = (352, 416)
@@ -108,14 +108,16 @@ def export_torchscript(detector: Detector, path: Path) -> None:
     ``import lite_detr`` first, for the native operators, and runs the program in it.
 
     Args:
-        detector: it is switched to evaluation mode.
+        detector: in float32; it is switched to evaluation mode.
         path: of the file.
 
     Raises:
         ExportError: the native operators are not built for the detector's device.
+        TypeError: the weights are not in float32.
         SaveError: the file cannot be written.
     """
     check_operators(detector.device)
+    check_dtype(detector)
     image = torch.zeros(3, *EXAMPLE_SIZE, device=detector.device)
     adapter = TracingAdapter(detector.eval(), [{"image": image}])
     with warnings.catch_warnings():
