@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
 from lite_detr import ops
 from lite_detr.export.onnx_operators import translations
+from lite_detr.export.program import pad_same
 from lite_detr.modeling.scales import sizes_to_tensor
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -55,6 +57,43 @@ def make_inputs(batch, queries, height, width):
     }
     inputs["locations"] = inputs["locations"] + 0.5
     return inputs
+
+
+class Others(nn.Module):
+    """What is translated in another way than PyTorch's exporter does it."""
+
+    def forward(self, x):
+        positive = x > 0
+        divisible = F.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8))
+        return (
+            *(F.pad(x, (0, 2)), F.pad(x, (1, 0, 0, 3), value=2.0), divisible),
+            pad_same(x, (3, 3), (2, 2), (1, 1)),
+            *(x.amax(-1), x.flatten(2).amax(-1), x.flatten(2).amax(2, keepdim=True)),
+            *(positive.all(-1), positive.all(1, keepdim=True)),
+            *(x[0, 0, :2, 0].prod(0), x[:, :2].prod(1, keepdim=True)),
+            *(*x.chunk(3, dim=1), *x.split(2, dim=1)),
+        )
+
+
+def test_operators_of_pytorch_that_are_translated_here_give_the_same(tmp_path):
+    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    example = torch.zeros(2, 5, 9, 11)
+    program = torch.export.export(Others(), (example,), dynamic_shapes=(free,), strict=False)
+    translated = torch.onnx.export(
+        program, (), opset_version=18, custom_translation_table=translations(), verbose=False
+    )
+    kinds = {node.op_type for node in translated.model_proto.graph.node}
+    assert not kinds & {"Pad", "Split", "ReduceMin", "ReduceProd"}
+    path = tmp_path / "operators.onnx"
+    translated.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [image] = session.get_inputs()
+    for shape in ((2, 5, 9, 11), (1, 5, 8, 16), (3, 5, 7, 10)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        found, expected = session.run(None, {image.name: x.numpy()}), Others()(x)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(torch.from_numpy(one), other)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import functools
 import logging
 import pickle
 import sys
@@ -211,8 +212,10 @@ def test_weights_of_16_bits_but_scores_and_boxes_of_32(model, caplog):
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_small_images_in_bfloat16_are_near_float32(compile):
+def test_small_images_in_bfloat16_are_near_float32(compile, monkeypatch):
     """PyTorch's convolutions leave out a part of small maps on CPUs with AMX, as of 2.14."""
+    # What is traced matters, and inductor would take minutes for it.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     backbone = LazyCall(TinyBackbone)(channels=(64, 128, 576))
     torch.manual_seed(0)
     model = instantiate(small_config("deformable_detr", backbone=backbone)).eval()

@@ -5,8 +5,8 @@ under construction. Batch, queries and the sizes of the levels may be open; the 
 levels, points and channels are known.
 
 Operators are chosen so that tools that convert ONNX files take them: version converters know no
-earlier ``Split``, and ONNX Runtime's symbolic shape inference, with which it prepares quantisation,
-loses track of a ``Reshape`` to -1 and of every reduction of opset 18 but ``ReduceSum``.
+earlier ``Split`` or ``Pad``, and ONNX Runtime's symbolic shape inference, with which it prepares
+quantisation, loses track of a ``Reshape`` to -1 and of reductions of opset 18 but ``ReduceSum``.
 """
 
 import functools
@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from onnx import TensorProto
 from onnxscript import opset18 as op
+
+from ..errors import ExportError
 
 INT64 = TensorProto.INT64
 
@@ -73,6 +75,7 @@ def translations() -> dict[torch._ops.OpOverload, Callable]:
         operators.key_aware_ms_deform_attn.default: key_aware_ms_deform_attn,
         aten.all.dim: all_of,
         aten.amax.default: largest,
+        aten.pad.default: pad,
         aten.prod.dim_int: product,
         aten.split.Tensor: split,
     }
@@ -90,6 +93,37 @@ def largest(x, dim: Sequence[int] = (), keepdim: bool = False):
         return op.ReduceMax(x, ints(*dim), keepdims=int(keepdim))
     pooled = op.GlobalMaxPool(op.Unsqueeze(x, ints(3)))  # [B, S, 1, 1]
     return op.Squeeze(pooled, ints(3) if keepdim else ints(2, 3))
+
+
+def pad(x, padding, mode: str = "constant", value: float = 0.0):
+    """``torch.nn.functional.pad`` with a constant, by concatenation.
+
+    Args:
+        x: the tensor.
+        padding: cells before and after, for the last axis and then for those before it; integers,
+            or a tensor with as many.
+        mode: ``constant``, the only one that detectors use.
+        value: the constant.
+    """
+    if mode != "constant":
+        raise ExportError(f"padding in the mode {mode} has no translation to ONNX")
+    if isinstance(padding, Sequence):
+        sizes = [
+            (ints(n) if n else None) if isinstance(n, int) else op.Reshape(n, ints(1))
+            for n in padding
+        ]
+    else:
+        sizes = [op.Slice(padding, ints(i), ints(i + 1)) for i in range(padding.shape[0])]
+    constant, rank = op.Constant(value_float=value), len(x.shape)
+    for axis, before, after in zip(reversed(range(rank)), sizes[::2], sizes[1::2]):
+        outer, inner = op.Shape(x, start=0, end=axis), op.Shape(x, start=axis + 1)
+        first, last = (
+            [op.Expand(constant, op.Concat(outer, size, inner, axis=0))] if size is not None else []
+            for size in (before, after)
+        )
+        if first or last:
+            x = op.Concat(*first, x, *last, axis=axis)
+    return x
 
 
 def product(x, dim: int, keepdim: bool = False, dtype: int = -1):
