@@ -33,7 +33,7 @@ from lite_detr.engine.resume import Records, ResumePoint
 from lite_detr.engine.trainer import Trainer
 from lite_detr.errors import DivergenceError, WeightsError
 from lite_detr.inference import DTYPES, optimize_for_program
-from lite_detr.overrides import load_config
+from lite_detr.overrides import build, load_config
 from lite_detr.random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
@@ -76,8 +76,8 @@ def train(cfg: DictConfig, resume: bool) -> None:
     options = RunOptions(cfg)
     model = build_model(cfg)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    optimizer = build(cfg, "optimizer")
+    loader = build(cfg, "dataloader.train")
 
     model = create_ddp_model(model, **cfg.train.ddp)
     trainer = Trainer(
@@ -112,7 +112,7 @@ def train(cfg: DictConfig, resume: bool) -> None:
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
             ema,
             # The hooks after it run again for the iteration that a run goes on from.
             resume_point,
@@ -135,7 +135,7 @@ def train(cfg: DictConfig, resume: bool) -> None:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build(cfg, "model").to(cfg.train.device)
     logger.info(
         "%.2f M parameters; %s operators run on %s",
         sum(p.numel() for p in model.parameters()) / 1e6,

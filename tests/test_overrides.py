@@ -1,12 +1,15 @@
 """Overrides: unknown keys are refused with the nearest one, values are read as their keys say."""
 
+import re
+
 import pytest
+import torch
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lite_detr import model_zoo
 from lite_detr.errors import ConfigError
-from lite_detr.overrides import apply_overrides, load_config
+from lite_detr.overrides import apply_overrides, build, load_config
 
 CONFIG = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
 ATTENTION = "model.encoder.layer.attention"
@@ -200,3 +203,32 @@ def test_what_cannot_be_read_or_made_is_one_line(override, problem):
 def test_a_config_of_ones_own_may_call_anything():
     cfg = OmegaConf.create({"model": {"_target_": "builtins.dict", "a": 1}})
     assert apply_overrides(cfg, ["model.b=2"]).model.b == 2
+
+
+@pytest.mark.parametrize(
+    "override, key, problem",
+    [
+        ("model.encoder.layer.attention.num_heads=3", "model", "embed_dim must be a multiple of"),
+        ("model.encoder.num_high_levels=4", "model", "num_high_levels must leave at least one"),
+        ("lr_multiplier.milestones=[40,10]", "lr_multiplier", "lr_multiplier of the config cannot"),
+    ],
+)
+def test_a_value_that_a_part_refuses_is_one_line(override, key, problem):
+    with pytest.raises(ConfigError, match=problem):
+        build(load_config(CONFIG, [override]), key)
+
+
+def test_a_learning_rate_that_the_optimizer_refuses_is_one_line():
+    cfg = load_config(CONFIG, ["optimizer.lr=-1"])
+    cfg.optimizer.params = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ConfigError, match="optimizer of the config cannot be built: Invalid learn"):
+        build(cfg, "optimizer")
+
+
+def test_a_saved_config_names_its_parts_where_they_are_imported_from(tmp_path):
+    """So that configs saved by earlier versions load after a class has moved to another file."""
+    LazyConfig.save(load_config(CONFIG, []), str(tmp_path / "config.yaml"))
+    targets = set(re.findall(r"lite_detr\.[\w.]+", (tmp_path / "config.yaml").read_text()))
+    moved = {target for target in targets if target.startswith("lite_detr.modeling.")}
+    assert moved == {f"lite_detr.modeling.{target.rpartition('.')[2]}" for target in moved}
+    assert "lite_detr.modeling.HungarianMatcher" in moved

@@ -7,12 +7,14 @@ the config, or be an argument of what the config calls there, and it decides how
 
 import difflib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from detectron2.config import instantiate
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import ConfigError
+from .errors import ConfigError, LiteDetrError
 from .model_zoo import get_config
 from .override_values import (
     ANYTHING,
@@ -94,6 +96,20 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         except (ConfigError, OmegaConfBaseException) as error:
             raise cannot_apply(override, error) from error
     return cfg
+
+
+def build(cfg: DictConfig, key: str) -> Any:
+    """Instantiate a part of a config, such as ``optimizer``.
+
+    Raises:
+        ConfigError: what it calls refuses a value.
+    """
+    try:
+        return instantiate(OmegaConf.select(cfg, key))
+    except (LiteDetrError, UnicodeError):
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key} of the config cannot be built: {first_line(error)}") from error
 
 
 def set_value(cfg: DictConfig, key: str, value: object, added: bool) -> None:

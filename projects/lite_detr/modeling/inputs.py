@@ -7,7 +7,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 
 
 def check_images(batched_inputs: Sequence[Mapping], channels: int) -> None:
@@ -51,8 +51,8 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
 
     Raises:
         TypeError: the classes are not int64.
-        ValueError: there is no ground truth, a class is outside the model's range, or a box is NaN
-            or infinite.
+        ValueError: there is no ground truth.
+        DatasetError: a class is outside the model's range, or a box is NaN or infinite.
     """
     name, instances = get_name(inputs), get_instances(inputs)
     classes = instances.gt_classes
@@ -60,7 +60,7 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
     if classes.dtype != torch.int64:
         raise TypeError(f"gt_classes of {name} must be torch.int64, got {classes.dtype}")
     if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:
-        raise ValueError(
+        raise DatasetError(
             f"{name} has objects of classes {classes.unique().tolist()}, the model has "
             f"{num_classes}, counted from 0: set model.num_classes, in YAML "
             "MODEL.DETR.NUM_CLASSES, to the dataset's"
@@ -68,7 +68,7 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
     boxes = instances.gt_boxes.tensor
     finite = boxes.isfinite().all(1)
     if not finite.all():
-        raise ValueError(
+        raise DatasetError(
             f"{name} has boxes that are NaN or infinite, such as {boxes[~finite][0].tolist()}: "
             "correct them in the annotations, or the augmentation that makes them"
         )
