@@ -88,7 +88,7 @@ def test_everything_is_reported_at_once_and_the_status_is_1(check, options, cont
         "crowd region": ("used", [102]),
     }
     assert "malformed crowd flag" in found(report, "test")
-    assert "a.jpg: not an image of the formats AVIF, BMP, " in printed.out
+    assert "a.jpg: not an image of the formats " in printed.out
     outcomes = ["refused before", "lost: skipped", "changed: used", "used, and good"]
     positions = [printed.out.index(text) for text in outcomes]
     assert positions == sorted(positions)
