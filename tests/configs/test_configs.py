@@ -238,7 +238,7 @@ def test_get_config_file_takes_a_file_of_ones_own(tmp_path):
 
 
 def test_a_lazy_config_is_not_read_as_yaml():
-    with pytest.raises(model_zoo.ConfigError, match=f"{TWO_STAGE}' is no YAML.*get_config"):
+    with pytest.raises(model_zoo.ConfigError, match=f"{TWO_STAGE}' is not a YAML.*get_config"):
         model_zoo.get_yaml_config(TWO_STAGE)
 
 
