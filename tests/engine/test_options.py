@@ -191,7 +191,9 @@ def run(tmp_path_factory):
 
     def start(*options):
         common = [*data_options(root), "train.eval_period=0", "train.pictures.num_images=0"]
-        return run_python(TRAIN_NET, "--config-file", TINY, *common, *options)
+        flags = [option for option in options if "=" not in option]
+        changes = [option for option in options if "=" in option]
+        return run_python(TRAIN_NET, "--config-file", TINY, *flags, *common, *changes)
 
     start.folder = tmp_path_factory.mktemp("run") / "out"
     first = start(f"train.output_dir={start.folder}", "train.ema.enabled=True")
