@@ -203,6 +203,20 @@ def time_table(gpu: Gpu, geometries: list[Geometry], dtypes: list[str], records:
     return table(header, rows, words=4)
 
 
+def read_records(path: Path) -> list[dict]:
+    """Return the kernels that report.py wrote to a file.
+
+    Raises:
+        LiteDetrError: the file cannot be read, or is something else.
+    """
+    try:
+        return json.loads(path.read_text())["records"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LiteDetrError(
+            f"--kernels {path} is not a file that report.py --json wrote: {error!r}"
+        ) from error
+
+
 @cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.make_parser(__doc__)
@@ -212,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--dtype", **many, choices=list(SIZES), default=["float32", "bfloat16"])
     add("--kernels", type=Path, help="what report.py --json wrote")
     args = parser.parse_args(argv)
-    records = json.loads(args.kernels.read_text())["records"] if args.kernels else []
+    records = read_records(args.kernels) if args.kernels else []
     tokens = sum(height * width for height, width in args.levels)
     if records and len(args.levels) != len(ENCODER):
         parser.error(f"--kernels is for {len(ENCODER)} levels, given {len(args.levels)}")

@@ -9,6 +9,9 @@ from PIL import Image, ImageOps
 
 from ..errors import ImageError
 
+# The earlier name, for programs that catch it.
+UnusableImage = ImageError
+
 # The formats of photographs and of screenshots. Pillow knows forty, some of which start other
 # programs (EPS starts Ghostscript) or are read by code that few files test.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

@@ -135,3 +135,16 @@ def test_a_report_of_other_levels_is_refused(capsys, tmp_path):
     with pytest.raises(SystemExit):
         run_main(capsys, "--kernels", report, "--levels", "4x4")
     assert "--kernels is for 4 levels, given 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_file_that_is_not_a_report_is_one_line(content, capsys, tmp_path):
+    report = tmp_path / "report.json"
+    if content is not None:
+        report.write_text(content)
+    with pytest.raises(SystemExit):
+        run_main(capsys, "--kernels", report)
+    printed = capsys.readouterr().err
+    assert (
+        printed.startswith(f"error: --kernels {report} is not a file") and printed.count("\n") == 1
+    )
