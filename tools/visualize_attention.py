@@ -223,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{text}: skipped, as it names no image", file=sys.stderr)
     if not images:
         return 1
+    cli.make_folder(args.output)
     watchers = make_watchers(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     pictures = []
     bar = tqdm(images, unit="image", disable=None)
     for image, picture in zip(bar, cli.picture_paths(images, args.output)):

@@ -158,10 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{text}: skipped, as it names no image", file=sys.stderr)
     if not images:
         return 1
+    cli.make_folder(args.output)
     configs = load_configs(args.config_file or CONFIGS, args.opts)
     encoders = [count_updates(instantiate(cfg.model.encoder)) for cfg in configs]
     tokenizer = Tokenizer(configs[0])
-    args.output.mkdir(parents=True, exist_ok=True)
     num_drawn = 0
     bar = tqdm(images, unit="image", disable=None)
     for image, picture in zip(bar, cli.picture_paths(images, args.output)):

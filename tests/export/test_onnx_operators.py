@@ -1,5 +1,7 @@
 """The operators in ONNX, run by ONNX Runtime, against our own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,11 +9,15 @@ from torch import nn
 from torch.export import Dim
 
 from lite_detr import ops
+from lite_detr.export import ExportableDetector, onnx_rewrites
 from lite_detr.export.onnx_operators import translations
-from lite_detr.export.program import pad_same
+from lite_detr.export.program import pad_same, traceable_same_padding
 from lite_detr.modeling.scales import sizes_to_tensor
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: E402
 
 HEADS, CHANNELS, POINTS = 2, 8, 3
 
@@ -94,6 +100,47 @@ def test_operators_of_pytorch_that_are_translated_here_give_the_same(tmp_path):
         assert len(found) == len(expected)
         for one, other in zip(found, expected):
             torch.testing.assert_close(torch.from_numpy(one), other)
+
+
+class Divisible(nn.Module):
+    """Pads as an exported detector does for a backbone that wants multiples of 32."""
+
+    backbone = SimpleNamespace(padding_constraints={}, size_divisibility=32)
+
+    def forward(self, x):
+        return ExportableDetector.pad(SimpleNamespace(detector=self), x)
+
+
+def test_converters_take_padding_that_depends_on_sizes(tmp_path):
+    """As backbones of timm have it, and those that want sizes of a multiple."""
+    same = pytest.importorskip("timm.layers").Conv2dSame
+    model = nn.Sequential(Divisible(), same(3, 4, 3, stride=2), nn.ReLU(), same(4, 4, 5, stride=2))
+    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    with traceable_same_padding(model):
+        program = torch.export.export(
+            model, (torch.zeros(2, 3, 65, 97),), dynamic_shapes=(free,), strict=False
+        )
+    translated = torch.onnx.export(
+        program,
+        (),
+        opset_version=18,
+        custom_translation_table=translations(),
+        optimize=False,
+        verbose=False,
+    )
+    onnx_rewrites.simplify(translated.model)
+    proto = translated.model_proto
+    onnx_rewrites.make_convertible(proto)
+    onnx.save(proto, tmp_path / "padded.onnx")
+    quant_pre_process(tmp_path / "padded.onnx", tmp_path / "prepared.onnx")
+    onnx.save(onnx.version_converter.convert_version(proto, 17), tmp_path / "earlier.onnx")
+    for name in ("prepared", "earlier"):
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        [image] = session.get_inputs()
+        for shape in ((1, 3, 64, 96), (2, 3, 33, 70)):
+            x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+            [found] = session.run(None, {image.name: x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(found), model(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

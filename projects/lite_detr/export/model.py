@@ -63,7 +63,9 @@ class ExportableDetector(nn.Module):
         if square:
             return F.pad(images, (0, square - width, 0, square - height))
         if unit > 1:
-            return F.pad(images, (0, -width % unit, 0, -height % unit))
+            # Without remainders, which shape inference of ONNX lacks.
+            below, right = ((side + unit - 1) // unit * unit - side for side in (height, width))
+            return F.pad(images, (0, right, 0, below))
         return images
 
 

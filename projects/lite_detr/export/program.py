@@ -186,7 +186,9 @@ def pad_same(
     padding = []
     for axis in (1, 0):  # F.pad starts with the last axis.
         reach = (kernel_size[axis] - 1) * dilation[axis]
-        needed = reach - (x.shape[2 + axis] - 1) % stride[axis]
+        last = x.shape[2 + axis] - 1
+        # The remainder of a division, without an operator that shape inference of ONNX lacks.
+        needed = reach - (last - last // stride[axis] * stride[axis])
         before = needed // 2 if reach + 1 >= stride[axis] else max(needed, 0) // 2
         padding += [before, reach - before]
     return F.pad(x, padding)
