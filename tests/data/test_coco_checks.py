@@ -218,6 +218,7 @@ class TestCheckCoco:
             {"counts": [-1, 8001], "size": [80, 100]},
             {"counts": "a", "size": [1]},
             {"counts": "a", "size": [80, 100]},
+            {"counts": "`g7", "size": [80, 100]},  # of 7,920 pixels, not 8,000
             {"counts": "\u00e9", "size": [80, 100]},
         ],
     )
