@@ -340,7 +340,7 @@ def test_data_parallel_training_leaves_a_prefix():
     [
         ({"layer": torch.zeros(1)}, ["no known implementation", "['layer']", "Lite-DINO"]),
         ([torch.zeros(1)], ["must be a dict", "got list"]),
-        ({"model": {}}, ["must be a dict", "got dict for 'model'"]),
+        ({"model": {}}, ["must be a dict", "got a value of type dict for 'model'"]),
         ({}, ["no known implementation"]),
     ],
 )

@@ -214,7 +214,8 @@ def test_a_step_trains_and_a_pass_does_not():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dtype_is_computed_in(dtype):
-    runner = turns.Runner(dataclasses.replace(CASE, dtype=dtype))
+    # A narrower image would be float32 in the backbone: see lite_detr.modeling.neck.extract_maps.
+    runner = turns.Runner(dataclasses.replace(CASE, dtype=dtype, size=(64, 128)))
     found = []
     runner.subject.model.backbone.register_forward_hook(
         lambda _, args, maps: found.append(maps["res5"].dtype)
