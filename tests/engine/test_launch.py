@@ -61,6 +61,7 @@ def check_trained_by_two(output):
     assert "World size: 2" in (output / "log.txt.rank1").read_text()
 
 
+@pytest.mark.slow
 def test_torchrun_trains_and_evaluates_in_two_processes(digits, tmp_path):
     run = run_python(*TORCHRUN_PROGRAM, "--nproc-per-node", "2", *train_net(digits, tmp_path))
     assert run.returncode == 0, run.stderr[-3000:]
