@@ -1,4 +1,4 @@
-"""Trainings that are killed and go on, against one that is not: they end alike, bit by bit."""
+"""Killed and resumed training runs, compared bit by bit with one that was not killed."""
 
 import functools
 import shutil

@@ -1,1 +1,1 @@
-"""What a detector costs, and where it looks."""
+"""Count the cost of a detector, and show where it looks."""

@@ -56,7 +56,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """What one model does on the image: a row of the figure.
+    """A row of the figure: one model on the image.
 
     Attributes:
         title: names the model and the attention.
@@ -92,7 +92,7 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class EncoderUpdates:
-    """How often an encoder updates the tokens of each scale.
+    """The number of times that an encoder updates the tokens of each scale.
 
     Attributes:
         name: the encoder's name in the figure.

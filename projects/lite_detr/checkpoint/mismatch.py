@@ -1,4 +1,4 @@
-"""What to say about weights that do not fit a model, and which config of the model zoo fits."""
+"""Explain why weights do not fit a model, and suggest a config of the model zoo that does."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ PLAIN, KEY_AWARE = "MultiScaleDeformableAttention", "KeyAwareDeformableAttention
 
 
 class Signature(NamedTuple):
-    """What names and shapes of weights tell about a detector; two that differ need two configs.
+    """The facts that weights tell about a detector; two that differ need two configs.
 
     They do not tell how many scales of an interleaved encoder are high-level, as H3L1 and H2L2 have
     the same weights, nor the number of queries of a two-stage Deformable DETR.

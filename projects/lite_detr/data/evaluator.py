@@ -27,7 +27,7 @@ class DetectionEvaluator(COCOEvaluator):
     """Detectron2's ``COCOEvaluator``, on ground truth that COCO's code takes as it is meant.
 
     It evaluates every dataset of Detectron2's catalog whose records have boxes, also those that a
-    function gives; see :func:`load_ground_truth`. The annotation file is read anew for each
+    function gives; see :func:`load_ground_truth`. The annotation file is read again for each
     evaluator, never from a cache.
 
     Images that :class:`DetectionMapper` marks as unusable count as images without detections, so
