@@ -36,7 +36,7 @@ from lite_detr.modeling.detector import Detector
 
 
 class Format(NamedTuple):
-    """How to write a file and compare it with the detector, and the reason why it may differ."""
+    """The functions that write a file and compare it, and the reason why it may differ."""
 
     suffix: str
     write: Callable[[Detector, Path, argparse.Namespace, dict[str, str]], None]

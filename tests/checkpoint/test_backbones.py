@@ -142,7 +142,7 @@ def test_weights_of_which_nothing_fits_start_no_training(tmp_path):
 
 
 def test_a_resnet_within_a_pyramid(resnet):
-    """Detectron2's FPN holds it as its bottom-up part, and its own convolutions are re-initialised."""
+    """Detectron2's FPN holds it as its bottom-up part; its own convolutions are re-initialised."""
     config = model_zoo.get_config(R50)
     config.model.backbone = model_zoo.get_config("common/backbones/resnet50_fpn.py").backbone
     torch.manual_seed(1)

@@ -26,7 +26,7 @@ CASE_COLUMNS = ("subject", "task", "size", "batch", "dtype", "optimized", "compi
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A case to measure.
 
     Attributes:
         subject: a config (a file or a name of the model zoo), or the name of a competitor.

@@ -1,4 +1,4 @@
-"""What a benchmark runs: detectors of configs, optimized or not, and their operators."""
+"""The subjects of a benchmark: detectors of configs, optimized or not, and their operators."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""What the documentation's site needs beyond MkDocs: pages of the root, and links out of docs/.
+"""Add to the documentation's site what MkDocs lacks: pages of the root, and links out of docs/.
 
 A hook of MkDocs (``hooks`` in mkdocs.yml). Pages are written for readers of the repository, whose
 links lead anywhere in it; README is the site's home. On the site a link to a page becomes one to

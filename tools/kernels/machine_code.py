@@ -19,7 +19,7 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one multiprocessor can hold."""
+    """The capacity of one multiprocessor."""
 
     threads: int
     blocks: int

@@ -67,7 +67,7 @@ class Inspection:
 
     @property
     def loses_data(self) -> bool:
-        """Whether a run would be refused, stop, or skip a part of the data."""
+        """True if a run would be refused, stop, or skip a part of the data."""
         return any(fault.outcome in (Outcome.REFUSED, Outcome.LOST) for fault in self.faults)
 
 

@@ -1,1 +1,1 @@
-"""What training needs besides Detectron2: hooks, and how its processes come together."""
+"""The parts of training that Detectron2 lacks: hooks, resuming, and the launch of processes."""

@@ -22,7 +22,7 @@ SLURM_PORTS = range(20000, 30000)
 
 
 class Place(NamedTuple):
-    """What the environment of a launcher says about this process.
+    """The place of this process in a job, from the environment of a launcher.
 
     Attributes:
         launcher: ``torchrun`` or ``Slurm``.

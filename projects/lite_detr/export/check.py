@@ -35,7 +35,7 @@ class Differences(NamedTuple):
 
 
 class Reordering(NamedTuple):
-    """How a file's ranking of proposals differs from the detector's.
+    """The difference between a file's ranking of proposals and the detector's.
 
     Attributes:
         moved: the number of ranks with another proposal.
