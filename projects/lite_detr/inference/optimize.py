@@ -237,7 +237,7 @@ def cast_to_16_bits(detector: Detector, dtype: torch.dtype) -> None:
 
 
 def cpu_computes_in(dtype: torch.dtype) -> bool:
-    """Return True if this CPU has arithmetic for a dtype; none has it for float16.
+    """Return True if this CPU has arithmetic for a dtype. Not for float16, which none has.
 
     For bfloat16 that is AVX-512 or AMX. Also true if PyTorch cannot tell.
     """
