@@ -25,6 +25,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def first_line(text: object, limit: int = 200) -> str:
+    """Return the first line of a text, such as an error's, printable and shortened to ``limit``."""
+    line = next(iter(str(text).splitlines()), "")
+    return printable(line) if len(line) <= limit else f"{printable(line[:limit])}..."
+
+
 def label(text: object, limit: int = MAX_LABEL) -> str:
     """Return a name as one line of text to draw on a picture.
 

@@ -19,11 +19,11 @@ from ..errors import (
     downloading,
     raised_in_all,
 )
+from ..labels import first_line
 from .convert import CLASS_WEIGHT, NOT_NEEDED, as_tensors, convert_weights
 from .files import (
     AtomicFiles,
     find_weights,
-    printable,
     read_pickle,
     read_safetensors,
     read_torch,
@@ -167,7 +167,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             raise
         # Each has errors of its own for a state that is another's, or a hostile file's.
         except Exception as error:
-            reason = printable(error) or type(error).__name__
+            reason = first_line(error) or type(error).__name__
             raise WeightsError(
                 f"weights {self._path} hold a state of {key} that does not fit: {reason}"
             ) from error

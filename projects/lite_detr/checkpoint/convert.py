@@ -12,7 +12,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .files import printable
+from ..labels import first_line
 from .mismatch import describe_mismatch
 from .sources import SOURCES, Source, recognise, rename
 from .transforms import TRANSFORMS, Weight, Weights, add
@@ -187,7 +187,7 @@ def as_tensors(state_dict: Any, name: str = "weights") -> dict[str, Tensor]:
     for key, value in state_dict.items():
         if not isinstance(key, str) or len(key) > MAX_NAME or not key.isprintable():
             raise WeightsError(
-                f"{name} must be a dict of tensors by name, got the key {printable(repr(key), 60)}"
+                f"{name} must be a dict of tensors by name, got the key {first_line(repr(key), 60)}"
             )
         if problem := value_problem(value):
             raise WeightsError(

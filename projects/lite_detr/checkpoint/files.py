@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SaveError, WeightsError
+from ..labels import first_line
 from .pickles import TensorUnpickler
 from .rebuild import STORAGES, ForbiddenGlobal, Global, Storage, expect
 
@@ -190,21 +191,14 @@ def explained(path: str) -> Iterator[None]:
         raise
     except ForbiddenGlobal as error:
         raise WeightsError(
-            f"weights {path} are refused: they refer to {printable(error)}, which could run code. "
+            f"weights {path} are refused: they refer to {first_line(error)}, which could run code. "
             "Accepted are dense tensors, arrays of numbers, plain containers and argparse.Namespace"
         ) from error
     # Each library has errors of its own for each way in which bytes can be wrong, and Python others
     # for values that nothing expects: a file that cannot be read is broken, whatever they say.
     except Exception as error:
-        reason = printable(error) or type(error).__name__
+        reason = first_line(error) or type(error).__name__
         raise WeightsError(f"weights {path} are broken, or not a checkpoint: {reason}") from error
-
-
-def printable(error: object, limit: int = 200) -> str:
-    """Return the first line of a text that a file may have chosen, fit for a terminal."""
-    line = next(iter(str(error).splitlines()), "")
-    text = "".join(c if c.isprintable() else "?" for c in line[:limit])
-    return text if len(line) <= limit else f"{text}..."
 
 
 def find_weights(content: Any, path: str) -> Mapping[str, Any]:
@@ -245,7 +239,7 @@ def has_tensors(content: Any) -> bool:
 def described(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a value of type {type(content).__name__}"
-    names = ", ".join(printable(repr(name), 40) for name in list(content)[:5])
+    names = ", ".join(first_line(repr(name), 40) for name in list(content)[:5])
     return f"a dict with the keys {names}" if content else "an empty dict"
 
 
