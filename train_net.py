@@ -22,7 +22,7 @@ from torch import nn
 
 from lite_detr import cli, model_zoo, ops
 from lite_detr.checkpoint import DetrCheckpointer
-from lite_detr.data.catalog import check_registered, split_test_sets
+from lite_detr.data.catalog import check_registered, class_metadata, split_test_sets
 from lite_detr.data.coco import apply_data_config
 from lite_detr.engine.ema import EMA
 from lite_detr.engine.launch import launch
@@ -136,6 +136,8 @@ def train(cfg: DictConfig, resume: bool) -> None:
 
 def build_model(cfg: DictConfig) -> nn.Module:
     model = build(cfg, "model").to(cfg.train.device)
+    if metadata := class_metadata(cfg):
+        model.class_names = tuple(metadata.thing_classes)
     logger.info(
         "%.2f M parameters; %s operators run on %s",
         sum(p.numel() for p in model.parameters()) / 1e6,

@@ -150,14 +150,15 @@ def export(args: argparse.Namespace) -> None:
     """
     check_output(args.output)
     kind = FORMATS[args.format]
-    metadata = {}
     cfg = load_trained_config(args.config_file, args.weights, args.opts)
     cfg.train.device = args.device
     if args.format == "onnx":
         # Before minutes of tracing.
         check_packages("onnx", "onnxscript", "onnxruntime")
-        metadata = onnx_metadata(cfg, args.config_file)
     model = build_detector(cfg)
+    metadata = {}
+    if args.format == "onnx":
+        metadata = onnx_metadata(cfg, args.config_file, model.class_names)
     check_space(args.output, model)
     kind.write(model, args.output, args, metadata)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")

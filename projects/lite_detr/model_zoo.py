@@ -2,13 +2,19 @@
 
 import contextlib
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
 
 from .errors import ConfigError, MissingFileError
+from .labels import first_line
+
+logger = logging.getLogger("lite_detr")
 
 CONFIG_ROOT = Path(__file__).parent / "configs"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -54,18 +60,26 @@ def get_config_file(name: str) -> str:
 def get_lazy_config_file(name: str) -> str:
     """Return the path of a lazy config, see :func:`get_config_file`.
 
+    The ``config.yaml`` that a training run saves is a lazy config.
+
     Raises:
         MissingFileError: there is no such config.
-        ConfigError: it is a YAML file.
+        ConfigError: it is a YAML config of Detectron2.
     """
     path = get_config_file(name)
-    if path.endswith(YAML_SUFFIXES):
+    if path.endswith(YAML_SUFFIXES) and not is_saved_lazy_config(path):
         raise ConfigError(
-            f"config {name!r} is a YAML file, and a lazy config (NAME.py) is needed here: YAML is "
-            "for Detectron2's DefaultTrainer, DefaultPredictor and tools, and in Python for "
-            "lite_detr.model_zoo.get_yaml_config"
+            f"config {name!r} is a YAML file, and a lazy config is needed here (NAME.py, or the "
+            "config.yaml of a training run): this YAML is for Detectron2's DefaultTrainer, "
+            "DefaultPredictor and tools, and in Python for lite_detr.model_zoo.get_yaml_config"
         )
     return path
+
+
+def is_saved_lazy_config(path: str) -> bool:
+    """Return whether a YAML file is a lazy config, whose keys are in small letters."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return any(line.startswith("model:") for line in file)
 
 
 def get_config(name: str) -> DictConfig:
@@ -73,9 +87,25 @@ def get_config(name: str) -> DictConfig:
 
     Raises:
         MissingFileError: there is no such config.
-        ConfigError: it is a YAML file.
+        ConfigError: it is a YAML config of Detectron2, or cannot be read.
     """
-    return LazyConfig.load(get_lazy_config_file(name))
+    path = get_lazy_config_file(name)
+    try:
+        cfg = LazyConfig.load(path)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {name!r} is not valid YAML: {first_line(error)}") from error
+    if path.endswith(YAML_SUFFIXES):
+        use_available_device(cfg, name)
+    return cfg
+
+
+def use_available_device(cfg: DictConfig, name: str) -> None:
+    """Put a config that was saved on a machine with a GPU on the CPU, where there is no GPU."""
+    if not str(cfg.train.device).startswith("cuda") or torch.cuda.is_available():
+        return
+    logger.warning("config %s was saved with train.device=%s: no GPU here", name, cfg.train.device)
+    cfg.train.device = "cpu"
+    cfg.train.ddp.device_ids = None
 
 
 def get_fields(name: str, *fields: str) -> dict[str, Any]:

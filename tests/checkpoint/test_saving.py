@@ -50,6 +50,37 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("fine_tune", [False, True])
+def test_the_names_of_the_classes_are_saved_and_given_to_a_model_without(fine_tune, tmp_path):
+    checkpointer, _ = build(tmp_path)
+    checkpointer.model.class_names = ("cat", "dog")
+    checkpointer.save("named")
+    other = DetrCheckpointer(Detector(), fine_tune=fine_tune)
+    rest = other.load(str(tmp_path / "named.pth"))
+    assert "class_names" not in rest
+    # Training that starts from weights may be for other classes.
+    names = getattr(other.model, "class_names", None)
+    assert names == (None if fine_tune else ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("own", "num_classes", "said"),
+    [
+        (("dog", "cat"), 2, "class 0 is 'cat' in them and 'dog' in the dataset given"),
+        (None, 3, "name 2 classes and the model has 3"),
+    ],
+)
+def test_names_that_do_not_fit_are_said_and_not_used(own, num_classes, said, tmp_path, caplog):
+    checkpointer, _ = build(tmp_path)
+    checkpointer.model.class_names = ("cat", "dog")
+    checkpointer.save("named")
+    other = DetrCheckpointer(Detector())
+    other.model.class_names, other.model.num_classes = own, num_classes
+    with caplog.at_level(logging.WARNING, "lite_detr"):
+        other.load(str(tmp_path / "named.pth"))
+    assert other.model.class_names == own and said in caplog.text
+
+
 def resume(folder):
     """The iteration that a new process would resume, and the weight's value."""
     checkpointer, counter = build(folder)

@@ -8,6 +8,7 @@ from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import OmegaConf
 
 from lite_detr import model_zoo
+from lite_detr.errors import ConfigError
 from lite_detr.modeling import (
     DeformableEncoder,
     InterleavedEncoder,
@@ -67,6 +68,20 @@ def test_config_survives_saving(name, tmp_path):
         )
         assert before == after
     assert config.model.decoder.heads.num_classes == loaded.model.num_classes
+
+
+def test_a_saved_config_is_a_config_file_of_all_programs(tmp_path, monkeypatch):
+    config = model_zoo.get_config(LITE)
+    config.train.device, config.train.ddp.device_ids = "cuda", [0]
+    path = tmp_path / "config.yaml"
+    LazyConfig.save(config, str(path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = model_zoo.get_config(str(path))
+    assert loaded.model.num_classes == 80 and loaded.train.device == "cpu"
+    assert loaded.train.ddp.device_ids is None
+    path.write_text("model: [\n")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        model_zoo.get_config(str(path))
 
 
 def hyperparameters(name):

@@ -17,6 +17,7 @@ from lite_detr.data.coco import (
     apply_data_config,
     check_coco,
     check_registered,
+    class_metadata,
     register_coco,
 )
 
@@ -130,6 +131,13 @@ class TestApplyDataConfig:
         assert MetadataCatalog.get(test).json_file == paths["val_json"]
         assert len(DatasetCatalog.get(train)) == 2
         check_registered(cfg)
+
+    def test_names_in_weights_count_unless_paths_are_given(self, cfg, paths):
+        cfg.model.num_classes = 2
+        assert class_metadata(cfg, ("wolf", "lynx")).thing_classes == ["wolf", "lynx"]
+        cfg.data = paths
+        apply_data_config(cfg)
+        assert class_metadata(cfg, ("wolf", "lynx")).thing_classes == ["cat", "dog"]
 
     def test_writes_no_file(self, cfg, paths, tmp_path):
         before = sorted(tmp_path.rglob("*"))

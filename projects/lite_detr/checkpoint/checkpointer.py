@@ -66,11 +66,13 @@ class DetrCheckpointer(DetectionCheckpointer):
         self.resumed = False
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """See :meth:`DetectionCheckpointer.save`.
+        """See :meth:`DetectionCheckpointer.save`; also saves the model's ``class_names``.
 
         Raises:
             SaveError: the file cannot be written, or could not be read again.
         """
+        if names := getattr(self.model, "class_names", None):
+            kwargs["class_names"] = list(names)
         if self.save_dir and self.save_to_disk:
             states = {key: value.state_dict() for key, value in self.checkpointables.items()}
             for key, state in (states | kwargs).items():
@@ -155,10 +157,40 @@ class DetrCheckpointer(DetectionCheckpointer):
         finally:
             # Detectron2 resets it only if nothing is raised, and else refuses to load again.
             self._parsed_url_during_load = None
+        self._take_class_names(rest.pop("class_names", None))
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in rest:
                 self._load_checkpointable(key, rest.pop(key))
         return rest
+
+    def _take_class_names(self, names: Any) -> None:
+        """Give the model the names of the classes in a checkpoint, unless it has its own."""
+        # Fine-tuning may be for other classes; what is not a list of texts is another program's.
+        if self.fine_tune or not isinstance(names, list):
+            return
+        if not all(isinstance(name, str) for name in names):
+            return
+        expected = getattr(self.model, "num_classes", len(names))
+        own = getattr(self.model, "class_names", None)
+        if len(names) != expected:
+            logger.warning(
+                "weights %s name %d classes and the model has %d: the names are not used",
+                self._path,
+                len(names),
+                expected,
+            )
+        elif own is None:
+            self.model.class_names = tuple(names)
+        elif list(own) != names:
+            number = next(i for i, (one, other) in enumerate(zip(own, names)) if one != other)
+            logger.warning(
+                "weights %s were trained for other classes, or another order of them: class %d is "
+                "%r in them and %r in the dataset given",
+                self._path,
+                number,
+                names[number],
+                own[number],
+            )
 
     def _load_checkpointable(self, key: str, state: Any) -> None:
         try:

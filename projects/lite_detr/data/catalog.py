@@ -45,12 +45,21 @@ def dataset_names(cfg: DictConfig, split: str) -> list[str]:
     return [names] if isinstance(names, str) else list(dict.fromkeys(names or ()))
 
 
-def class_metadata(cfg: DictConfig) -> Metadata | None:
-    """Return the metadata of the config's test set, which name the classes.
+def class_metadata(cfg: DictConfig, trained: Sequence[str] | None = None) -> Metadata | None:
+    """Return the metadata that name the classes, as many as the model has.
 
-    None if it does not name as many as the model has; Detectron2 then draws their numbers.
+    Those of the config's test set if its paths are given, as ``data.val_json``; otherwise the names
+    in the weights; otherwise those of the config's test set. None if none are known; Detectron2
+    then draws the numbers of the classes.
+
+    Args:
+        cfg: lazy config with ``model.num_classes``.
+        trained: the names that came with the weights, a detector's ``class_names``.
     """
-    for name in dataset_names(cfg, "test"):
+    names = dataset_names(cfg, "test")
+    if trained and not any(MetadataCatalog.get(name).get("from_paths") for name in names):
+        return Metadata(thing_classes=list(trained))
+    for name in names:
         metadata = MetadataCatalog.get(name)
         if len(metadata.get("thing_classes", [])) == cfg.model.num_classes:
             return metadata

@@ -144,5 +144,6 @@ def _register_split(cfg, split, json_file, image_root):
     checksum = zlib.crc32(os.fsencode(os.path.abspath(json_file)))
     name = f"{Path(json_file).stem}_{split}_{checksum:08x}"
     summary = register_coco(name, json_file, image_root, for_evaluation=split == "test")
+    MetadataCatalog.get(name).set(from_paths=True)
     cfg.dataloader[split].dataset.names = name
     return summary

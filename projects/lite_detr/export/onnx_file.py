@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -105,17 +105,19 @@ def check_packages(*names: str) -> None:
         )
 
 
-def onnx_metadata(cfg: DictConfig, config_name: str) -> dict[str, str]:
+def onnx_metadata(
+    cfg: DictConfig, config_name: str, trained: Sequence[str] | None = None
+) -> dict[str, str]:
     """Return what an ONNX file must tell its users besides the graph, as texts by name.
 
-    ``class_names`` is a list in JSON, empty if the test set's metadata does not name as many as
-    the detector has. ``preprocessing`` is an object in JSON: ``channels`` ("RGB" or "BGR"), and
-    ``resize``, which is null or has ``short_side`` and ``max_size`` in pixels. ``config`` and
-    ``lite_detr_version`` say what wrote the file.
+    ``class_names`` is a list in JSON, empty if they are unknown. ``preprocessing`` is an object in
+    JSON: ``channels`` ("RGB" or "BGR"), and ``resize``, which is null or has ``short_side`` and
+    ``max_size`` in pixels. ``config`` and ``lite_detr_version`` say what wrote the file.
 
     Args:
         cfg: the detector's lazy config.
         config_name: the config's name, as it was given.
+        trained: the names of the classes in its weights, see :func:`class_metadata`.
 
     Raises:
         ExportError: the test set's images are changed by anything but one ``ResizeShortestEdge``,
@@ -127,7 +129,7 @@ def onnx_metadata(cfg: DictConfig, config_name: str) -> dict[str, str]:
             f"dataloader.test.mapper.image_format is {mapper.image_format}; an ONNX file's images "
             f"are {' or '.join(CHANNEL_ORDERS)}"
         )
-    classes = class_metadata(cfg)
+    classes = class_metadata(cfg, trained)
     names = list(classes.thing_classes) if classes else []
     return {
         "class_names": json.dumps(names, ensure_ascii=False),

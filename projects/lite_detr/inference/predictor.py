@@ -1,6 +1,7 @@
 """Trained detectors that run on image files, one at a time or many in batches."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from ..checkpoint import DetrCheckpointer
 from ..data.coco import apply_data_config, class_metadata
 from ..data.image_files import read_image, read_record
 from ..data.mapper import DetectionMapper
-from ..errors import WeightsError
+from ..errors import DatasetError, WeightsError
 from .optimize import optimize_for_program
+
+logger = logging.getLogger("lite_detr")
 
 # The number of batches whose images are decoded before the next batch is chosen. With more to
 # choose from, fewer batches stay incomplete.
@@ -41,11 +44,17 @@ def load_trained_config(
     Raises:
         MissingFileError: there is no such config.
         ConfigError: it is a YAML file, or an override does not fit it.
-        DatasetError: ``data`` is given and broken.
+        DatasetError: an override of ``data`` gives a dataset that cannot be used.
         WeightsError: neither ``weights`` nor the config names weights.
     """
     cfg = overrides.load_config(config_file, opts)
-    apply_data_config(cfg, splits=("test",))
+    try:
+        apply_data_config(cfg, splits=("test",))
+    except DatasetError as error:
+        if any(override.lstrip("+").startswith("data.") for override in opts):
+            raise
+        # The config of a run is also used where its dataset is not.
+        logger.warning("%s. The names of the classes are those in the weights", error)
     if weights:
         cfg.train.init_checkpoint = weights
     if not cfg.train.init_checkpoint:
@@ -72,16 +81,17 @@ class TrainedDetector:
         optimize: name of a dtype for :func:`lite_detr.optimize_for_inference`; None disables it.
 
     Attributes:
-        metadata: Detectron2's, with the names of the classes; None if they are unknown.
+        metadata: Detectron2's, with the names of the classes, see :func:`class_metadata`; None if
+            they are unknown.
     """
 
     def __init__(self, cfg: DictConfig, threshold: float = 0.0, optimize: str | None = None):
         mapper = instantiate(cfg.dataloader.test.mapper)
         self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
         self.mapper = make_mapper([self.augmentations], self.image_format)
-        self.metadata = class_metadata(cfg)
         self.threshold = threshold
         self.model = build_trained_model(cfg)
+        self.metadata = class_metadata(cfg, getattr(self.model, "class_names", None))
         if optimize:
             self.model = optimize_for_program(self.model, optimize)
 

@@ -48,12 +48,14 @@ class Detector(nn.Module):
 
     Attributes:
         lazy_config: the model zoo's config that a YAML config of this class starts from.
+        class_names: the names of the classes by number, which checkpoints hold; None if unknown.
 
     Raises:
         ConfigError: an attention is built for another number of scales than ``num_levels``.
     """
 
     lazy_config: ClassVar[str]
+    class_names: tuple[str, ...] | None = None
 
     # `from_config`, for Detectron2's YAML configs, is added in lite_detr.yacs.
     @configurable
