@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import Dataset
 
+from lite_detr.commands.check_data import main as check_data
 from lite_detr.data.catalog import check_registered, class_metadata, split_test_sets
 from lite_detr.data.coco import register_coco
 from lite_detr.data.evaluator import DetectionEvaluator
@@ -267,22 +268,17 @@ def test_an_edited_dataset_is_evaluated_as_it_is_now(register, records):
             record["annotations"].append(missed)
 
 
-def test_a_report_on_datasets_of_functions(register, monkeypatch, capsys, tmp_path, records):
-    from programs import ROOT
-
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import check_dataset
-
+def test_a_report_on_datasets_of_functions(register, capsys, tmp_path, records):
     register()
     for record in records:
         Image.new("RGB", (100, 80)).save(record["file_name"])
     report = tmp_path / "report.json"
     names = [f"dataloader.{split}.dataset.names=mine" for split in ("train", "test")]
     options = [*names, "model.num_classes=2", "--workers=1", f"--json={report}"]
-    assert check_dataset.main(options) == 0
+    assert check_data(options) == 0
     assert "train (mine): dataset 'mine'\n" in capsys.readouterr().out
     found = json.loads(report.read_text())["test (mine)"]
     assert found["summary"]["objects_by_class"] == {"cat": 0, "dog": 2}
     records[1]["annotations"][0]["bbox"] = "x"
-    assert check_dataset.main(options) == 1
+    assert check_data(options) == 1
     assert "record 1 has an object without a box" in capsys.readouterr().out

@@ -1,34 +1,30 @@
-"""tools/check_dataset.py."""
+"""lite-detr check-data."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from programs import ROOT
 
+from lite_detr.commands.check_data import main
 from lite_detr.data.coco import register_coco
 
 
 @pytest.fixture
-def check(monkeypatch, tmp_path, capsys):
+def check(tmp_path, capsys):
     """``check(*options)``: the exit status, what was printed, and the report written as JSON."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import check_dataset
 
     def run(*options):
         report = tmp_path / "report.json"
         report.unlink(missing_ok=True)
         try:
-            status = check_dataset.main([*map(str, options), "--workers=1", f"--json={report}"])
+            status = main([*map(str, options), "--workers=1", f"--json={report}"])
         except SystemExit as end:
             status = end.code
         printed = capsys.readouterr()
         return status, printed, json.loads(report.read_text()) if report.is_file() else None
 
-    yield run
-    sys.modules.pop("check_dataset")
+    return run
 
 
 @pytest.fixture
