@@ -86,7 +86,7 @@ def test_the_list_of_configs_holds_the_models_and_not_their_parts():
     assert not any(name.startswith("common") for name in names)
 
 
-def test_import_without_detectron2_says_how_to_install_it(tmp_path):
+def test_without_detectron2_the_operators_work_and_the_rest_says_how_to_install_it(tmp_path):
     code = (
         "import sys\n"
         "class Missing:\n"
@@ -95,10 +95,12 @@ def test_import_without_detectron2_says_how_to_install_it(tmp_path):
         "            raise ModuleNotFoundError('no detectron2', name='detectron2')\n"
         "sys.meta_path.insert(0, Missing())\n"
         "import lite_detr\n"
+        "lite_detr.ops.backend()\n"
+        "lite_detr.modeling\n"
     )
     run = run_python(code, ROOT / "projects", tmp_path)
     assert run.returncode == 1
     message = run.stderr.strip().splitlines()[-1]
-    assert message.startswith("ModuleNotFoundError: lite_detr needs Detectron2")
+    assert message.startswith("lite_detr.errors.MissingPackageError: lite_detr needs Detectron2")
     for source in ("make install", "facebookresearch/detectron2", "sal-detectron2"):
         assert source in message

@@ -136,7 +136,7 @@ ERRORS = {
         ["digits_train", "train.json", "DETECTRON2_DATASETS"],
     ),
     "half of a dataset": (["data.train_json=a.json"], TINY, ["data.val_json"]),
-    "evaluation without weights": (None, TINY, ["--eval-only", "train.init_checkpoint"]),
+    "evaluation without weights": (None, TINY, ["needs weights", "train.init_checkpoint"]),
     "weights that are not there": (
         ["train.init_checkpoint=no_such.pth"],
         TINY,

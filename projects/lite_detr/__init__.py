@@ -1,32 +1,70 @@
 """Lite DETR for Detectron2: efficient multi-scale DETR detectors (arXiv 2303.07335).
 
-Importing the package registers its meta-architectures and its built-in datasets with Detectron2.
+The package registers its meta-architectures and its built-in datasets with Detectron2: when it is
+imported, if Detectron2 has been, and otherwise when one of the names below is used, a config is
+read or a detector is built. Until then it imports neither PyTorch nor Detectron2, so that programs
+answer a ``--help`` or a wrong argument at once.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
-        raise
-    raise ModuleNotFoundError(
-        "lite_detr needs Detectron2, which is not installed: run `make install` in a checkout of "
-        "lite-detr, or install upstream with `pip install --no-build-isolation "
-        "git+https://github.com/facebookresearch/detectron2`, or the redistribution "
-        "`sal-detectron2` as docs/install.md shows.",
-        name="detectron2",
-    ) from None
+import importlib
+import sys
+from typing import Any
 
-from . import data, modeling, ops, patches
-from .inference import optimize_for_inference
+from .errors import MissingPackageError
 from .version import __version__
-from .yacs import add_lite_detr_config
 
-__all__ = [
-    "__version__",
-    "add_lite_detr_config",
-    "data",
-    "modeling",
-    "ops",
-    "optimize_for_inference",
-    "patches",
-]
+# The public names, and the modules that have them; a module stands for itself.
+_NAMES = {
+    "add_lite_detr_config": "yacs",
+    "data": "data",
+    "modeling": "modeling",
+    "ops": "ops",
+    "optimize_for_inference": "inference",
+    "patches": "patches",
+}
+_registered = False
+
+__all__ = ["__version__", "register", *_NAMES]
+
+
+def register() -> None:
+    """Register everything with Detectron2; does nothing if that has been done.
+
+    Raises:
+        MissingPackageError: Detectron2 is not installed.
+    """
+    global _registered
+    if _registered:
+        return
+    try:
+        importlib.import_module("detectron2")
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise MissingPackageError(
+            "lite_detr needs Detectron2, which is not installed: run `make install` in a checkout "
+            "of lite-detr, or install upstream with `pip install --no-build-isolation "
+            "git+https://github.com/facebookresearch/detectron2`, or the redistribution "
+            "`sal-detectron2` as docs/install.md shows"
+        ) from None
+    _registered = True
+    for name in dict.fromkeys(_NAMES.values()):
+        importlib.import_module(f".{name}", __name__)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # The operators need no Detectron2.
+    if name != "ops":
+        register()
+    module = importlib.import_module(f".{_NAMES[name]}", __name__)
+    return module if _NAMES[name] == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES})
+
+
+if "detectron2" in sys.modules:
+    register()

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from detectron2.utils import comm
-
 from .errors import SaveError, user_message
 from .labels import printable
 
+# The names in ``lite_detr.inference.DTYPES``, which imports PyTorch.
+DTYPES = ("float32", "bfloat16", "float16")
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Bytes of a picture's name before its number and its suffix.
@@ -54,17 +54,39 @@ def user_errors(status: int = 1) -> Iterator[None]:
         message = user_message(error)
         if not message:
             raise
-        if not comm.is_main_process():
+        if not is_first_process():
             time.sleep(PATIENCE)
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(status)
 
 
+def is_first_process() -> bool:
+    """Return whether this is the first process of a job, or there is no job."""
+    # Importing it takes seconds, and a process that has not done so is in no job.
+    comm = sys.modules.get("detectron2.utils.comm")
+    return comm is None or comm.is_main_process()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of options among config overrides, see :func:`add_overrides`."""
+
+    def parse_intermixed_args(self, args=None, namespace=None) -> argparse.Namespace:
+        # Unknown options come first: the value of one would be taken for an override.
+        parsed = super().parse_intermixed_args(args, namespace)
+        for text in getattr(parsed, "opts", ()):
+            try:
+                key_value(text)
+            except argparse.ArgumentTypeError as error:
+                self.error(str(error))
+        return parsed
+
+
 def make_parser(doc: str) -> argparse.ArgumentParser:
-    """Return a parser whose help starts with a program's docstring, line by line."""
-    return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Return a parser whose help starts with a program's docstring, line by line.
+
+    ``%(prog)s`` in the docstring is the program's name.
+    """
+    return Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_config_file(parser: argparse.ArgumentParser, **options) -> None:
@@ -75,8 +97,16 @@ def add_config_file(parser: argparse.ArgumentParser, **options) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add the config overrides, ``key=value`` after all other arguments, as ``opts``."""
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="change values of the config")
+
+
+def add_optimize(parser: argparse.ArgumentParser, condition: str = "") -> None:
+    """Add ``--optimize``; ``condition`` begins its help."""
     parser.add_argument(
-        "opts", nargs="*", type=key_value, metavar="key=value", help="change values of the config"
+        "--optimize",
+        choices=DTYPES,
+        metavar="DTYPE",
+        help=f"{condition}run faster: lite_detr.optimize_for_inference, in {', '.join(DTYPES)}",
     )
 
 

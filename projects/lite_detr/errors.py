@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from detectron2.utils import comm
-
 # Modules whose errors say that something cannot be downloaded.
 NETWORK_MODULES = set(
     "http httpcore httpcore2 httpx httpx2 huggingface_hub requests socket ssl urllib "
@@ -35,7 +33,7 @@ class ConfigError(LiteDetrError, ValueError):
 
 
 class MissingPackageError(LiteDetrError, ModuleNotFoundError):
-    """An optional package is not installed; the message has the command that installs it."""
+    """A package is not installed; the message has the command that installs it."""
 
 
 class DatasetError(LiteDetrError, ValueError):
@@ -188,6 +186,9 @@ def raised_in_all(*kinds: type[Exception]) -> Iterator[None]:
     Args:
         kinds: the classes of errors to share; their instances must be picklable.
     """
+    # Here, as programs answer wrong arguments without PyTorch.
+    from detectron2.utils import comm
+
     error = None
     try:
         yield

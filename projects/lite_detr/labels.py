@@ -8,9 +8,12 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from detectron2.data import Metadata
-from PIL import ImageFont
+if TYPE_CHECKING:
+    # Programs answer wrong arguments without them.
+    from detectron2.data import Metadata
+    from PIL import ImageFont
 
 # In characters: longer labels would cover the picture.
 MAX_LABEL = 40
@@ -62,7 +65,7 @@ def matplotlib_label(text: object, limit: int = MAX_LABEL) -> str:
     return label(text, limit).replace("$", r"\$")
 
 
-def matplotlib_metadata(metadata: Metadata | None) -> Metadata | None:
+def matplotlib_metadata(metadata: "Metadata | None") -> "Metadata | None":
     """Return a copy of Detectron2's metadata whose class names Matplotlib can draw.
 
     Detectron2's ``Visualizer`` draws the names of the metadata as they are.
@@ -72,7 +75,7 @@ def matplotlib_metadata(metadata: Metadata | None) -> Metadata | None:
     entries = metadata.as_dict()
     if names := entries.get("thing_classes"):
         entries["thing_classes"] = [matplotlib_label(name) for name in names]
-    return Metadata(**entries)
+    return type(metadata)(**entries)
 
 
 @contextmanager
@@ -88,7 +91,7 @@ def class_label(number: int, names: Sequence[str] | None) -> str:
     return matplotlib_label(names[number]) if names else str(number)
 
 
-def shorten(text: object, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: object, font: "ImageFont.FreeTypeFont", width: int) -> str:
     """Return a label cut at its beginning to a width: names often differ at the end.
 
     Args:

@@ -1,20 +1,24 @@
-"""Read the configs that ship with the package, in the manner of ``detectron2.model_zoo``."""
+"""Read the configs that ship with the package, in the manner of ``detectron2.model_zoo``.
+
+Functions that read a config import Detectron2; those that find one do not, so that programs answer
+a wrong name at once.
+"""
 
 import contextlib
 import difflib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from detectron2.config import CfgNode, LazyConfig, get_cfg
-from omegaconf import DictConfig
-
+from . import register
 from .errors import ConfigError, MissingFileError
 from .labels import first_line
 
 logger = logging.getLogger("lite_detr")
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from omegaconf import DictConfig
 
 CONFIG_ROOT = Path(__file__).parent / "configs"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -82,7 +86,7 @@ def is_saved_lazy_config(path: str) -> bool:
         return any(line.startswith("model:") for line in file)
 
 
-def get_config(name: str) -> DictConfig:
+def get_config(name: str) -> "DictConfig":
     """Return the lazy config of a model: ``model``, ``dataloader``, ``optimizer``, ``train``, ...
 
     Raises:
@@ -90,6 +94,10 @@ def get_config(name: str) -> DictConfig:
         ConfigError: it is a YAML config of Detectron2, or cannot be read.
     """
     path = get_lazy_config_file(name)
+    register()
+    import yaml
+    from detectron2.config import LazyConfig
+
     try:
         cfg = LazyConfig.load(path)
     except yaml.YAMLError as error:
@@ -99,8 +107,10 @@ def get_config(name: str) -> DictConfig:
     return cfg
 
 
-def use_available_device(cfg: DictConfig, name: str) -> None:
+def use_available_device(cfg: "DictConfig", name: str) -> None:
     """Put a config that was saved on a machine with a GPU on the CPU, where there is no GPU."""
+    import torch
+
     if not str(cfg.train.device).startswith("cuda") or torch.cuda.is_available():
         return
     logger.warning("config %s was saved with train.device=%s: no GPU here", name, cfg.train.device)
@@ -111,6 +121,9 @@ def use_available_device(cfg: DictConfig, name: str) -> None:
 def get_fields(name: str, *fields: str) -> dict[str, Any]:
     """Return those fields that a lazy config has; unlike get_config, also lists and strings."""
     path = get_lazy_config_file(name)
+    register()
+    from detectron2.config import LazyConfig
+
     found = {}
     for field in fields:
         with contextlib.suppress(KeyError):
@@ -118,7 +131,7 @@ def get_fields(name: str, *fields: str) -> dict[str, Any]:
     return found
 
 
-def get_yaml_config(name: str) -> CfgNode:
+def get_yaml_config(name: str) -> "CfgNode":
     """Return the config of a model for ``DefaultPredictor`` and ``DefaultTrainer``.
 
     Args:
@@ -134,13 +147,15 @@ def get_yaml_config(name: str) -> CfgNode:
             f"config {name!r} is not a YAML file, which is needed here (NAME.yaml): lazy configs "
             "are for train_net.py, and in Python for lite_detr.model_zoo.get_config"
         )
+    from detectron2.config import get_cfg
+
     cfg = get_cfg()
     add_lite_detr_config(cfg)
     cfg.merge_from_file(path)
     return cfg
 
 
-def add_lite_detr_config(cfg: CfgNode) -> None:
+def add_lite_detr_config(cfg: "CfgNode") -> None:
     """Add ``MODEL.DETR``, the options of our backbones and ``SOLVER.LR_FACTORS`` to a config.
 
     Nothing else changes. None and empty values stand for those of the lazy configs, so each default
@@ -149,6 +164,9 @@ def add_lite_detr_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: the config has a ``MODEL.DETR`` of another project.
     """
+    register()
+    from detectron2.config import CfgNode
+
     if "DETR" in cfg.MODEL:
         if "ENCODER" in cfg.MODEL.DETR:
             return

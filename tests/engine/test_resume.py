@@ -35,18 +35,18 @@ def whole(digits, tmp_path_factory):
 
 # Where a process of the training gets a signal, and how it ends.
 POINTS = {
-    "before the first checkpoint": ("train_net:ResumePoint", "after_step", 2),
+    "before the first checkpoint": ("lite_detr.engine.training:ResumePoint", "after_step", 2),
     "in the first save": ("os", "replace", 1),
     "between a checkpoint and its tag": ("os", "replace", 2),
-    "in an evaluation": ("train_net", "evaluate", 1),
-    "in an iteration": ("train_net:ResumePoint", "after_step", 2),
+    "in an evaluation": ("lite_detr.engine.training", "evaluate", 1),
+    "in an iteration": ("lite_detr.engine.training:ResumePoint", "after_step", 2),
     "between an iteration's checkpoint and its record": (
         "detectron2.utils.events:JSONWriter",
         "write",
         2,
     ),
     "in the last save": ("os", "replace", 3),
-    "in the last evaluation": ("train_net", "evaluate", 1),
+    "in the last evaluation": ("lite_detr.engine.training", "evaluate", 1),
 }
 
 

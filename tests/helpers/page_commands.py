@@ -181,6 +181,8 @@ OTHERS = frozenset(
 )
 # Each with a value, so that the program behind the options can be found.
 SRUN_OPTION = re.compile(r"--[a-z-]+(=\S+)?")
+# What a program that reads arguments has in it, by itself or as one of our commands.
+HAS_PARSER = re.compile(r"argument_?parser|make_parser|lite_detr\.commands", re.IGNORECASE)
 # Variables that make sets for the programs that it runs.
 MAKES_OWN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
@@ -242,12 +244,16 @@ def check_module(name: str, rest: Sequence[str]) -> None:
 
 def check_program(path: Path, rest: Sequence[str]) -> None:
     """Let a program parse its arguments, and look up the configs and overrides among them."""
-    if not re.search(r"argument_?parser|make_parser", path.read_text(), re.IGNORECASE):
+    if not HAS_PARSER.search(path.read_text()):
         # setup.py and other people's modules have parsers of other kinds.
         if rest and ROOT / "projects" in path.parents:
             raise CommandError(f"{path.name} takes no arguments, given {' '.join(rest)}")
         return
-    namespace = parse(path, rest)
+    look_up(parse(path, rest))
+
+
+def look_up(namespace: argparse.Namespace | None) -> None:
+    """Look up the configs and overrides among a program's arguments."""
     options = getattr(namespace, "opts", getattr(namespace, "options", None)) or []
     for name in ("config_file", "compare", "configs"):
         value = getattr(namespace, name, None) or []
@@ -258,8 +264,15 @@ def check_program(path: Path, rest: Sequence[str]) -> None:
                 raise CommandError(str(error)) from error
 
 
-def parse(path: Path, rest: Sequence[str]) -> argparse.Namespace | None:
+def parse(
+    path: Path, rest: Sequence[str], *, of_command: bool = False
+) -> argparse.Namespace | None:
     """Return what a program's own parser makes of its arguments; None if it prints its help.
+
+    Args:
+        path: the program.
+        rest: its arguments.
+        of_command: the first of them is a command, and the arguments behind it are parsed.
 
     Raises:
         CommandError: the parser refuses them.
@@ -267,7 +280,7 @@ def parse(path: Path, rest: Sequence[str]) -> argparse.Namespace | None:
     said = io.StringIO()
     with contextlib.ExitStack() as stack:
         for name in ("parse_args", "parse_intermixed_args"):
-            method = intercepted(getattr(argparse.ArgumentParser, name))
+            method = intercepted(getattr(argparse.ArgumentParser, name), of_command)
             stack.enter_context(mock.patch.object(argparse.ArgumentParser, name, method))
         stack.enter_context(mock.patch.object(sys, "argv", [str(path), *rest]))
         # As Python does for a file that it is given.
@@ -285,11 +298,19 @@ def parse(path: Path, rest: Sequence[str]) -> argparse.Namespace | None:
     raise CommandError(f"{path.name} never parsed its arguments")
 
 
-def intercepted(method: Callable) -> Callable:
+def intercepted(method: Callable, of_command: bool) -> Callable:
     def parse_and_stop(parser, *arguments, **keywords):
-        raise Parsed(method(parser, *arguments, **keywords))
+        namespace = method(parser, *arguments, **keywords)
+        # The parser that only finds the command goes on.
+        if of_command and "arguments" in namespace:
+            return namespace
+        raise Parsed(namespace)
 
     return parse_and_stop
+
+
+def check_lite_detr(rest: Sequence[str]) -> None:
+    look_up(parse(ROOT / "projects/lite_detr/__main__.py", rest, of_command=True))
 
 
 def check_torchrun(rest: Sequence[str]) -> None:
@@ -363,6 +384,7 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess:
 
 
 CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
+    "lite-detr": check_lite_detr,
     "make": check_make,
     "pip": check_pip,
     "python": check_python,

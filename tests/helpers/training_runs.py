@@ -25,11 +25,13 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from programs import CONFIGS, FORKS, ROOT
+from programs import CONFIGS, FORKS
 from small_detectors import gradients, small_detector, small_inputs
 from torch import distributed, nn
 
+import lite_detr.engine.training  # noqa: F401  # where a test gives it a signal
 from lite_detr import cli
+from lite_detr.commands.train import run
 from lite_detr.data.coco import apply_data_config
 from lite_detr.engine.trainer import Trainer
 from lite_detr.errors import DivergenceError, SaveError, raised_in_all
@@ -37,8 +39,6 @@ from lite_detr.modeling.criterion import count_objects
 from lite_detr.optimizer import ClippedAdamW
 
 CONFIG = CONFIGS / "resumable.py"
-
-sys.path.append(str(ROOT))
 
 
 class Toy(nn.Module):
@@ -103,13 +103,11 @@ def train(*options: str, resume: bool = False, prepare: Callable[[], None] | Non
 
 
 def _run_train_net(options: list[str], resume: bool, prepare: Callable[[], None] | None) -> None:
-    import train_net
-
     # Data workers are forked, as they are from a program.
     multiprocessing.set_start_method("fork", force=True)
     if prepare is not None:
         prepare()
-    train_net.run(
+    run(
         argparse.Namespace(
             config_file=str(CONFIG), resume=resume, eval_only=False, opts=list(options)
         )
@@ -122,7 +120,8 @@ def signal_at(owner: str, name: str, nth: int, number: int = signal.SIGKILL) -> 
     As from Slurm, its workers get it, too.
 
     Args:
-        owner: a module or a class of a module, such as ``os`` or ``train_net:ResumePoint``.
+        owner: a module or a class of a module, such as ``os`` or
+            ``lite_detr.engine.training:ResumePoint``.
         name: of the function.
     """
     module, *attributes = owner.split(":")
@@ -208,8 +207,6 @@ def diverge(folder: Path, max_bad_batches: int) -> str:
 
 def train_on_a_full_disk(folder: Path, options: list[str]) -> tuple[int, str]:
     """How each process ends, and what it says, when the first one can write no checkpoint."""
-    import train_net
-
     cli.PATIENCE = 0.0
     if comm.is_main_process():
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -217,7 +214,7 @@ def train_on_a_full_disk(folder: Path, options: list[str]) -> tuple[int, str]:
     args = argparse.Namespace(config_file=str(CONFIG), resume=False, eval_only=False, opts=options)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            train_net.run(args)
+            run(args)
         except SystemExit as end:
             return end.code, said.getvalue()
     return 0, said.getvalue()

@@ -48,7 +48,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
 
     Args:
         main: the function to run; in it, Detectron2's ``comm`` knows all processes.
-        args: the options of Detectron2's ``default_argument_parser``.
+        args: the options of a job, see ``lite_detr.commands.train``.
 
     Raises:
         LaunchError: the environment is incomplete, or the options or the GPUs do not fit.
@@ -60,6 +60,11 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
         # Not after an error: the others may still wait for this process, which must end.
         distributed.destroy_process_group()
         return
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise LaunchError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://ADDRESS:PORT, where the "
+            "processes of all machines meet: the address of the first and a free port of it"
+        )
     # Detectron2 would only say that an assertion failed, in each of the processes.
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise LaunchError(

@@ -10,6 +10,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from .. import register
 from ..errors import ConfigError
 from .attention import DeformableAttention
 from .criterion import SetCriterion, Target, count_objects
@@ -78,6 +79,8 @@ class Detector(nn.Module):
         score_thresh: float = 0.0,
         detections_per_image: int = 100,
     ):
+        # Detectron2's optimizer and checkpointer now meet a detector of ours.
+        register()
         super().__init__()
         self.backbone = backbone
         self.neck = MultiScaleNeck(backbone.output_shape(), in_features, embed_dim, num_levels)

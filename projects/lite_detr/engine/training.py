@@ -1,0 +1,167 @@
+"""Train or evaluate a detector from a lazy config, with Detectron2's trainers and hooks."""
+
+import argparse
+import logging
+
+from detectron2.config import instantiate
+from detectron2.engine import default_setup, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch import nn
+
+from .. import ops
+from ..checkpoint import DetrCheckpointer
+from ..data.catalog import check_registered, class_metadata, split_test_sets
+from ..data.coco import apply_data_config
+from ..errors import DivergenceError, WeightsError
+from ..inference import optimize_for_program
+from ..overrides import build, load_config
+from ..random_states import same_random_states
+from .ema import EMA
+from .options import RunOptions, check_options, check_resumed
+from .pictures import build_pictures_hook
+from .preemption import Preemption
+from .resume import Records, ResumePoint
+from .trainer import Trainer
+
+logger = logging.getLogger("lite_detr")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check a job's config and datasets before its processes start.
+
+    Warnings are left to the first of them.
+
+    Raises:
+        LiteDetrError: something in the config does not fit.
+    """
+    logger.setLevel(logging.ERROR)
+    prepare(load_config(args.config_file, args.opts), args.eval_only)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train or evaluate, in every process of a job.
+
+    Args:
+        args: those of :mod:`lite_detr.commands.train`.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    check_options(cfg.train)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
+    prepare(cfg, args.eval_only)
+    default_setup(cfg, args)
+    if not args.eval_only:
+        train(cfg, args.resume)
+        return
+    if not cfg.train.init_checkpoint:
+        raise WeightsError("evaluation needs weights: set train.init_checkpoint=FILE")
+    model = build_model(cfg)
+    DetrCheckpointer(model).load(cfg.train.init_checkpoint)
+    if args.optimize:
+        # Each process has its own; as nothing is trained, there is nothing to share.
+        evaluate(cfg, optimize_for_program(model, args.optimize))
+    else:
+        evaluate(cfg, create_ddp_model(model, **cfg.train.ddp))
+
+
+def train(cfg: DictConfig, resume: bool) -> None:
+    options = RunOptions(cfg)
+    model = build_model(cfg)
+    cfg.optimizer.params.model = model
+    optimizer = build(cfg, "optimizer")
+    loader = build(cfg, "dataloader.train")
+
+    model = create_ddp_model(model, **cfg.train.ddp)
+    trainer = Trainer(
+        model,
+        loader,
+        optimizer,
+        precision=cfg.train.amp.precision if cfg.train.amp.enabled else "float32",
+        accumulation=cfg.train.accumulation,
+        max_bad_batches=cfg.train.max_bad_batches,
+    )
+    checkpointer = DetrCheckpointer(model, cfg.train.output_dir, options=options, trainer=trainer)
+    ema = None
+    if cfg.train.ema.enabled:
+        ema = EMA(model, cfg.train.ema.decay, cfg.train.output_dir)
+        checkpointer.add_checkpointable("ema", ema.averaged)
+    preemption = Preemption()
+
+    def evaluate_between_iterations() -> dict:
+        with preemption.leaving_at_once(), same_random_states():
+            averaged = evaluate(cfg, ema.averaged.module) if ema is not None else {}
+            averaged = {f"{task}_ema": result for task, result in averaged.items()}
+            return averaged | evaluate(cfg, model)
+
+    resume_point = ResumePoint(
+        checkpointer,
+        loader,
+        Records(cfg.train.output_dir, cfg.train.max_iter),
+        preemption,
+        cfg.train.eval_period,
+        **cfg.train.checkpointer,
+    )
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
+            ema,
+            # The hooks after it run again for the iteration that a run goes on from.
+            resume_point,
+            hooks.EvalHook(cfg.train.eval_period, evaluate_between_iterations),
+            build_pictures_hook(cfg, model),
+        ]
+    )
+    rest = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    if checkpointer.resumed:
+        check_resumed(rest, trainer.iter, cfg.train)
+    if comm.is_main_process():
+        writers = resume_point.writers(resume)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+    try:
+        with preemption:
+            trainer.train(trainer.iter + 1 if checkpointer.resumed else 0, cfg.train.max_iter)
+    except DivergenceError as error:
+        error.checkpoint = checkpointer.get_checkpoint_file()
+        raise
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    model = build(cfg, "model").to(cfg.train.device)
+    if metadata := class_metadata(cfg):
+        model.class_names = tuple(metadata.thing_classes)
+    logger.info(
+        "%.2f M parameters; %s operators run on %s",
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        ops.backend(cfg.train.device),
+        cfg.train.device,
+    )
+    return model
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
+    """Evaluate the config's test set and return ``{"bbox": {"AP": ...}}``.
+
+    With several test sets, each has its evaluator, and its results are under its name.
+    """
+    test_sets, results = split_test_sets(cfg), {}
+    for name, (loader, evaluator) in test_sets.items():
+        results[name] = inference_on_dataset(model, instantiate(loader), instantiate(evaluator))
+        if len(test_sets) > 1:
+            logger.info("Results of %s:", name)
+        print_csv_format(results[name])
+    return results if len(results) > 1 else next(iter(results.values()))
+
+
+def prepare(cfg: DictConfig, eval_only: bool) -> None:
+    """Register the datasets that the config gives by paths, and check those it names.
+
+    Raises:
+        DatasetError: a dataset is missing, broken, or does not fit the config.
+    """
+    splits = ("test",) if eval_only else ("train", "test")
+    apply_data_config(cfg, splits)
+    check_registered(cfg, splits)
