@@ -162,7 +162,7 @@ WRONG = {
     f"python train_net.py --nodes 2 --config-file {ZOO}": "unrecognized arguments: --nodes",
     "lite-detr trian": "invalid choice: 'trian'",
     f"lite-detr evaluate --config-file {ZOO} x.y=1": "has no key x.y",
-    "python train_net.py --config-file dino/lite_dino_r51.py": "did you mean dino/lite_dino_r50",
+    "python train_net.py --config-file dino/lite_dino_r51.py": "or dino/lite_dino_r50",
     f"{TRAIN} --num-gpus many": "given many, accepted are whole numbers",
     f"{TRAIN} train.max_iter=9 --num-gpus 8": "--num-gpus is not key=value",
     f"{TRAIN} train.max_iters=9": "the config has no key train.max_iters",

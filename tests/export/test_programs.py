@@ -1,11 +1,10 @@
-"""tools/export.py, and every detector in every format."""
+"""``lite-detr export``, and every detector in every format."""
 
 import importlib.util
 import re
 import resource
 import shutil
 
-import export
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -13,12 +12,14 @@ from small_detectors import CONFIGS, small_config
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer
+from lite_detr.commands import export
 from lite_detr.export import (
     ExportError,
     check,
     compile_program,
     export_program,
     export_torchscript,
+    formats,
     onnx_file,
     onnx_metadata,
     program,
@@ -68,13 +69,18 @@ def test_file_that_differs_from_the_detector_is_an_error(weights, tmp_path, monk
         for found in written[0](images, sizes):
             yield found._replace(scores=found.scores + 2e-4)
 
-    compare = export.compare_with(lambda path: run, check.run_detector_one_by_one)
-    other = export.FORMATS["torchscript"]._replace(write=write, compare=compare)
-    monkeypatch.setitem(export.FORMATS, "torchscript", other)
+    compare = formats.compare_with(lambda path: run, check.run_detector_one_by_one)
+    other = formats.FORMATS["torchscript"]._replace(write=write, compare=compare)
+    monkeypatch.setitem(formats.FORMATS, "torchscript", other)
     with pytest.raises(SystemExit):
         export.main(arguments(weights, tmp_path / "tiny.ts", "torchscript"))
     error = capsys.readouterr().err
     assert re.search("2.0e-04 in scores, .* rounding makes less than 1e-04", error)
+
+
+def test_the_command_knows_what_can_be_written_without_pytorch():
+    assert list(export.SUFFIXES) == list(formats.FORMATS)
+    assert (export.OPSET, export.OPSETS) == (onnx_file.OPSET, onnx_file.OPSETS)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +122,8 @@ def untraced(monkeypatch):
     def write(*_):
         raise AssertionError("a detector was traced")
 
-    for kind, found in export.FORMATS.items():
-        monkeypatch.setitem(export.FORMATS, kind, found._replace(write=write))
+    for kind, found in formats.FORMATS.items():
+        monkeypatch.setitem(formats.FORMATS, kind, found._replace(write=write))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,7 @@ def test_a_disk_without_room_is_found_before_tracing(
     untraced, weights, tmp_path, capsys, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(formats.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(SystemExit):
         export.main(arguments(weights, tmp_path / "tiny.ts", "torchscript"))
     line = capsys.readouterr().err.splitlines()[-1]
@@ -289,7 +295,7 @@ def test_single_stage_in_onnx(tmp_path):
 @pytest.mark.parametrize("kind", ["onnx", "torch-export", "aoti"])
 def test_a_resnet_from_the_command_line(kind, weights, tmp_path):
     pytest.importorskip("onnxruntime")
-    suffix = export.FORMATS[kind].suffix
+    suffix = export.SUFFIXES[kind]
     export.main(arguments(weights, tmp_path / f"tiny{suffix}", kind))
 
 

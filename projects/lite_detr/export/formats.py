@@ -1,0 +1,149 @@
+"""The formats that a trained detector is exported to: how each is written, and compared."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from ..errors import ExportError, SaveError
+from ..inference.predictor import build_trained_model, load_trained_config
+from ..modeling.detector import Detector
+from . import check
+from .onnx_file import check_packages, onnx_metadata, save_onnx
+from .program import compile_program, export_program, export_torchscript, save_program
+
+
+class Format(NamedTuple):
+    """The functions that write a file and compare it, and the reason why it may differ."""
+
+    write: Callable[[Detector, Path, dict[str, str], int], None]
+    compare: Callable[[Path, Detector], check.Differences]
+    reason: str = (
+        "weights that rate many proposals alike, as random ones do, can cause more, as rounding "
+        "then changes their order; with other weights, the file is wrong"
+    )
+
+
+def compare_with(
+    run: Callable[[Path], check.Run], expected: Callable[[Detector], check.Run]
+) -> Callable[[Path, Detector], check.Differences]:
+    """Return a comparison of two functions, one of the file and one of the detector, on noise."""
+    return lambda path, model: check.check_batches(
+        run(path), expected(model), check.sample_batches(model)
+    )
+
+
+def compare_onnx(path: Path, model: Detector) -> check.Differences:
+    """Compare on the same noise, with the detector's proposals in the file's order."""
+    found, reordering = check.check_onnx(check.OnnxFile(path), model, check.sample_batches(model))
+    if reordering.moved:
+        print(
+            "the file ranks some proposals differently, whose logits differ by at most "
+            f"{reordering.gap:.0e}; the detector is compared in the file's order"
+        )
+    return found
+
+
+FORMATS = {
+    "onnx": Format(
+        lambda model, path, metadata, opset: save_onnx(
+            export_program(model), path, metadata, opset
+        ),
+        compare_onnx,
+        "the file is wrong",
+    ),
+    "torch-export": Format(
+        lambda model, path, *_: save_program(export_program(model), path),
+        compare_with(check.run_program, check.run_detector),
+    ),
+    "aoti": Format(
+        lambda model, path, *_: compile_program(export_program(model), path),
+        compare_with(check.run_package, check.run_detector),
+    ),
+    "torchscript": Format(
+        lambda model, path, *_: export_torchscript(model, path),
+        compare_with(check.run_torchscript, check.run_detector_one_by_one),
+    ),
+}
+
+
+def build_detector(cfg: DictConfig) -> Detector:
+    """Build the config's detector with its weights.
+
+    Raises:
+        WeightsError: they cannot be read or do not fit.
+        ExportError: the model is not one of ours.
+    """
+    model = build_trained_model(cfg)
+    if not isinstance(model, Detector):
+        raise ExportError(
+            f"only lite_detr's detectors are exported, and the config's is {type(model).__name__}"
+        )
+    return model
+
+
+def check_space(path: Path, model: Detector) -> None:
+    """Check that a disk has room for a model's weights.
+
+    Raises:
+        SaveError: it has not.
+    """
+    needed = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise SaveError(
+            f"{path} needs {needed / 2**20:.0f} MiB, and the disk has {free / 2**20:.0f} MiB left: "
+            "make room there"
+        )
+
+
+def export(
+    config_file: str,
+    weights: str,
+    opts: Sequence[str],
+    format_name: str,
+    output: Path,
+    *,
+    device: str,
+    opset: int,
+) -> None:
+    """Write a trained detector to a file, and compare the file with it.
+
+    Args:
+        config_file, weights, opts: see :func:`load_trained_config`.
+        format_name: one of ``FORMATS``.
+        output: the file; its folder exists.
+        device: ``cpu`` or ``cuda``, the device to export for.
+        opset: of an ONNX file.
+
+    Raises:
+        ExportError: the format cannot hold the detector, its file has other detections, or there
+            is no such device.
+        SaveError: the file cannot be written.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ExportError("--device cuda needs a GPU, and PyTorch finds none")
+    chosen = FORMATS[format_name]
+    cfg = load_trained_config(config_file, weights, opts)
+    cfg.train.device = device
+    if format_name == "onnx":
+        # Before minutes of tracing.
+        check_packages("onnx", "onnxscript", "onnxruntime")
+    model = build_detector(cfg)
+    metadata = {}
+    if format_name == "onnx":
+        metadata = onnx_metadata(cfg, config_file, model.class_names)
+    check_space(output, model)
+    chosen.write(model, output, metadata, opset)
+    print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
+    found = chosen.compare(output, model)
+    text = (
+        f"largest differences from the detector: {found.scores:.1e} in scores, {found.boxes:.1e} "
+        "of the image's longer side in boxes"
+    )
+    if max(found) > check.LIMIT:
+        raise ExportError(f"{text}; rounding makes less than {check.LIMIT:.0e}: {chosen.reason}")
+    print(text)
