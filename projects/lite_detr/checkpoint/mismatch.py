@@ -163,6 +163,9 @@ def suggest_configs(signature: Signature) -> tuple[str, ...]:
     found: dict[str, list[str]] = {}
     backbones: dict[str, nn.Module] = {}
     for name in model_zoo.list_configs():
+        # Their models are those of other configs.
+        if name.startswith("own_data/"):
+            continue
         model = model_zoo.get_config(name).model
         if not may_fit(model, signature):
             continue
