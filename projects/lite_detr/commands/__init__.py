@@ -17,7 +17,7 @@ from ..version import __version__
 # Each is a module of this package, with ``_`` for ``-``.
 COMMANDS = tuple(
     command
-    for command in ("train", "predict", "evaluate", "export", "check-data", "env")
+    for command in ("train", "predict", "evaluate", "export", "check-data", "convert-data", "env")
     if importlib.util.find_spec(f"{__name__}.{command.replace('-', '_')}")
 )
 DOC = """Lite DETR for Detectron2: train, evaluate and export efficient DETR detectors.
@@ -41,7 +41,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def describe(command: str) -> str:
     """Return the line of the help on a command: its name and the beginning of its docstring."""
-    return f"  {command:<12}{load(command).__doc__.splitlines()[0]}"
+    return f"  {command:<14}{load(command).__doc__.splitlines()[0]}"
 
 
 def load(command: str) -> ModuleType:

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from .. import cli
+from .. import cli, model_zoo
 
 CONFIG = "own_data/lite_dino_r50.py"
 
@@ -33,13 +33,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--json", type=cli.file_name(".json"), metavar="FILE", help="write the whole report to it"
     )
     cli.add_overrides(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 @cli.user_errors(status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the reports and return the exit status."""
     args = parse_args(argv)
+    config_file = model_zoo.get_lazy_config_file(args.config_file)
     # They import Detectron2, which takes seconds.
     from omegaconf import OmegaConf
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..labels import printable
     from ..overrides import load_config
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(config_file, args.opts)
     datasets = find_datasets(cfg)
     num_queries = OmegaConf.select(cfg, "model.queries.num_queries")
     reports = inspect_all(datasets, num_queries, args.workers)

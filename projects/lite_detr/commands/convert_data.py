@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import cli
+from ..errors import MissingFileError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,6 +42,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if not args.source.exists():
+        raise MissingFileError(
+            f"{args.source}: not found; give a folder with Pascal VOC or YOLO labels, or a COCO "
+            "file"
+        )
     # They import Detectron2, which takes seconds.
     import torch
 

@@ -64,7 +64,7 @@ def convert_dataset(
         content = load_coco(str(source))
         root = images or _find_images(source, content)
         conversion = Conversion("COCO", root, {"train": content})
-    elif source.is_dir():
+    else:
         files = list_files(source)
         jsons = [path for path in files if path.name == ROBOFLOW_FILE]
         if jsons:
@@ -72,10 +72,6 @@ def convert_dataset(
         else:
             found = read_voc_folder(source, files) or read_yolo_folder(source, files)
             conversion = Conversion(found.kind, source, found.contents, found.notes)
-    else:
-        raise DatasetError(
-            f"{source}: not found; give a folder with Pascal VOC or YOLO labels, or a COCO file"
-        )
     contents = conversion.contents
     for split, content in contents.items():
         faults = find_faults(str(source), str(conversion.image_root), content, split != "train")
