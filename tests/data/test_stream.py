@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from lite_detr.data.stream import SampleStream, StreamedBatches
 from lite_detr.data.train_loader import build_train_loader
+from lite_detr.errors import ConfigError
 
 NUM_IMAGES = 11
 SEED = 5
@@ -34,7 +35,7 @@ def draw(record):
     return {**record, "image": record["image_id"], "draws": draws}
 
 
-def build(num_workers=0, grouping=True, batch=2, sampler=None, dataset=None):
+def build(num_workers=0, grouping=True, batch=2, sampler=None, dataset=None, **options):
     np.random.seed(SEED)  # what the seed of the order is drawn from
     return build_train_loader(
         records() if dataset is None else dataset,
@@ -43,6 +44,7 @@ def build(num_workers=0, grouping=True, batch=2, sampler=None, dataset=None):
         num_workers=num_workers,
         aspect_ratio_grouping=grouping,
         sampler=sampler,
+        **options,
     )
 
 
@@ -168,6 +170,53 @@ def test_a_sampler_of_detectron2_goes_on():
     resumed = build(sampler=sampler())
     resumed.load_states([loader.state_dict()])
     assert take(resumed, 11) == whole[9:]
+
+
+def rare_and_frequent():
+    """All images have class 0, one has class 1, and another one is a crowd of class 1."""
+    dataset = records()
+    for record in dataset:
+        record["annotations"] = [{"category_id": 0, "bbox": [0, 0, 5, 5], "bbox_mode": 1}]
+    dataset[2]["annotations"].append({**dataset[2]["annotations"][0], "category_id": 1})
+    crowd = {"category_id": 1, "iscrowd": 1, "bbox": [0, 0, 5, 5], "bbox_mode": 1}
+    dataset[5]["annotations"].append(crowd)
+    return dataset
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_images_of_rare_classes_are_seen_more_often_by_all_processes(size, as_rank):
+    """sqrt(0.99 / (1 / 11)) = 3.3 times an epoch, wherever the stream went on."""
+    shown = []
+    for rank in range(size):
+        as_rank(rank, size)
+        # Not grouped, as images that wait for others are seen later.
+        options = dict(grouping=False, repeat_threshold=0.99)
+        whole = take(build(dataset=rare_and_frequent(), **options), 400)
+        first = build(dataset=rare_and_frequent(), **options)
+        begun = take(first, 150)
+        state = copy.deepcopy(first.state_dict())
+        np.random.seed(SEED + 1)
+        later = build_train_loader(
+            rare_and_frequent(),
+            mapper=draw,
+            total_batch_size=2,
+            aspect_ratio_grouping=False,
+            num_workers=2 * (size == 1),
+            repeat_threshold=0.99,
+        )
+        later.load_states([state] * size)
+        assert begun + take(later, 250) == whole
+        shown += [image for batch in ids(whole) for image in batch]
+    counts = np.bincount(shown, minlength=NUM_IMAGES)
+    others = np.delete(counts, 2)
+    assert counts[2] / others.mean() == pytest.approx(np.sqrt(0.99 * NUM_IMAGES), rel=0.05)
+    assert others.max() - others.min() <= 2
+
+
+@pytest.mark.parametrize("options", [{"repeat_threshold": 2.0}, {"sampler": range(5)}])
+def test_a_wrong_threshold_or_a_sampler_beside_it_is_refused(options):
+    with pytest.raises(ConfigError, match="repeat_threshold"):
+        build(**{"repeat_threshold": 0.5, **options})
 
 
 def test_another_order_of_images_is_said(caplog):

@@ -9,8 +9,9 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from ..random_states import same_random_states, seed_sample
@@ -36,18 +37,27 @@ class SampleStream(IterableDataset):
         sampler: yields indices, the same in each new start. None shuffles every epoch differently,
             by a seed that is drawn here and shared by all processes.
         chunk_size: the number of consecutive samples from one worker, which it batches.
+        repeat_factors: ``[len(dataset)]``: how often each sample is in an epoch, on average, if
+            there is no ``sampler``. None: once.
 
     Attributes:
         start: the first place that has not been read.
         held: ``{place: index}`` of earlier places whose samples have not been yielded.
     """
 
-    def __init__(self, dataset: Dataset, sampler: Sampler | None = None, chunk_size: int = 1):
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: Sampler | None = None,
+        chunk_size: int = 1,
+        repeat_factors: Tensor | None = None,
+    ):
         self.dataset = dataset
         self.chunk_size = chunk_size
         self.has_own_sampler = sampler is None
         self.seed = comm.shared_random_seed()
-        self.sampler = TrainingSampler(len(dataset), seed=self.seed) if sampler is None else sampler
+        self.repeat_factors = repeat_factors
+        self.sampler = self._own_sampler() if sampler is None else sampler
         # Stored, as workers that are spawned do not know the other processes.
         self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
         self.start = 0
@@ -71,7 +81,12 @@ class SampleStream(IterableDataset):
     def reseed(self, seed: int) -> None:
         self.seed = seed
         if self.has_own_sampler:
-            self.sampler = TrainingSampler(len(self.dataset), seed=seed)
+            self.sampler = self._own_sampler()
+
+    def _own_sampler(self) -> Sampler:
+        if self.repeat_factors is None:
+            return TrainingSampler(len(self.dataset), seed=self.seed)
+        return RepeatFactorTrainingSampler(self.repeat_factors, seed=self.seed)
 
 
 class StreamedBatches(IterableDataset):

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from detectron2.config import configurable
 from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.serialize import PicklableWrapper
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from ..errors import DatasetError, ImageError
+from ..errors import ConfigError, DatasetError, ImageError
 from ..labels import printable
 from .coco_file import clip_boxes
 from .faults import join_first
@@ -218,6 +220,35 @@ def check_boxes(records: list[dict[str, Any]]) -> None:
         )
 
 
+def repeat_factors(records: list[dict[str, Any]] | Dataset, threshold: float) -> Tensor:
+    """Return how often each image is in an epoch, on average: Detectron2's repeat factors of LVIS.
+
+    A class that a share f of the images have asks for max(1, sqrt(threshold / f)), and an image for
+    the largest number of its classes. Crowd regions do not count.
+
+    Raises:
+        ConfigError: the threshold is not above 0 and at most 1, or the records are not a list.
+    """
+    if not isinstance(records, list) or not 0 < threshold <= 1:
+        raise ConfigError(
+            f"dataloader.train.repeat_threshold={threshold}: accepted are shares of the images, "
+            "above 0 and at most 1, with a dataset that is a list of dicts"
+        )
+    objects = [
+        {"annotations": [a for a in record.get("annotations", ()) if not a.get("iscrowd")]}
+        for record in records
+    ]
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(objects, threshold)
+    logger.info(
+        "repeat_threshold=%g: %d of %d images are seen more often, up to %.1f times",
+        threshold,
+        int((factors > 1).sum()),
+        len(factors),
+        factors.max().item(),
+    )
+    return factors
+
+
 def _from_config(cfg, mapper=None, **kwargs) -> dict[str, Any]:
     mapper = DetectionMapper(cfg, is_train=True) if mapper is None else mapper
     return build_detection_train_loader.from_config(cfg, mapper, **kwargs)
@@ -232,6 +263,7 @@ def build_train_loader(
     sampler: Sampler | None = None,
     aspect_ratio_grouping: bool = True,
     max_unusable: float = MAX_UNUSABLE,
+    repeat_threshold: float | None = None,
     collate_fn: Callable[[list[dict]], Any] | None = None,
     **kwargs,
 ) -> WatchedBatches:
@@ -247,12 +279,15 @@ def build_train_loader(
         mapper: a :class:`DetectionMapper`, or another that raises ``ImageError``.
         sampler: as Detectron2's; the order of its indices must be the same in each new start.
         max_unusable: the share of unusable images above which training stops.
+        repeat_threshold: images with classes that fewer than this share of the images have are
+            seen more often, see :func:`repeat_factors`; None: all are seen alike.
         collate_fn: applied to the list of samples, in the training process.
         total_batch_size, aspect_ratio_grouping, **kwargs: see ``build_detection_train_loader``.
 
     Raises:
         TypeError: the dataset is iterable-style, so that no replacement can be chosen.
         DatasetError: the dataset has annotations, but no object to train on.
+        ConfigError: ``repeat_threshold`` is not a share, or there is a ``sampler`` as well.
     """
     if isinstance(dataset, IterableDataset):
         raise TypeError(
@@ -262,10 +297,17 @@ def build_train_loader(
         )
     if isinstance(dataset, list):
         check_boxes(dataset)
+    factors = None
+    if repeat_threshold is not None:
+        if sampler is not None:
+            raise ConfigError(
+                "dataloader.train has a sampler and repeat_threshold: set one to null"
+            )
+        factors = repeat_factors(dataset, repeat_threshold)
     dataset = ReplacingDataset(dataset, mapper, max_unusable)
     # If images are grouped, workers yield single ones, otherwise whole batches.
     chunk_size = 1 if aspect_ratio_grouping else total_batch_size // comm.get_world_size()
-    stream = SampleStream(dataset, sampler, chunk_size)
+    stream = SampleStream(dataset, sampler, chunk_size, factors)
     loader = build_detection_train_loader(
         stream,
         mapper=None,
