@@ -1,6 +1,9 @@
 # The two commands of the README are `make demo` and `make test`; both set up .venv first.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The Pythons that requirements/*.txt and the tests are for, the preferred one first.
+PYTHONS := 3.11 3.12 3.13 3.10
+PYTHON ?= $(shell for name in $(PYTHONS:%=python%) python3; do \
+	if $$name -c '' 2>/dev/null; then echo $$name; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # A pip requirement to install Detectron2 from, such as upstream's repository; the default is the
@@ -36,12 +39,24 @@ CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
 
 .PHONY: install demo test test-all docs lock sanitize cuda lint clean
 
+# Fails with one line for a Python that the first argument does not list; the second says what to do.
+CHECK_PYTHON := -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
+	version in sys.argv[1].split() or sys.exit("Python %s %s" % (version, sys.argv[2]))'
+
 install: $(VENV)/installed
+# Without this, `make install PYTHON=...` would do nothing where $(VENV) is of another Python.
+ifeq ($(filter file undefined,$(origin PYTHON)),)
+	@$(PYTHON) $(CHECK_PYTHON) \
+		"$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" \
+		'is not that of $(VENV): remove $(VENV) first, or add VENV=FOLDER'
+endif
 
 $(VENV)/installed: pyproject.toml setup.py cuda_build.py tools/install_detectron2.sh \
 		$(addprefix requirements/,build.txt install.txt detectron2.txt) \
 		$(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) $(CHECK_PYTHON) '$(PYTHONS)' \
+		'is not supported: add PYTHON=python3.11 to the command, or one of $(PYTHONS)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes --requirement requirements/build.txt
 	$(BIN)/pip install --quiet --require-hashes --no-build-isolation \
 		--requirement requirements/install.txt
@@ -75,15 +90,16 @@ $(VENV)/docs-installed: $(VENV)/installed requirements/docs.txt
 	$(BIN)/pip install --quiet --require-hashes --requirement requirements/docs.txt
 	touch $@
 
-# Pins and hashes all that the packages in requirements/*.in need, after a change there. Versions that
-# fit stay as they are; `make lock LOCK_FLAGS=--upgrade` takes the newest of what is not in *.in.
+# Pins and hashes all that the packages in requirements/*.in need, after a change there: one file for
+# every Python from the one named here on, which MkDocs' extensions want higher. Versions that fit stay
+# as they are; `make lock LOCK_FLAGS=--upgrade` takes the newest of what is not in *.in.
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet pip-tools==7.6.2
-	for name in install build docs; do (cd requirements && ../build/lock/bin/pip-compile --quiet \
-		--generate-hashes --allow-unsafe --strip-extras --no-annotate --no-header \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(LOCK_FLAGS) \
-		--output-file $$name.txt $$name.in) || exit 1; done
+	build/lock/bin/pip install --quiet uv==0.13.9
+	for lock in install:3.10 build:3.10 docs:3.11.5; do name=$${lock%:*}; \
+		(cd requirements && UV_PYTHON_DOWNLOADS=never ../build/lock/bin/uv pip compile --quiet \
+		--universal --python-version $${lock#*:} --generate-hashes --no-annotate --no-header \
+		$(LOCK_FLAGS) --output-file $$name.txt $$name.in) || exit 1; done
 	rm -rf build/lock/detectron2
 	tools/install_detectron2.sh --download build/lock/bin/python build/lock/detectron2 \
 		> requirements/detectron2.txt.new

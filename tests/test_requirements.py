@@ -1,38 +1,53 @@
-"""What `make install` installs: each package in one version, of a file whose hash is known."""
+"""What `make install` installs on each Python: one version of each package, with known hashes."""
 
 import re
-import tomllib
 
 import pytest
-from programs import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from programs import ROOT, project
 
 FOLDER = ROOT / "requirements"
-PIN = re.compile(r"^([A-Za-z0-9_.-]+)==(\S+)", re.MULTILINE)
+PYTHONS = re.search(r"^PYTHONS := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
 
-def normal(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
+def lines_of(name):
+    text = (FOLDER / name).read_text().replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith(("#", "-c "))]
 
 
-def pins(name):
-    text = (FOLDER / name).read_text()
-    return {normal(package): version for package, version in PIN.findall(text)}
+def pins(name, python=PYTHONS[0]):
+    """The versions of packages for a Python; empty for those without one."""
+    machine = {"sys_platform": "linux", "platform_machine": "x86_64"}
+    machine |= {"python_version": python, "python_full_version": f"{python}.7"}
+    found = {}
+    for line in lines_of(name):
+        requirement = Requirement(line.partition("--hash")[0])
+        if requirement.marker is None or requirement.marker.evaluate(machine):
+            package = canonicalize_name(requirement.name)
+            assert package not in found, f"{name} has {package} twice for Python {python}"
+            found[package] = str(requirement.specifier).removeprefix("==")
+    return found
 
 
 @pytest.mark.parametrize("name", ["build.txt", "install.txt", "docs.txt", "detectron2.txt"])
 def test_every_package_has_a_version_and_a_hash(name):
-    text = (FOLDER / name).read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    for line in lines:
+    for line in lines_of(name):
         assert re.fullmatch(r"[\w.-]+==\S+( ;.+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", line), line
-    assert len(lines) == len(pins(name)) > 0
+    assert pins(name)
 
 
-@pytest.mark.parametrize("name", ["build", "install", "docs"])
-def test_what_is_asked_for_is_what_is_locked(name):
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("name", ["build", "install"])
+def test_what_is_asked_for_is_what_is_locked(name, python):
     """Fails where `make lock` was forgotten."""
-    locked = pins(f"{name}.txt")
-    asked = pins(f"{name}.in")
+    locked, asked = pins(f"{name}.txt", python), pins(f"{name}.in", python)
+    assert asked and asked.keys() <= locked.keys()
+    assert {p: locked[p] for p in asked if asked[p]} == {p: asked[p] for p in asked if asked[p]}
+
+
+def test_the_docs_are_locked_for_the_preferred_python():
+    locked, asked = pins("docs.txt"), pins("docs.in")
     assert {package: locked.get(package) for package in asked} == asked
 
 
@@ -43,10 +58,20 @@ def test_both_files_agree():
     }
 
 
-def test_what_the_package_depends_on_is_locked():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    install = project["dependencies"] + extras["demo"] + extras["dev"] + extras["export"]
-    for name, needed in (("install.txt", install), ("docs.txt", extras["docs"])):
-        names = {normal(re.match(r"[\w.-]+", text)[0]) for text in needed}
-        assert names <= pins(name).keys()
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_the_package_depends_on_is_locked(python):
+    extras = project()["project"]["optional-dependencies"]
+    asked = project()["project"]["dependencies"] + extras["demo"] + extras["dev"] + extras["export"]
+    locked = pins("install.txt", python)
+    for text in asked:
+        requirement = Requirement(text)
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), text
+    assert {canonicalize_name(Requirement(text).name) for text in extras["docs"]} <= pins(
+        "docs.txt"
+    ).keys()
+
+
+def test_the_lowest_python_of_the_package_is_the_lowest_that_make_installs_for():
+    lowest = min(PYTHONS, key=lambda python: tuple(map(int, python.split("."))))
+    assert project()["project"]["requires-python"] == f">={lowest}"

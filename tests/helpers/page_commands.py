@@ -14,7 +14,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from markdown_it import MarkdownIt
-from programs import ROOT
+from programs import ROOT, project
 
 from lite_detr.errors import LiteDetrError
 from lite_detr.overrides import load_config
@@ -339,10 +338,6 @@ def check_srun(rest: Sequence[str]) -> None:
     if not rest or rest[0].startswith("-"):
         raise CommandError("srun takes --OPTION=VALUE ... COMMAND")
     check(rest)
-
-
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def check_pytest(rest: Sequence[str]) -> None:

@@ -14,6 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+try:
+    import tomllib
+except ModuleNotFoundError:
+    # Python 3.10 has none; pytest brings this there.
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_NET = ROOT / "train_net.py"
 CONFIGS = ROOT / "tests" / "helpers" / "configs"
@@ -26,6 +32,11 @@ PRELOADED = "torchvision cv2 matplotlib.pyplot pycocotools.coco scipy.optimize t
 PRELOADED += ["torch.utils.tensorboard"]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(PRELOADED)
+
+
+def project() -> dict:
+    """Return what ``pyproject.toml`` says."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def data_options(root: str | os.PathLike, *splits: str) -> list[str]:

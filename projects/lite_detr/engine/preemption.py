@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn, Self
+from typing import NoReturn
 
 from detectron2.utils import comm
 
@@ -24,7 +24,7 @@ class Preemption:
         self._may_leave_at_once = False
         self._handlers = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Preemption":
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
