@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from programs import TINY, TRAIN_NET, data_options, run_program
+from programs import ONE_PROCESS, TINY, TRAIN_NET, data_options, run_program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lite_detr import ops
@@ -19,7 +19,7 @@ def digits(tmp_path_factory):
 
 
 def train_net(*arguments, config=TINY):
-    return run_program(TRAIN_NET, "--config-file", config, *arguments)
+    return run_program(TRAIN_NET, *ONE_PROCESS, "--config-file", config, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ class ClippedAdamW(torch.optim.AdamW):
     Detectron2's ``lazyconfig_train_net.py``; a gradient scaler unscales gradients first.
 
     Args:
-        params, **options: see :class:`torch.optim.AdamW`; ``fused`` is on by default, which on a CPU
-            halves the time of a step.
+        params, **options: see :class:`torch.optim.AdamW`; ``fused`` is on by default, which halves
+            the time of a step on a CPU.
         clip_norm: the largest L2 norm of a step's gradient.
 
     Raises:

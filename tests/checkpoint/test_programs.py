@@ -6,7 +6,7 @@ import convert_checkpoint as tool
 import pytest
 import torch
 from detectron2.config import instantiate
-from programs import CONFIGS, ROOT, TRAIN_NET, data_options, run_program, run_python
+from programs import CONFIGS, ONE_PROCESS, ROOT, TRAIN_NET, data_options, run_program, run_python
 from reference_checkpoints import reference_file, small_two_stage
 
 from lite_detr import model_zoo
@@ -138,9 +138,7 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
         arguments = ["--config-file", CONFIG, "--input", release(91), "--output", weights]
         convert_checkpoint(*arguments, "model.num_classes=91")
     result = run_program(
-        TRAIN_NET,
-        "--config-file",
-        CONFIG,
+        *(TRAIN_NET, *ONE_PROCESS, "--config-file", CONFIG),
         *data_options(digits),
         f"train.init_checkpoint={weights}",
         f"train.output_dir={tmp_path}/out",
@@ -157,9 +155,7 @@ def test_fine_tuning_to_other_classes_keeps_the_body(
 def test_evaluation_of_a_references_checkpoint(release, digits, tmp_path):
     arguments = ["--eval-only", *data_options(digits, "val"), f"train.output_dir={tmp_path}"]
     result = run_program(
-        TRAIN_NET,
-        "--config-file",
-        CONFIG,
+        *(TRAIN_NET, *ONE_PROCESS, "--config-file", CONFIG),
         *arguments,
         f"train.init_checkpoint={release(10)}",
     )

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from programs import TRAIN_NET, data_options, run_program
+from programs import ONE_PROCESS, TRAIN_NET, data_options, run_program
 from training_runs import CONFIG, batch_of, make_trainer, record
 
 from lite_detr.data.digits import write_digits_dataset
@@ -122,7 +122,7 @@ def test_the_optimizer_keeps_its_state_at_a_gradient_that_is_not_finite():
 def test_train_net_ends_with_the_message_and_where_to_go_on(tmp_path):
     write_digits_dataset(tmp_path, num_train=2, num_val=1)
     run = run_program(
-        *(TRAIN_NET, "--config-file", CONFIG, *data_options(tmp_path)),
+        *(TRAIN_NET, *ONE_PROCESS, "--config-file", CONFIG, *data_options(tmp_path)),
         f"train.output_dir={tmp_path}/output",
         "train.checkpointer.period=1",
         "optimizer.lr=1e30",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import TRAIN_NET, data_options, environment
+from programs import ONE_PROCESS, TRAIN_NET, data_options, environment
 from soak import differences
 from training_runs import CONFIG
 
@@ -114,7 +114,7 @@ def test_one_that_is_killed_takes_the_job_down_within_a_minute(digits, tmp_path,
     assert "error: process 1 terminated with signal SIGKILL" in said
 
 
-@pytest.mark.parametrize("options", [[], ["--num-gpus", "2", "--dist-url", "auto"]])
+@pytest.mark.parametrize("options", [ONE_PROCESS, ["--num-gpus", "2", "--dist-url", "auto"]])
 def test_an_interrupt_from_the_keyboard_is_one_line(options, digits, tmp_path, start):
     """All processes of a terminal's job get it."""
     job = start(
@@ -132,7 +132,8 @@ def test_an_interrupt_from_the_keyboard_is_one_line(options, digits, tmp_path, s
 
 def test_a_data_worker_that_is_killed_is_one_line(digits, tmp_path, start):
     job = start(
-        *(TRAIN_NET, "--config-file", CONFIG, *digits, f"train.output_dir={tmp_path}"),
+        *(TRAIN_NET, *ONE_PROCESS, "--config-file", CONFIG, *digits),
+        f"train.output_dir={tmp_path}",
         *("train.max_iter=10000", "train.eval_period=0", "dataloader.train.num_workers=1"),
     )
     wait_for(lambda: (tmp_path / "model_0000001.pth").exists() or job.poll() is not None, 200)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from omegaconf import OmegaConf
-from programs import TINY, TRAIN_NET, data_options, run_python
+from programs import ONE_PROCESS, TINY, TRAIN_NET, data_options, run_python
 from training_runs import batch_of, make_trainer
 
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
@@ -193,7 +193,7 @@ def run(tmp_path_factory):
         common = [*data_options(root), "train.eval_period=0", "train.pictures.num_images=0"]
         flags = [option for option in options if "=" not in option]
         changes = [option for option in options if "=" in option]
-        return run_python(TRAIN_NET, "--config-file", TINY, *flags, *common, *changes)
+        return run_python(TRAIN_NET, *ONE_PROCESS, "--config-file", TINY, *flags, *common, *changes)
 
     start.folder = tmp_path_factory.mktemp("run") / "out"
     first = start(f"train.output_dir={start.folder}", "train.ema.enabled=True")

@@ -55,6 +55,7 @@ class Shrunk:
 
 SHRUNK = {
     "train_net.py": Shrunk(
+        first=("--num-gpus", "1"),
         # The weights of most backbones are downloaded.
         defaults=("train.init_checkpoint=",),
         last=(

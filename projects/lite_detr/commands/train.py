@@ -21,9 +21,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--num-gpus",
         type=cli.whole_number(0),
-        default=1,
         metavar="N",
-        help="GPUs of each machine, and processes; processes alone on CPUs (default: %(default)s)",
+        help="processes on each machine, each with a GPU (default: 1); on a CPU, the cores are "
+        "shared among them (default: as many as there are cores, if the batch can be divided)",
     )
     add(
         "--num-machines",
@@ -83,8 +83,7 @@ def start(args: argparse.Namespace) -> None:
     from ..engine import training
     from ..engine.launch import launch
 
-    if args.num_gpus > 1:
-        training.check(args)
+    training.plan(args)
     launch(run, args)
 
 

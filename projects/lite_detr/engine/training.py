@@ -2,14 +2,16 @@
 
 import argparse
 import logging
+import os
 
+import torch
 from detectron2.config import instantiate
 from detectron2.engine import default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import ops
@@ -17,10 +19,11 @@ from ..checkpoint import DetrCheckpointer
 from ..data.catalog import check_registered, class_metadata, split_test_sets
 from ..data.coco import apply_data_config
 from ..errors import DivergenceError, WeightsError
-from ..inference import optimize_for_program
+from ..inference import keep_freed_memory, optimize_for_program
 from ..overrides import build, load_config
 from ..random_states import same_random_states
 from .ema import EMA
+from .launch import find_place, share_cores
 from .options import RunOptions, check_options, check_resumed
 from .pictures import build_pictures_hook
 from .preemption import Preemption
@@ -30,16 +33,31 @@ from .trainer import Trainer
 logger = logging.getLogger("lite_detr")
 
 
-def check(args: argparse.Namespace) -> None:
-    """Check a job's config and datasets before its processes start.
+def plan(args: argparse.Namespace) -> None:
+    """Decide on the number of a job's processes, and check what they need before they start.
 
     Warnings are left to the first of them.
+
+    Args:
+        args: those of :mod:`lite_detr.commands.train`; without ``num_gpus`` it is set, to 1 on GPUs
+            and otherwise to the number that this machine's cores serve best.
 
     Raises:
         LiteDetrError: something in the config does not fit.
     """
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    prepare(load_config(args.config_file, args.opts), args.eval_only)
+    cfg = load_config(args.config_file, args.opts)
+    if args.num_gpus is None:
+        is_alone = args.num_machines == 1 and find_place(args, os.environ) is None
+        if is_alone and not torch.cuda.is_available():
+            batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+            args.num_gpus = share_cores(batch_size or 1)
+        else:
+            args.num_gpus = 1
+    if args.num_gpus > 1:
+        prepare(cfg, args.eval_only)
+    logger.setLevel(level)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
     prepare(cfg, args.eval_only)
     default_setup(cfg, args)
+    if cfg.train.device == "cpu":
+        keep_freed_memory()
     if not args.eval_only:
         train(cfg, args.resume)
         return
