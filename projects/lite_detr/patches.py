@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from .checkpoint import DetrCheckpointer
 from .modeling.detector import Detector
 from .yacs import solver
+from .yacs.datasets import check_classes
 
 _build_optimizer = detectron2.solver.build.build_optimizer
 
@@ -30,7 +31,12 @@ def is_detector(model: nn.Module) -> bool:
 
 @functools.wraps(_build_optimizer)
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    return (solver.build_optimizer if is_detector(model) else _build_optimizer)(cfg, model)
+    if not is_detector(model):
+        return _build_optimizer(cfg, model)
+    # Before training, of which this is the first step that is given the config and the model.
+    detector = getattr(model, "module", model)
+    detector.class_names = check_classes(cfg, detector.num_classes)
+    return solver.build_optimizer(cfg, model)
 
 
 def new_checkpointer(cls: type, model: nn.Module, *args, **kwargs) -> DetectionCheckpointer:

@@ -341,6 +341,13 @@ class TestCheckRegistered:
         message = error_of(check_registered, good)
         assert f"dataset {name!r} is for evaluation of type 'coco_panoptic_seg'" in message
 
+    def test_masks_cannot_be_evaluated(self, good):
+        good.dataloader.evaluator.tasks = ["bbox"]
+        check_registered(good)
+        good.dataloader.evaluator.tasks = ["bbox", "segm"]
+        message = error_of(check_registered, good)
+        assert "dataloader.evaluator.tasks=[bbox,segm]: the detectors find boxes" in message
+
     def test_number_of_classes(self, good):
         good.model.num_classes = 80
         message = error_of(check_registered, good)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import FPN, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone import BasicStem, ResNet
-from detectron2.structures import Boxes, ImageList
+from detectron2.structures import Boxes, ImageList, RotatedBoxes
 from small_detectors import (
     CONFIGS,
     assert_every_gradient,
@@ -14,6 +14,7 @@ from small_detectors import (
     small_inputs,
 )
 
+from lite_detr.errors import DatasetError
 from lite_detr.modeling.detector import padding_mask
 from lite_detr.modeling.inputs import batch_images, divisibility
 from lite_detr.modeling.scales import resize_mask
@@ -62,6 +63,12 @@ def test_inputs_that_are_no_images_are_named_with_what_is_accepted(
             ValueError,
             "boxes that are NaN or infinite",
         ),
+        (
+            "gt_boxes",
+            RotatedBoxes(torch.tensor([[9.0, 9.0, 8.0, 4.0, 30.0]])),
+            DatasetError,
+            "b.jpg has rotated boxes, and the detectors find upright ones",
+        ),
     ],
 )
 def test_ground_truth_that_cannot_be_learned_is_named(
@@ -70,6 +77,13 @@ def test_ground_truth_that_cannot_be_learned_is_named(
     inputs = make_input(64, 64, 1) | {"file_name": "b.jpg"}
     inputs["instances"].set(field, value)
     with pytest.raises(error, match=problem):
+        make_detector()([inputs])
+
+
+def test_ground_truth_without_boxes_is_named(make_detector, make_input):
+    inputs = make_input(64, 64, 1) | {"file_name": "b.jpg"}
+    inputs["instances"].remove("gt_boxes")
+    with pytest.raises(DatasetError, match="of b.jpg have no gt_boxes, only gt_classes"):
         make_detector()([inputs])
 
 

@@ -215,6 +215,12 @@ def _uses_coco_metrics(cfg: DictConfig) -> bool:
     if cfg.dataloader.get("evaluator") is None:
         return False
     for _, evaluator in split_test_sets(cfg).values():
+        tasks = evaluator.get("tasks")
+        if isinstance(tasks, (list, tuple, ListConfig)) and list(tasks) != ["bbox"]:
+            raise DatasetError(
+                f"dataloader.evaluator.tasks=[{','.join(map(str, tasks))}]: the detectors find "
+                "boxes, so accepted is [bbox], or null"
+            )
         target = evaluator.get("_target_", DetectionEvaluator)
         target = locate(target) if isinstance(target, str) else target
         if not (isinstance(target, type) and issubclass(target, DetectionEvaluator)):

@@ -283,9 +283,11 @@ def _xywh_box(where: str, annotation: dict) -> list[float]:
         if mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) or not is_sound_box(box):
             raise ValueError
     except (KeyError, TypeError, ValueError):
+        is_rotated = annotation.get("bbox_mode") == BoxMode.XYWHA_ABS
+        hint = "; the detectors find upright boxes, not rotated ones" if is_rotated else ""
         raise DatasetError(
             f"{where} has an object without a box of four finite numbers in BoxMode.XYWH_ABS or "
             f"XYXY_ABS: 'bbox' is {shown(annotation.get('bbox'))}, 'bbox_mode' is "
-            f"{shown(annotation.get('bbox_mode'))}"
+            f"{shown(annotation.get('bbox_mode'))}{hint}"
         ) from None
     return BoxMode.convert(box, mode, BoxMode.XYWH_ABS)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.modeling import Backbone
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList, Instances, RotatedBoxes
 from torch import Tensor
 
 from ..errors import ConfigError, DatasetError
@@ -52,9 +52,22 @@ def check_objects(inputs: Mapping, num_classes: int) -> None:
     Raises:
         TypeError: the classes are not int64.
         ValueError: there is no ground truth.
-        DatasetError: a class is outside the model's range, or a box is NaN or infinite.
+        DatasetError: boxes or classes are missing, the boxes are rotated, a class is outside the
+            model's range, or a box is NaN or infinite.
     """
     name, instances = get_name(inputs), get_instances(inputs)
+    for field in ("gt_boxes", "gt_classes"):
+        if not instances.has(field):
+            raise DatasetError(
+                f"the `instances` of {name} have no {field}, only "
+                f"{', '.join(instances.get_fields()) or 'nothing'}: the mapper must give each "
+                "object a box and a class"
+            )
+    if isinstance(instances.gt_boxes, RotatedBoxes):
+        raise DatasetError(
+            f"{name} has rotated boxes, and the detectors find upright ones: give gt_boxes as "
+            "Boxes, such as those around the rotated ones"
+        )
     classes = instances.gt_classes
     # uint8 indices would be taken for a mask.
     if classes.dtype != torch.int64:
