@@ -4,9 +4,10 @@
     onnx_demo.py --model detector.onnx --input datasets/digits/val --output output/onnx
 
 The file is one of tools/export.py; it says how images are prepared and what the classes are called.
-An image NAME.jpg becomes DIR/NAME.png, or DIR/NAME_2.png and so on if that name is taken. --json
-FILE writes the detections for other programs. The exit status is 0 if all images were read, and 1
-if one was not or none was found. The program can be copied: it needs no other file.
+Folders are searched with their sub-folders, but not hidden ones. An image NAME.jpg becomes
+DIR/NAME.png, in a like sub-folder, or DIR/NAME_2.png and so on if that name is taken. --json FILE
+writes the detections for other programs. The exit status is 0 if all images were read, and 1 if one
+was not or none was found. The program can be copied: it needs no other file.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -35,7 +36,8 @@ IMAGE_FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
 MAX_ASPECT_RATIO = 500
 MAX_LABEL = 40  # characters
 MAX_STEM = 240  # bytes of a picture's name before its number and its suffix
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+# By Okabe and Ito, for all eyes.
+COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442")
 
 
 class Detections(NamedTuple):
@@ -217,9 +219,11 @@ def draw(image: Image.Image, found: Detections, detector: OnnxDetector) -> None:
         colour = COLOURS[number % len(COLOURS)]
         canvas.rectangle(box.tolist(), outline=colour, width=line)
         text = f"{label(detector.class_name(number))} {score:.0%}"
-        corner = (box[0], max(0, box[1] - font.size - line))
+        left = max(0, min(box[0], image.width - font.getlength(text)))
+        corner = (left, max(0, box[1] - font.size - line))
         canvas.rectangle(canvas.textbbox(corner, text, font), fill=colour)
-        canvas.text(corner, text, "white", font)
+        is_dark = ImageColor.getcolor(colour, "L") < 100
+        canvas.text(corner, text, "white" if is_dark else "black", font)
 
 
 def label(name: object) -> str:
@@ -245,44 +249,79 @@ def one_line(text: object) -> str:
     )
 
 
-def find_images(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+def find_images(
+    given: Sequence[str], exclude: Path | None = None
+) -> tuple[dict[Path, Path], list[str]]:
     """Find the images that files, patterns and folders name.
 
+    Folders are searched with their sub-folders, but not hidden ones, nor ``exclude``.
+
     Returns:
-        The images, each once, and the arguments that name none.
+        The images, each once, with the path of their folder in the one that was given; and the
+        arguments that name none.
     """
-    found = {text: expand(text) for text in given}
-    images = dict.fromkeys(itertools.chain.from_iterable(found.values()))
-    return list(images), [text for text, paths in found.items() if not paths]
+    images: dict[Path, Path] = {}
+    missing = []
+    for text in given:
+        found = expand(text, exclude)
+        if not found:
+            missing.append(text)
+        for path, below in found:
+            images.setdefault(path, below)
+    return images, missing
 
 
-def expand(text: str) -> list[Path]:
+def expand(text: str, exclude: Path | None) -> list[tuple[Path, Path]]:
     path = Path(text)
     try:
         if path.is_dir():
-            files = (entry for entry in path.iterdir() if entry.is_file())
-            return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+            return search(path, exclude)
         # Before it is taken for a pattern, as names may hold brackets.
         if path.is_file():
-            return [path]
+            return [(path, Path())]
     # A folder that cannot be read, or a name that no file can have.
     except OSError:
         return []
-    return sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
+    matches = sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
+    return [(match, Path()) for match in matches]
 
 
-def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
+def search(root: Path, exclude: Path | None) -> list[tuple[Path, Path]]:
+    found = []
+    # Links may lead back to a folder above them.
+    seen = {exclude.resolve()} if exclude else set()
+    # What was named is searched even if output goes there.
+    seen.discard(root.resolve())
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        if here in seen:
+            subfolders.clear()
+            continue
+        seen.add(here)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        found += [
+            (file, file.parent.relative_to(root))
+            for file in files
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        ]
+    return found
+
+
+def picture_paths(images: dict[Path, Path], folder: Path) -> Iterator[Path]:
     """Yield where each image's picture goes: never onto another's, nor onto one of the images."""
     taken = {image.resolve() for image in images}
-    for image in images:
+    for image, below in images.items():
         stem = image.stem
         # File systems take names of 255 bytes.
         while len(os.fsencode(stem)) > MAX_STEM:
             stem = stem[:-1]
         numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
         names = itertools.chain([f"{stem}.png"], numbered)
-        path = next(folder / name for name in names if (folder / name).resolve() not in taken)
+        paths = (folder / below / name for name in names)
+        path = next(path for path in paths if path.resolve() not in taken)
         taken.add(path.resolve())
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield path
 
 
@@ -387,7 +426,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit status."""
     args = parse_args(argv)
-    images, missing = find_images(args.input)
+    images, missing = find_images(args.input, exclude=args.output)
     for text in missing:
         print(
             f"{one_line(text)}: skipped, as it is not a file, a pattern of files or a folder with "

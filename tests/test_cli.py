@@ -90,6 +90,28 @@ def test_a_name_with_brackets_is_not_a_pattern(folder):
     assert [path.name for path in found] == ["a[1].jpg"] and not missing
 
 
+def test_folders_are_searched_with_their_sub_folders(folder):
+    for name in ("x/y/d.jpg", "x/a.jpg", ".hidden/e.jpg", "x/.f.jpg", "out/g.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    # A loop, and a second way to a folder.
+    (folder / "x/y/up").symlink_to(folder, target_is_directory=True)
+    (folder / "z").symlink_to(folder / "x", target_is_directory=True)
+    found, missing = cli.find_images([str(folder)], exclude=folder / "out")
+    assert {path.relative_to(folder): below for path, below in found.items()} == {
+        Path("a.jpg"): Path(),
+        Path("b.png"): Path(),
+        Path("c.jpg"): Path(),
+        Path("x/a.jpg"): Path("x"),
+        Path("x/y/d.jpg"): Path("x/y"),
+    }
+    assert not missing
+    pictures = cli.picture_paths(found, folder / "out")
+    assert {str(path.relative_to(folder / "out")) for path in pictures} == {
+        *("a.png", "b.png", "c.png", "x/a.png", "x/y/d.png"),
+    }
+
+
 def test_a_folder_whose_name_no_file_can_have_is_refused():
     with pytest.raises(argparse.ArgumentTypeError, match="File name too long"):
         cli.folder("x" * 5000)

@@ -1,10 +1,6 @@
 """Names on pictures and in messages, whatever characters they hold."""
 
-import numpy as np
 import pytest
-from detectron2.data import Metadata
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.cbook import is_math_text
 from PIL import ImageFont
 
@@ -12,8 +8,6 @@ from lite_detr.labels import (
     class_label,
     label,
     matplotlib_label,
-    matplotlib_metadata,
-    missing_glyphs,
     printable,
     shorten,
 )
@@ -43,19 +37,6 @@ def test_matplotlib_finds_no_formula_and_shows_the_dollars(name):
     assert not is_math_text(text) and text.replace(r"\$", "$") == label(name)
     # As Detectron2 puts it together.
     assert not is_math_text(f"{text} 90%")
-
-
-def test_detectron2_draws_every_name(recwarn):
-    metadata = Metadata(thing_classes=list(NAMES), thing_colors=[(255, 0, 0)] * len(NAMES))
-    found = Instances((80, 96), pred_boxes=Boxes(np.tile([[10.0, 10, 60, 60]], (len(NAMES), 1))))
-    found.scores = np.ones(len(NAMES))
-    found.pred_classes = np.arange(len(NAMES))
-    image = np.zeros((80, 96, 3), np.uint8)
-    with missing_glyphs():
-        visualizer = Visualizer(image, matplotlib_metadata(metadata))
-        drawn = visualizer.draw_instance_predictions(found).get_image()
-    assert drawn.any() and not recwarn.list
-    assert metadata.thing_classes == list(NAMES) and matplotlib_metadata(None) is None
 
 
 def test_class_labels_are_numbers_where_there_are_no_names():

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from .labels import printable
 DTYPES = ("float32", "bfloat16", "float16")
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Files with these are videos, wherever they are named.
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 # Bytes of a picture's name before its number and its suffix.
 MAX_STEM = 240
 # How long the other processes of a job leave it to the first one to print what happened to all.
@@ -175,6 +177,23 @@ def folder(text: str) -> Path:
     return path
 
 
+def folder_or_file(*suffixes: str) -> Callable[[str], Path]:
+    """Argument type: a folder, or the name of a file to write, which ends in one of the suffixes.
+
+    :func:`names_file` tells them apart.
+    """
+
+    def path(text: str) -> Path:
+        return Path(text) if names_file(Path(text), suffixes) else folder(text)
+
+    return path
+
+
+def names_file(path: Path, suffixes: Sequence[str]) -> bool:
+    """Return whether an output is a file with one of the suffixes, and not a folder so called."""
+    return path.suffix.lower() in suffixes and not path.is_dir()
+
+
 def file_name(suffix: str) -> Callable[[str], Path]:
     """Argument type: the name of a file to write, which ends in ``suffix``."""
 
@@ -188,44 +207,98 @@ def file_name(suffix: str) -> Callable[[str], Path]:
     return path
 
 
-def find_images(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+def find_images(
+    given: Sequence[str],
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+    exclude: Path | None = None,
+) -> tuple[dict[Path, Path], list[str]]:
     """Find the images that files, patterns and folders name.
 
+    Folders are searched with their sub-folders, but not hidden ones.
+
+    Args:
+        given: the names.
+        suffixes: of the files to find in folders.
+        exclude: a folder that is not searched, such as that of the output.
+
     Returns:
-        The images, each once, and the arguments that name none.
+        The images, each once, with the path of their folder in the one that was given; and the
+        arguments that name none.
     """
-    found = {text: expand(text) for text in given}
-    images = dict.fromkeys(itertools.chain.from_iterable(found.values()))
-    return list(images), [text for text, paths in found.items() if not paths]
+    images: dict[Path, Path] = {}
+    missing = []
+    for text in given:
+        found = expand(text, suffixes, exclude)
+        if not found:
+            missing.append(text)
+        for path, below in found:
+            images.setdefault(path, below)
+    return images, missing
 
 
-def expand(text: str) -> list[Path]:
+def expand(text: str, suffixes: Sequence[str], exclude: Path | None) -> list[tuple[Path, Path]]:
     path = Path(text)
     try:
         if path.is_dir():
-            files = (entry for entry in path.iterdir() if entry.is_file())
-            return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+            return search(path, suffixes, exclude)
         # Before it is taken for a pattern, as names may hold brackets.
         if path.is_file():
-            return [path]
+            return [(path, Path())]
     # A folder that cannot be read, or a name that no file can have.
     except OSError:
         return []
-    return sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
+    matches = sorted(match for match in map(Path, glob.glob(text)) if match.is_file())
+    return [(match, Path()) for match in matches]
 
 
-def picture_paths(images: Sequence[Path], folder: Path) -> Iterator[Path]:
-    """Yield where each image's picture goes: never onto another's, nor onto one of the images."""
+def search(root: Path, suffixes: Sequence[str], exclude: Path | None) -> list[tuple[Path, Path]]:
+    """Return the files in a folder and its sub-folders; see :func:`find_images`."""
+    found = []
+    # Links may lead back to a folder above them.
+    seen = {exclude.resolve()} if exclude else set()
+    # What was named is searched even if output goes there.
+    seen.discard(root.resolve())
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        if here in seen:
+            subfolders.clear()
+            continue
+        seen.add(here)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        found += [
+            (file, file.parent.relative_to(root))
+            for file in files
+            if file.suffix.lower() in suffixes and file.is_file()
+        ]
+    return found
+
+
+def picture_paths(
+    images: Mapping[Path, Path], folder: Path, suffix: str = ".png"
+) -> Iterator[Path]:
+    """Yield where each image's picture goes: never onto another's, nor onto one of the images.
+
+    Its folder is created if need be.
+
+    Args:
+        images: those of :func:`find_images`; their pictures are in like sub-folders.
+        folder: for all pictures.
+        suffix: of the pictures.
+    """
     taken = {image.resolve() for image in images}
-    for image in images:
+    for image, below in images.items():
         stem = image.stem
         # File systems take names of 255 bytes.
         while len(os.fsencode(stem)) > MAX_STEM:
             stem = stem[:-1]
-        numbered = (f"{stem}_{number}.png" for number in itertools.count(2))
-        names = itertools.chain([f"{stem}.png"], numbered)
-        path = next(folder / name for name in names if (folder / name).resolve() not in taken)
+        numbered = (f"{stem}_{number}{suffix}" for number in itertools.count(2))
+        names = itertools.chain([f"{stem}{suffix}"], numbered)
+        paths = (folder / below / name for name in names)
+        path = next(path for path in paths if path.resolve() not in taken)
         taken.add(path.resolve())
+        if not path.parent.is_dir():
+            make_folder(path.parent)
         yield path
 
 

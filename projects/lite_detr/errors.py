@@ -57,6 +57,10 @@ class ImageError(LiteDetrError, ValueError):
         return f"{self.kind}: {self.reason}"
 
 
+class VideoError(LiteDetrError, OSError):
+    """A video or a camera cannot be read, or no window can show it."""
+
+
 class WeightsError(LiteDetrError, ValueError):
     """Weights cannot be read or do not fit the model."""
 

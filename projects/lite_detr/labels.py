@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # Programs answer wrong arguments without them.
-    from detectron2.data import Metadata
+    # Programs answer wrong arguments without it.
     from PIL import ImageFont
 
 # In characters: longer labels would cover the picture.
@@ -63,19 +62,6 @@ def matplotlib_label(text: object, limit: int = MAX_LABEL) -> str:
     With every dollar escaped it finds no formula, and shows the dollars as they are.
     """
     return label(text, limit).replace("$", r"\$")
-
-
-def matplotlib_metadata(metadata: "Metadata | None") -> "Metadata | None":
-    """Return a copy of Detectron2's metadata whose class names Matplotlib can draw.
-
-    Detectron2's ``Visualizer`` draws the names of the metadata as they are.
-    """
-    if metadata is None:
-        return None
-    entries = metadata.as_dict()
-    if names := entries.get("thing_classes"):
-        entries["thing_classes"] = [matplotlib_label(name) for name in names]
-    return type(metadata)(**entries)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_the_help_of_a_command_calls_it_as_it_was_called(command):
     assert "%(prog)s" not in run.stdout
 
 
-@pytest.mark.parametrize("program", ["train_net.py", "tools/export.py"])
+@pytest.mark.parametrize("program", ["train_net.py", "demo/demo.py", "tools/export.py"])
 def test_programs_of_the_checkout_answer_as_soon(program):
     run = run_light(str(ROOT / program), "--help")
     assert run.returncode == 0, run.stderr

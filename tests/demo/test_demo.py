@@ -1,8 +1,9 @@
-"""The demo on a tiny detector with random weights, its JSON file and its contact sheet."""
+"""The demo on a tiny detector with random weights: images, videos and where results go."""
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,16 +15,16 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from programs import ROOT
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.data.coco import class_metadata
-from lite_detr.inference import predictor
-from lite_detr.inference.predictor import FilePrediction, TrainedDetector
+from lite_detr.inference import predictor, runs, video
+from lite_detr.inference.pictures import contact_sheet
+from lite_detr.inference.predictor import TrainedDetector
+from lite_detr.inference.video import Frame, VideoReader, VideoWriter
 
 CONFIG = """
 from detectron2.config import LazyCall as L
@@ -189,13 +190,13 @@ def test_draws_what_reaches_the_threshold(arguments, trained, images, monkeypatc
     assert len(scores) == 8 and scores[2] > scores[3]
 
     drawn = []
-    draw = Visualizer.draw_instance_predictions
+    draw = runs.draw_detections
 
-    def record(visualizer, instances):
+    def record(image, instances, names):
         drawn.extend(instances.scores.tolist())
-        return draw(visualizer, instances)
+        return draw(image, instances, names)
 
-    monkeypatch.setattr(Visualizer, "draw_instance_predictions", record)
+    monkeypatch.setattr(runs, "draw_detections", record)
     more = ["--confidence-threshold", scores[2].item()]
     assert demo.main(arguments(images / "a.jpg", more=more)) == 0
     assert drawn == scores[:3].tolist()
@@ -264,7 +265,7 @@ def test_batches_and_workers_are_those_of_the_command_line(
             given.append((self.batch_size, self.num_workers))
 
     monkeypatch.setattr(predictor, "BatchPredictor", Recorder)
-    monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(runs.os, "cpu_count", lambda: 1)
     loader = "dataloader.test.num_workers=4"
     for more in ([], ["--batch-size", "3", "--workers", "0"], [loader]):
         assert demo.main(arguments(images, more=["--output", tmp_path, *more])) == 0
@@ -303,16 +304,7 @@ def test_contact_sheet(arguments, images, tmp_path):
     path = tmp_path / "sheets/sheet.png"
     assert demo.main(arguments(images, more=["--contact-sheet", path])) == 0
     with Image.open(path) as sheet:
-        pixels = np.asarray(sheet)
-    side, caption, gap = demo.TILE_SIDE, demo.CAPTION_HEIGHT, demo.GAP
-    assert pixels.shape == (side + caption + 2 * gap, 3 * side + 4 * gap, 3)
-    tiles = [pixels[gap:, gap + i * (side + gap) :][:, :side] for i in range(3)]
-    for tile in tiles:
-        assert tile[:side].std() > 10
-        assert (tile[side : side + caption] < 128).any(), "no file name"
-    # a.jpg is twice as narrow as c.jpg is low: bars at the sides of one, above the other.
-    assert (tiles[0][:side, :40] == demo.TILE_COLOUR).all()
-    assert (tiles[2][:40] == demo.TILE_COLOUR).all()
+        assert sheet.size == contact_sheet(sorted((tmp_path / "out").iterdir())).size
 
 
 @pytest.mark.parametrize(
@@ -381,39 +373,149 @@ def test_runs_as_a_script(arguments, images, tmp_path):
     assert (tmp_path / "sheet.png").is_file() and names(tmp_path / "out") == ["a.png", "c.png"]
 
 
-def test_contact_sheet_of_many(tmp_path):
-    path = tmp_path / f"{'long_' * 30}name.png"
-    Image.new("L", (500, 20), 255).save(path)
-    sheet = demo.contact_sheet([path] * 30)
-    width, height = (demo.TILE_SIDE + demo.GAP, demo.TILE_SIDE + demo.CAPTION_HEIGHT)
-    assert sheet.size == (6 * width + demo.GAP, 4 * (height + demo.GAP) + demo.GAP)
-    gaps = np.asarray(sheet)[:, demo.GAP + demo.TILE_SIDE :: width]
-    assert (gaps == 255).all(), "a name leaves its tile"
-    with pytest.raises(ValueError, match="at least one picture"):
-        demo.contact_sheet([])
+def test_folders_keep_their_sub_folders(arguments, images, tmp_path):
+    below = images / "x/y"
+    below.mkdir(parents=True)
+    shutil.copy(images / "a.jpg", below)
+    # Its results are not its images when it is run again.
+    for _ in range(2):
+        assert demo.main(arguments(images, output=images / "out")) == 0
+        found = {path.relative_to(images / "out") for path in (images / "out").rglob("*.*")}
+        assert found == {Path(name) for name in ("a.png", "b.png", "c.png", "x/y/a.png")}
 
 
-def test_what_a_run_writes_that_fails_or_finds_nothing_can_be_read(tmp_path):
-    path = tmp_path / "found.json"
-    with demo.DetectionFile(path, None):
-        pass
-    assert json.loads(path.read_text()) == []
-    with pytest.raises(KeyboardInterrupt), demo.DetectionFile(path, None) as file:
-        file.add(FilePrediction(Path("ä.jpg"), problem='"broken"'))
-        raise KeyboardInterrupt
-    assert json.loads(path.read_text()) == [{"file_name": "ä.jpg", "problem": '"broken"'}]
+@pytest.mark.parametrize("suffix", ["jpg", "PNG", "webp", "bmp", "tif"])
+def test_one_picture_in_the_format_of_its_name(arguments, images, tmp_path, capsys, suffix):
+    output = tmp_path / f"new/one.{suffix}"
+    assert demo.main(arguments(images / "a.jpg", output=output)) == 0
+    with Image.open(output) as picture:
+        assert picture.size == (60, 90)
+        assert picture.format in (suffix.upper(), "JPEG", "TIFF")
+    assert capsys.readouterr().out.endswith(f"; the result is {output}\n")
 
 
-def test_class_numbers_where_there_are_no_names(tmp_path):
-    found = Instances((30, 40), scores=torch.tensor([0.123456]), pred_classes=torch.tensor([7]))
-    found.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 3.456, 4.0]]))
-    with demo.DetectionFile(tmp_path / "found.json", None) as file:
-        file.add(FilePrediction(Path("a.jpg"), found))
-    assert json.loads((tmp_path / "found.json").read_text()) == [
-        {
-            "file_name": "a.jpg",
-            "height": 30,
-            "width": 40,
-            "detections": [{"class": 7, "score": 0.12346, "box": [1.0, 2.0, 3.46, 4.0]}],
-        }
-    ]
+def test_one_file_is_for_one_image_and_not_that_image(arguments, images, capsys):
+    before = (images / "a.jpg").read_bytes()
+    for inputs, output, message in (
+        ([images], "one.jpg", "is for one image, but there are 3 images, 0 videos and 0 cameras"),
+        ([images / "a.jpg"], "one.mp4", "is for one video, but there are 1 images"),
+        ([images / "a.jpg"], images / "a.jpg", "would replace the input itself"),
+    ):
+        with pytest.raises(SystemExit):
+            demo.main(arguments(*inputs, output=output))
+        assert message in capsys.readouterr().err
+    assert (images / "a.jpg").read_bytes() == before
+
+
+def test_images_without_detections_name_their_best_scores(arguments, trained, images, capsys):
+    cfg = model_zoo.get_config(str(trained / "tiny.py"))
+    cfg.train.init_checkpoint = str(trained / "weights.pth")
+    detector = TrainedDetector(cfg)
+    best = {
+        name: detector.predict(detector.read(images / name)[1]).scores[0].item()
+        for name in ("a.jpg", "b.png", "c.jpg")
+    }
+    low, _, high = sorted(best, key=best.get)
+    more = ["--confidence-threshold", (best[low] + best[high]) / 2]
+    assert demo.main(arguments(images, more=more)) == 0
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"[12] of 3\. Best scores there: .*{low} {best[low]:.2g}", hint)
+    assert str(images / high) not in hint
+
+    assert demo.main(arguments(images, more=["--confidence-threshold", "1"])) == 0
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert "3 of 3" in hint and hint.index(high) < hint.index(low)
+    suggested = hint.split("--confidence-threshold ")[1]
+    assert best[high] / 1.1 < float(suggested) <= best[high]
+    more = ["--confidence-threshold", suggested]
+    assert demo.main(arguments(images / high, more=more)) == 0
+    assert "detections: 0" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "score, text", [(0.2187, "0.21"), (0.29, "0.29"), (0.0123, "0.012"), (1e-4, "0.0001"), (0, "0")]
+)
+def test_scores_to_give_are_never_above_the_best(score, text):
+    assert float(runs.round_down(score)) == float(text) <= score
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of 7 frames."""
+    path = tmp_path / "clip.mp4"
+    rng = np.random.default_rng(0)
+    with VideoWriter(path, 25.0) as writer:
+        for number in range(7):
+            pixels = rng.integers(0, 256, (96, 64, 3), dtype=np.uint8)
+            writer.write(Frame(number, number / 25, pixels))
+    return path
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_video_has_a_line_and_boxes_for_each_frame(
+    arguments, trained, clip, tmp_path, capsys, batch_size
+):
+    report = tmp_path / "found.json"
+    options = ["--json", report, "--batch-size", batch_size]
+    assert demo.main(arguments(clip, output=tmp_path / "out", more=options)) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("videos: 1, frames: 7, detections: 56, failures: 0; videos are")
+    assert "7/7" in printed.err
+    entries = json.loads(report.read_text())
+    assert [entry["frame"] for entry in entries] == list(range(7))
+    assert [entry["time"] for entry in entries] == [0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24]
+    with VideoReader(clip) as before, VideoReader(tmp_path / "out/clip.mp4") as after:
+        assert after.num_frames == 7 and after.rate == 25
+        pairs = list(zip(before, after))
+    cfg = model_zoo.get_config(str(trained / "tiny.py"))
+    cfg.train.init_checkpoint = str(trained / "weights.pth")
+    single = TrainedDetector(cfg, threshold=0.0)
+    for entry, (frame, drawn) in zip(entries, pairs):
+        assert (entry["file_name"], entry["height"], entry["width"]) == (str(clip), 96, 64)
+        assert frame.image.shape == drawn.image.shape and (frame.image != drawn.image).any()
+        # As the same pixels in a file.
+        path = tmp_path / "frame.png"
+        Image.fromarray(frame.image[:, :, ::-1]).save(path)
+        expected = single.predict(single.read(path)[1])
+        scores = torch.tensor([detection["score"] for detection in entry["detections"]])
+        torch.testing.assert_close(scores, expected.scores, rtol=0, atol=2e-5)
+
+
+def test_videos_that_cannot_be_read_are_failures_beside_the_others(
+    arguments, images, clip, tmp_path, capsys
+):
+    clip.rename(images / "clip.avi")
+    (images / "broken.mp4").write_text("broken")
+    report = tmp_path / "found.json"
+    assert demo.main(arguments(images, output=tmp_path / "out", more=["--json", report])) == 1
+    assert names(tmp_path / "out") == ["a.png", "b.png", "c.png", "clip.mp4"]
+    printed = capsys.readouterr()
+    assert "images: 3, videos: 1, frames: 7, detections: 80, failures: 1" in printed.out
+    assert f"{images / 'broken.mp4'}: skipped: unreadable video" in printed.err
+    problems = [entry for entry in json.loads(report.read_text()) if "problem" in entry]
+    assert [Path(entry["file_name"]).name for entry in problems] == ["broken.mp4"]
+
+
+def test_a_camera_is_recorded_until_it_is_interrupted(arguments, clip, tmp_path, monkeypatch):
+    class Camera(VideoReader):
+        def __init__(self, source):
+            super().__init__(clip)
+            assert source == 2
+            self.is_camera, self.name, self.num_frames = True, "webcam 2", None
+
+        def __iter__(self):
+            for number, frame in enumerate(super().__iter__()):
+                if number == 4:
+                    raise KeyboardInterrupt
+                yield frame._replace(time=number / 5)
+
+    monkeypatch.setattr(video, "VideoReader", Camera)
+    monkeypatch.setattr(video, "no_window_reason", lambda: "there is no display")
+    command = [text for text in arguments("x", output=tmp_path / "out") if text not in "--input x"]
+    report = tmp_path / "found.json"
+    assert demo.main([*command, "--webcam", "2", "--json", str(report)]) == 0
+    assert [entry["time"] for entry in json.loads(report.read_text())] == [0, 0.2, 0.4, 0.6]
+    monkeypatch.undo()
+    with VideoReader(tmp_path / "out/webcam.mp4") as recorded:
+        # 25 frames a second, whatever the detector takes.
+        assert len(list(recorded)) == 16

@@ -234,20 +234,6 @@ def test_images_without_objects_and_without_annotations_are_drawn(make_record):
     assert len(put_pictures(hook)) == 2
 
 
-@pytest.mark.parametrize(
-    "box, corner",
-    {
-        (50, 40, 90, 80): (50, 40 - pictures.LINE_HEIGHT),
-        (50, 0, 90, 80): (50, 0),
-        (50, 0, 90, 20): (50, 20),
-        (150, 40, 160, 80): (WIDTH - 7 * pictures.LETTER_WIDTH, 40 - pictures.LINE_HEIGHT),
-        (0, 0, 160, 120): (0, 0),
-    }.items(),
-)
-def test_a_label_stands_above_its_box_if_there_is_room(box, corner):
-    assert pictures.label_position(box, "cat 80%", (WIDTH, HEIGHT)) == corner
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_of_the_model_and_the_random_states_stay(make_record, training):
     model = Detector().train(training)

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import UnknownPartError
+from ..inference.pictures import class_colour
 from ..labels import label as one_line
 from ..modeling.detector import Detector
 from .attention_maps import Samples
@@ -31,8 +32,6 @@ CHART_HEIGHT = 2.9  # inches
 SAMPLE_FADING = 0.4
 GRID_FADING = 0.35
 COLOUR_MAP = "plasma"
-BOX_COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#555555")
-LINE_STYLES = ("-", "--", ":", "-.")
 MARKER_AREA = 30  # square points
 QUERY = {"marker": "*", "color": "#00e5ff", "markeredgecolor": "black", "linestyle": ""}
 MAX_NAME = 60  # characters
@@ -190,7 +189,8 @@ def draw_boxes(axis: Axes, instances: Instances) -> None:
     for (x0, y0, x1, y1), label in zip(
         instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
     ):
-        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], linewidth=1.2, **class_style(label))
+        xs, ys = [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0]
+        axis.plot(xs, ys, linewidth=1.2, color=class_colour(label))
 
 
 def draw_samples(axis: Axes, panel: Panel, size: tuple[int, int]) -> None:
@@ -245,19 +245,10 @@ def class_handles(instances: Instances, metadata: Metadata | None) -> list[Line2
             [],
             [],
             label=one_line(names[label], MAX_NAME) if names else f"class {label}",
-            **class_style(label),
+            color=class_colour(label),
         )
         for label in labels
     ]
-
-
-def class_style(label: int) -> dict[str, str]:
-    """Return a class's colour, and once the colours are used up, another line style."""
-    turn, colour = divmod(label, len(BOX_COLOURS))
-    return {
-        "color": BOX_COLOURS[colour],
-        "linestyle": LINE_STYLES[turn % len(LINE_STYLES)],
-    }
 
 
 def draw_tokens(

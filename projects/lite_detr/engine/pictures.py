@@ -13,15 +13,14 @@ from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.image_files import ImageError, read_record
-from ..labels import class_label, missing_glyphs, printable, shorten
+from ..inference.pictures import draw_objects
+from ..labels import class_label, printable, shorten
 from ..random_states import same_random_states
 
 logger = logging.getLogger("lite_detr")
@@ -31,8 +30,6 @@ HALF_WIDTH, MOST_HEIGHT, LEAST_WIDTH = 512, 768, 352
 GAP = 8
 CAPTION_HEIGHT = 24
 CAPTION_FONT = 15
-LABEL_FONT = 8  # in points, of which Matplotlib's figures have 72 to 100 pixels
-LINE_HEIGHT, LETTER_WIDTH = 15, 7.2  # of labels
 
 PAPER_COLOUR, INK_COLOUR = (255, 255, 255), (0, 0, 0)
 
@@ -134,10 +131,10 @@ class PicturesHook(HookBase):
         best = f" (best: {instances.scores.max():.2f})" if len(instances) else ""
         return side_by_side(
             scene.file_name,
-            (f"ground truth: {len(scene.truth.labels)}", draw_objects(scene, scene.truth)),
+            (f"ground truth: {len(scene.truth.labels)}", draw_scene(scene, scene.truth)),
             (
                 f"predictions that score {self.confidence_threshold:g} or more: {len(found)}{best}",
-                draw_objects(scene, predicted_objects(found, self.class_names)),
+                draw_scene(scene, predicted_objects(found, self.class_names)),
             ),
         )
 
@@ -228,45 +225,12 @@ def predicted_objects(instances: Instances, class_names: Sequence[str] | None) -
     return Objects(instances.pred_boxes, classes, labels)
 
 
-def draw_objects(scene: Scene, objects: Objects) -> Image.Image:
-    """Return the scene's image with boxes in the colours of their classes, and labels above them.
-
-    Detectron2's own method draws thin boxes in random colours, and labels over the objects.
-    """
-    visualizer = Visualizer(np.asarray(scene.image), font_size_scale=0.7)
+def draw_scene(scene: Scene, objects: Objects) -> Image.Image:
+    """Return the scene's image with objects drawn in it."""
     boxes = objects.boxes.clone()
     boxes.scale(*scene.scale)
-    colours = colormap(rgb=True, maximum=1)
-    # The best predictions come first; they are drawn last, on top.
-    for box, number, label in reversed([*zip(boxes.tensor, objects.classes, objects.labels)]):
-        box, colour = box.tolist(), colours[number % len(colours)]
-        visualizer.draw_box(box, alpha=0.9, edge_color=colour)
-        visualizer.draw_text(
-            label,
-            label_position(box, label, scene.image.size),
-            font_size=LABEL_FONT,
-            # Half way to white, for the black background.
-            color=(1 + colour) / 2,
-            horizontal_alignment="left",
-        )
-    with missing_glyphs():
-        return Image.fromarray(visualizer.output.get_image())
-
-
-def label_position(box: Sequence[float], label: str, size: tuple[int, int]) -> tuple[float, float]:
-    """Return the upper left corner of a label: inside the image, and off a small object.
-
-    Args:
-        box: its corners, in pixels.
-        size: the image's width and height.
-    """
-    x0, y0, x1, y1 = box
-    width, height = size
-    x = max(0.0, min(x0, width - LETTER_WIDTH * len(label)))
-    if y0 >= LINE_HEIGHT:
-        return x, y0 - LINE_HEIGHT
-    is_low = y1 - y0 < 3 * LINE_HEIGHT
-    return x, y1 if is_low and y1 + LINE_HEIGHT <= height else y0
+    image = np.asarray(scene.image)
+    return Image.fromarray(draw_objects(image, boxes, objects.classes, objects.labels))
 
 
 def side_by_side(title: str, *halves: tuple[str, Image.Image]) -> Image.Image:

@@ -1,6 +1,7 @@
-"""Trained detectors that run on image files, one at a time or many in batches."""
+"""Trained detectors that run on image files and videos, one at a time or in batches."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
-from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.data.detection_utils import convert_image_to_rgb, convert_PIL_to_numpy
 from detectron2.data.transforms import Augmentation
 from detectron2.structures import Instances
 from omegaconf import DictConfig
+from PIL import Image
 from torch import nn
 
 from .. import overrides
@@ -23,6 +25,7 @@ from ..data.image_files import read_image, read_record
 from ..data.mapper import DetectionMapper
 from ..errors import DatasetError, WeightsError
 from .optimize import optimize_for_program
+from .video import Frame
 
 logger = logging.getLogger("lite_detr")
 
@@ -120,9 +123,31 @@ class TrainedDetector:
         )
         for prediction in predictor(paths):
             if prediction.instances is not None:
-                instances = self.drop_unsure(prediction.instances)
-                prediction = dataclasses.replace(prediction, instances=instances)
+                prediction = dataclasses.replace(
+                    prediction,
+                    instances=self.drop_unsure(prediction.instances),
+                    best_score=best_score(prediction.instances),
+                )
             yield prediction
+
+    def predict_frames(
+        self, frames: Iterable[Frame], batch_size: int = 1
+    ) -> Iterator["FramePrediction"]:
+        """Yield the prediction of each frame of a video, in order."""
+        frames = iter(frames)
+        while batch := list(itertools.islice(frames, batch_size)):
+            with torch.no_grad():
+                outputs = self.model([self.frame_input(frame) for frame in batch])
+            for frame, output in zip(batch, outputs):
+                instances = output["instances"].to("cpu")
+                yield FramePrediction(frame, self.drop_unsure(instances), best_score(instances))
+
+    def frame_input(self, frame: Frame) -> dict:
+        """Return the model's input made of a frame."""
+        rgb = Image.fromarray(convert_image_to_rgb(frame.image, "BGR"))
+        image = convert_PIL_to_numpy(rgb, self.image_format)
+        height, width = image.shape[:2]
+        return {"image": self.mapper.augment(image)[0], "height": height, "width": width}
 
     def drop_unsure(self, instances: Instances) -> Instances:
         """Return the detections whose score reaches the threshold."""
@@ -138,11 +163,27 @@ class FilePrediction:
         instances: on the CPU, with boxes in pixels of the upright image; None if the file cannot
             be used.
         problem: why the file cannot be used; None if it can.
+        best_score: of all detections, also of those that a threshold has dropped; None if there
+            was none.
     """
 
     path: Path
     instances: Instances | None = None
     problem: str | None = None
+    best_score: float | None = None
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """The detections in a frame of a video; see :class:`FilePrediction`."""
+
+    frame: Frame
+    instances: Instances
+    best_score: float | None
+
+
+def best_score(instances: Instances) -> float | None:
+    return instances.scores.max().item() if len(instances) else None
 
 
 class BatchPredictor:
