@@ -17,3 +17,8 @@ train.max_bad_batches = 0
 train.ema = dict(enabled=False, decay=0.9997)
 # In TensorBoard, at every evaluation: ground truth beside predictions on so many validation images.
 train.pictures = dict(num_images=4, confidence_threshold=0.3)
+# The weights of the evaluation that is best in this metric of the records, such as "bbox/AP", are
+# kept in model_best.pth; None keeps none.
+train.best = dict(metric=None)
+# Training ends after so many evaluations in a row without a better train.best.metric; 0: never.
+train.early_stopping = dict(patience=0)

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import resource
 import signal
 import subprocess
@@ -18,10 +19,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import CallbackHook, EvalHook, PeriodicWriter
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -31,12 +34,18 @@ from torch import distributed, nn
 
 import lite_detr.engine.training  # noqa: F401  # where a test gives it a signal
 from lite_detr import cli
+from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.commands.train import run
 from lite_detr.data.coco import apply_data_config
+from lite_detr.engine.best import BestCheckpointer
+from lite_detr.engine.ema import EMA
+from lite_detr.engine.preemption import Preemption
+from lite_detr.engine.resume import Records, ResumePoint
 from lite_detr.engine.trainer import Trainer
 from lite_detr.errors import DivergenceError, SaveError, raised_in_all
 from lite_detr.modeling.criterion import count_objects
 from lite_detr.optimizer import ClippedAdamW
+from lite_detr.random_states import seed_sample
 
 CONFIG = CONFIGS / "resumable.py"
 
@@ -65,10 +74,10 @@ def batch_of(value, name="a.jpg", **more):
     return [{"value": value, "file_name": name, "instances": range(1)} | more]
 
 
-def make_trainer(batches, **options):
+def make_trainer(batches, kind=Trainer, **options):
     model = Toy()
     optimizer = ClippedAdamW(model.parameters(), lr=0.1, weight_decay=0.0)
-    return Trainer(model, batches, optimizer, **options)
+    return kind(model, batches, optimizer, **options)
 
 
 def record(trainer):
@@ -203,6 +212,87 @@ def diverge(folder: Path, max_bad_batches: int) -> str:
     except DivergenceError as error:
         return str(error)
     return f"{trainer.bad_batches} bad, {trainer.model.module.weight.tolist()}"
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does, with no hook after it."""
+
+
+class MortalTrainer(Trainer):
+    def after_train(self):
+        if not isinstance(sys.exc_info()[1], Killed):
+            super().after_train()
+
+
+def evaluated_run(
+    folder: Path,
+    values: list[float | None],
+    kill_at: int = 0,
+    *,
+    patience: int = 2,
+    metric: str = "bbox/AP",
+    resume: bool = True,
+) -> MortalTrainer:
+    """A toy run whose evaluation after iteration i finds ``values[i]``; None: nothing.
+
+    Args:
+        kill_at: the run is killed at this one of its events, from 1 on: the moments before a file
+            gets its name, before an evaluation, after one, and before records are written. Two
+            processes have evaluations alone in common, and are killed together.
+    """
+    events = itertools.count(1)
+
+    def event(common: bool = False):
+        if (common or comm.get_world_size() == 1) and next(events) == kill_at:
+            raise Killed
+
+    def evaluate():
+        event(common=True)
+        value = values[min(trainer.iter, len(values) - 1)]
+        if value is None or not comm.is_main_process():
+            return {}
+        return {"bbox": {"AP": value}, "bbox_ema": {"AP": value}}
+
+    seed_sample(0)
+    trainer = make_trainer([batch_of(1.0)] * len(values), kind=MortalTrainer)
+    # Without a decoder, a checkpoint holds no detector.
+    trainer.model.decoder = nn.Linear(1, 1)
+    checkpointer = DetrCheckpointer(trainer.model, str(folder), trainer=trainer)
+    ema = EMA(trainer.model, 0.9, str(folder))
+    checkpointer.add_checkpointable("ema", ema.averaged)
+    records = Records(folder, len(values))
+    point = ResumePoint(checkpointer, None, records, Preemption(), 1, period=3)
+    model = ema.averaged.module if "ema" in metric else trainer.model
+    best = BestCheckpointer(model, str(folder), metric, 1, patience)
+    after_evaluation = CallbackHook(after_step=lambda _: event(common=True))
+    trainer.register_hooks([ema, point, EvalHook(1, evaluate), after_evaluation, best])
+    checkpointer.resume_or_load("", resume=resume)
+    if comm.is_main_process():
+        before_records = CallbackHook(after_step=lambda _: event())
+        # Without TensorBoard, whose writer takes longest.
+        writers = PeriodicWriter(point.writers(resume)[:2], 2)
+        trainer.register_hooks([before_records, writers])
+    replace = os.replace
+
+    def replace_or_die(*arguments):
+        event()
+        replace(*arguments)
+
+    with mock.patch("os.replace", replace_or_die), contextlib.suppress(Killed):
+        trainer.train(trainer.iter + 1 if checkpointer.resumed else 0, len(values))
+    trainer.killed = kill_at > 0 and next(events) == kill_at + 1
+    return trainer
+
+
+def evaluate_together(folder: Path, values: list[float], kills: list[int]) -> list[tuple]:
+    """In each process: where each start ends, after what kill, and the best that it knows then."""
+    ends = []
+    for kill_at in kills:
+        trainer = evaluated_run(folder / "run", values, kill_at)
+        [best] = [hook for hook in trainer.hooks if isinstance(hook, BestCheckpointer)]
+        ends.append((trainer.iter, trainer.stopped, best.best_metric, best.best_iter))
+        comm.synchronize()
+    return ends
 
 
 def train_on_a_full_disk(folder: Path, options: list[str]) -> tuple[int, str]:

@@ -115,7 +115,7 @@ def check_registered(cfg: DictConfig, splits: Sequence[str] = ("train", "test"))
     for split in splits:
         _check_image_format(cfg, split)
         check_named(cfg, split)
-        uses_coco = split == "test" and _uses_coco_metrics(cfg)
+        uses_coco = split == "test" and uses_coco_metrics(cfg)
         names, num_objects = dataset_names(cfg, split), 0
         for name in names:
             if uses_coco:
@@ -210,7 +210,7 @@ def _check_contents(name: str, split: str, num_classes: int) -> int:
     return count_objects({**content, "annotations": kept})
 
 
-def _uses_coco_metrics(cfg: DictConfig) -> bool:
+def uses_coco_metrics(cfg: DictConfig) -> bool:
     """Return whether all test sets are evaluated by a ``DetectionEvaluator``."""
     if cfg.dataloader.get("evaluator") is None:
         return False

@@ -1,20 +1,30 @@
 """The exponential moving average of a model's weights, as a hook."""
 
-import os
+from typing import Any
 
-import torch
 from detectron2.engine import HookBase
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoint.files import AtomicFiles
+from ..checkpoint import DetrCheckpointer
 from ..errors import ConfigError, SaveError, raised_in_all
 
 # A file of weights beside model_final.pth.
-FINAL = "model_final_ema.pth"
+FINAL = "model_final_ema"
+# The end of a task's or a test set's name in the results of the average.
+AVERAGED = "_ema"
+
+
+class WeightsFile(DetrCheckpointer):
+    """Saves weights alone, in a file from which no run is resumed."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """See :meth:`DetrCheckpointer.save`; an ``iteration`` would make it a checkpoint."""
+        super().save(name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Leave the tag with the last checkpoint of the run."""
 
 
 class EMA(HookBase):
@@ -24,7 +34,7 @@ class EMA(HookBase):
     number ``n`` of iterations: ``min(decay, (1 + n) / (10 + n))``, so that it forgets them soon.
     Buffers are copied, as they are not weights. Register the hook before those that save or
     evaluate ``averaged``. After the last iteration the average is written to
-    ``model_final_ema.pth``.
+    ``model_final_ema.pth``. The trainer must be ours, which may stop early.
 
     Args:
         model: a detector, or its DDP wrapper.
@@ -44,18 +54,20 @@ class EMA(HookBase):
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.averaged = AveragedModel(self.model).eval().requires_grad_(False)
         self.decay = decay
-        self.output_dir = output_dir
+        self.file = WeightsFile(self.averaged.module, output_dir)
 
     def after_step(self) -> None:
         n = int(self.averaged.n_averaged)
         self.averaged.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))
         self.averaged.update_parameters(self.model)
         if self.trainer.iter + 1 == self.trainer.max_iter:
-            with raised_in_all(SaveError):
-                self._save()
+            self._save()
+
+    def after_train(self) -> None:
+        if self.trainer.stopped:
+            self._save()
 
     def _save(self) -> None:
-        if comm.is_main_process():
-            path = os.path.join(self.output_dir, FINAL)
-            with AtomicFiles(PathManager).open(path, "wb") as file:
-                torch.save({"model": self.averaged.module.state_dict()}, file)
+        # Only the main process writes.
+        with raised_in_all(SaveError):
+            self.file.save(FINAL)

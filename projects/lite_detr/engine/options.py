@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
-from ..errors import ConfigError, SaveError
+from ..errors import ConfigError, SaveError, raised_in_all
 
 logger = logging.getLogger("lite_detr")
 
@@ -23,14 +25,18 @@ WHOLE_NUMBERS = {
     "checkpointer.period": 1,
     "checkpointer.max_to_keep": 1,
     "pictures.num_images": 0,
+    "early_stopping.patience": 0,
 }
 # The parts of a config that decide on the course of a run, without what they hold that does not.
 DECISIVE = re.compile(r"(model|optimizer|lr_multiplier|dataloader\.train|train)\.")
 INDIFFERENT = re.compile(
     r".*\.num_workers|train\.(output_dir|init_checkpoint|device|log_period|eval_period"
-    r"|(checkpointer|pictures|ddp)\..+)"
+    r"|(checkpointer|pictures|ddp|best|early_stopping)\..+)"
 )
 MAX_LISTED = 10
+# What a run saves, from which it goes on or its weights are used, and its records.
+CHECKPOINTS = re.compile(r"last_checkpoint|model_(\d{7}|last|best|final(_ema)?)\.pth")
+RECORDS = re.compile(r"metrics\.json|events\.out\.tfevents\..+")
 
 
 def check_options(train: DictConfig) -> None:
@@ -55,6 +61,50 @@ def check_options(train: DictConfig) -> None:
         raise SaveError(
             f"train.output_dir={folder!r}: {reason}. Give a folder that can be written to"
         ) from error
+
+
+def check_folder(folder: str, resume: bool) -> bool:
+    """Refuse to start a run in a folder that holds one; return whether to go on from there.
+
+    A job that torchrun has started again, after a run that had no checkpoint yet, goes on from the
+    beginning, as ``--resume`` does. All processes must call this before they write anything.
+
+    Args:
+        folder: the folder of the main process, whose answer holds for all.
+        resume: whether ``--resume`` was given.
+
+    Raises:
+        ConfigError: the folder holds another run; raised in all processes.
+    """
+    with raised_in_all(ConfigError):
+        if not resume and comm.is_main_process():
+            resume = _is_restart(folder)
+    return comm.all_gather(resume)[0]
+
+
+def _is_restart(folder: str) -> bool:
+    checkpoints, records = files_of_run(folder)
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if restarted and not checkpoints:
+        return True
+    if found := checkpoints + records:
+        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+        raise ConfigError(
+            f"train.output_dir={folder} holds a run already ({', '.join(found[:2])}{more}): "
+            "continue it with --resume, or give a new run another train.output_dir"
+        )
+    return False
+
+
+def files_of_run(folder: str) -> tuple[list[str], list[str]]:
+    """Return the names of a run's checkpoints and of its records, without empty records."""
+    if "://" in folder:
+        tag = f"{folder.rstrip('/')}/last_checkpoint"
+        return (["last_checkpoint"] if PathManager.exists(tag) else []), []
+    if not os.path.isdir(folder):
+        return [], []
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.stat().st_size)
+    return list(filter(CHECKPOINTS.fullmatch, names)), list(filter(RECORDS.fullmatch, names))
 
 
 class RunOptions:

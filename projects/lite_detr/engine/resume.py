@@ -11,7 +11,13 @@ from typing import Any
 from detectron2.checkpoint import PeriodicCheckpointer
 from detectron2.engine import HookBase, default_writers
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 from fvcore.common.history_buffer import HistoryBuffer
 
 from ..checkpoint import DetrCheckpointer
@@ -76,7 +82,8 @@ class Records:
 
     def writers(self) -> list[EventWriter]:
         """Return Detectron2's default writers, which append to existing files."""
-        return default_writers(self.folder, self.max_iter)
+        _, *writers = default_writers(self.folder, self.max_iter)
+        return [Printer(self.max_iter), *writers]
 
     def writers_from(self, iteration: int, size: int) -> list[EventWriter]:
         """Return the writers of a run that goes on.
@@ -109,6 +116,18 @@ class Records:
             content.count(b"\n", kept),
             removed.name,
         )
+
+
+class Printer(CommonMetricPrinter):
+    """Prints each iteration once; Detectron2's divides by the iterations since the last line."""
+
+    printed = -1
+
+    def write(self) -> None:
+        iteration = get_event_storage().iter
+        if iteration != self.printed:
+            super().write()
+            self.printed = iteration
 
 
 def last_iteration(file: Path, size: int) -> int:
@@ -223,6 +242,15 @@ class ResumePoint(HookBase):
             comm.synchronize()
             logger.warning("asked to leave: iteration %d is saved; --resume goes on", done - 1)
             leave()
+
+    def after_train(self) -> None:
+        if self.trainer.stopped:
+            # As it was saved before the evaluation: a run that is resumed here evaluates again,
+            # and stops again, or goes on.
+            with raised_in_all(SaveError):
+                if comm.is_main_process():
+                    name = f"{self.periodic.file_prefix}_final"
+                    self.checkpointer.save(name, iteration=self.trainer.iter)
 
     def _is_of(self, iteration: int) -> bool:
         """Tell whether the state is of an iteration; another hook may have saved an older one."""

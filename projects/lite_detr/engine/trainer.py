@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from detectron2.engine import AMPTrainer, HookBase
@@ -24,6 +24,10 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 SMALLEST_SCALE = 2.0**-14
 
 
+class Stopped(BaseException):
+    """Leaves Detectron2's loop, which would log an ``Exception`` as a failure."""
+
+
 class Trainer(AMPTrainer):
     """Detectron2's trainer, whose iteration is one step of the optimizer.
 
@@ -40,6 +44,7 @@ class Trainer(AMPTrainer):
 
     Attributes:
         hooks: the registered hooks, in their order.
+        stopped: whether :meth:`stop` was called.
 
     Raises:
         ConfigError: an option is out of its range.
@@ -65,6 +70,7 @@ class Trainer(AMPTrainer):
                 f"{accumulation} and {max_bad_batches}"
             )
         self.hooks: list[HookBase] = []
+        self.stopped = False
         self.device = next(model.parameters()).device
         super().__init__(
             model,
@@ -89,8 +95,29 @@ class Trainer(AMPTrainer):
             DivergenceError: more losses or gradients than ``max_bad_batches`` were not finite;
                 raised in all processes.
         """
-        with without_traceback():
+        with without_traceback(), suppress(Stopped):
             super().train(start_iter, max_iter)
+
+    def stop(self) -> None:
+        """End training after this iteration, although it is not the last; for hooks.
+
+        All processes must call this in the same iteration. Its other hooks still run, and then
+        ``after_train`` of all hooks, in which ``iter`` is the iteration and ``stopped`` is set.
+        """
+        self.stopped = True
+
+    def before_train(self) -> None:
+        super().before_train()
+        # A run that goes on finishes the iteration that was saved, which may be where it stops.
+        self._end_if_stopped()
+
+    def after_step(self) -> None:
+        super().after_step()
+        self._end_if_stopped()
+
+    def _end_if_stopped(self) -> None:
+        if self.stopped:
+            raise Stopped
 
     def after_train(self) -> None:
         """See Detectron2's ``TrainerBase.after_train``, which is called after an error also."""
@@ -99,7 +126,7 @@ class Trainer(AMPTrainer):
             super().after_train()
         # Hooks may rely on iterations that there were none of, and must not hide the first error.
         except Exception:
-            if error is None:
+            if error is None or isinstance(error, Stopped):
                 raise
             logger.debug("after an error in training, a hook failed as well", exc_info=True)
 

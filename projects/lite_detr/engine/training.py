@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import instantiate
@@ -10,7 +11,6 @@ from detectron2.engine import default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -22,12 +22,15 @@ from ..errors import DivergenceError, WeightsError
 from ..inference import keep_freed_memory, optimize_for_program
 from ..overrides import build, load_config
 from ..random_states import same_random_states
-from .ema import EMA
+from .best import build_best_checkpointer, check_best
+from .ema import AVERAGED, EMA
 from .launch import find_place, share_cores
-from .options import RunOptions, check_options, check_resumed
+from .options import RunOptions, check_folder, check_options, check_resumed
 from .pictures import build_pictures_hook
 from .preemption import Preemption
+from .progress import ProgressBar, set_up_logging
 from .resume import Records, ResumePoint
+from .summary import summarize
 from .trainer import Trainer
 
 logger = logging.getLogger("lite_detr")
@@ -56,6 +59,9 @@ def plan(args: argparse.Namespace) -> None:
         else:
             args.num_gpus = 1
     if args.num_gpus > 1:
+        # The process that writes is on the first machine.
+        if not args.eval_only and args.machine_rank == 0:
+            check_folder(str(cfg.train.output_dir), args.resume)
         prepare(cfg, args.eval_only)
     logger.setLevel(level)
 
@@ -68,13 +74,14 @@ def run(args: argparse.Namespace) -> None:
     """
     cfg = load_config(args.config_file, args.opts)
     check_options(cfg.train)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="lite_detr")
+    resume = not args.eval_only and check_folder(str(cfg.train.output_dir), args.resume)
+    set_up_logging(cfg.train.output_dir, comm.get_rank())
     prepare(cfg, args.eval_only)
     default_setup(cfg, args)
     if cfg.train.device == "cpu":
         keep_freed_memory()
     if not args.eval_only:
-        train(cfg, args.resume)
+        train(cfg, resume)
         return
     if not cfg.train.init_checkpoint:
         raise WeightsError("evaluation needs weights: set train.init_checkpoint=FILE")
@@ -108,12 +115,13 @@ def train(cfg: DictConfig, resume: bool) -> None:
     if cfg.train.ema.enabled:
         ema = EMA(model, cfg.train.ema.decay, cfg.train.output_dir)
         checkpointer.add_checkpointable("ema", ema.averaged)
+    best = build_best_checkpointer(cfg, model, ema)
     preemption = Preemption()
 
     def evaluate_between_iterations() -> dict:
         with preemption.leaving_at_once(), same_random_states():
             averaged = evaluate(cfg, ema.averaged.module) if ema is not None else {}
-            averaged = {f"{task}_ema": result for task, result in averaged.items()}
+            averaged = {f"{task}{AVERAGED}": result for task, result in averaged.items()}
             return averaged | evaluate(cfg, model)
 
     resume_point = ResumePoint(
@@ -132,21 +140,27 @@ def train(cfg: DictConfig, resume: bool) -> None:
             # The hooks after it run again for the iteration that a run goes on from.
             resume_point,
             hooks.EvalHook(cfg.train.eval_period, evaluate_between_iterations),
+            best,
             build_pictures_hook(cfg, model),
         ]
     )
     rest = checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     if checkpointer.resumed:
         check_resumed(rest, trainer.iter, cfg.train)
+    start = trainer.iter + 1 if checkpointer.resumed else 0
+    bar = nullcontext()
     if comm.is_main_process():
         writers = resume_point.writers(resume)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+        bar = ProgressBar(start, cfg.train.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period), bar])
     try:
-        with preemption:
-            trainer.train(trainer.iter + 1 if checkpointer.resumed else 0, cfg.train.max_iter)
+        with preemption, bar:
+            trainer.train(start, cfg.train.max_iter)
     except DivergenceError as error:
         error.checkpoint = checkpointer.get_checkpoint_file()
         raise
+    if comm.is_main_process():
+        logger.info("%s", summarize(cfg, trainer, best))
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -185,3 +199,5 @@ def prepare(cfg: DictConfig, eval_only: bool) -> None:
     splits = ("test",) if eval_only else ("train", "test")
     apply_data_config(cfg, splits)
     check_registered(cfg, splits)
+    if not eval_only:
+        check_best(cfg)
