@@ -96,7 +96,7 @@ def read_voc_folder(root: Path, files: Sequence[Path]) -> FolderContents | None:
         return None
     objects = [entry for label in labels.values() for entry in label.objects]
     # Pascal VOC counts pixels from 1, and some programs from 0.
-    first = 0 if any(min(entry.corners[:2]) < 1 for entry in objects) else 1
+    first = 0 if any(0 <= min(entry.corners[:2]) < 1 for entry in objects) else 1
     if first == 0:
         found.add("dataset whose boxes count pixels from 0, not from 1 as Pascal VOC's", root)
     names = sorted({entry.name for entry in objects})
@@ -291,7 +291,7 @@ def _listed_splits(files: Iterable[Path]) -> dict[str, str]:
     # A later one counts: what is for training and validation alike is for training.
     order = {"test": "test", "trainval": "train", "val": "val", "train": "train"}
     for path, split in ((by_name[stem], split) for stem, split in order.items() if stem in by_name):
-        for words in map(str.split, path.read_text(encoding="utf-8-sig").splitlines()):
+        for words in map(str.split, _lines(path)):
             name = Path(words[0]) if words else Path()
             # A name may have a point, and rarely a suffix.
             is_file = name.suffix.lower() in IMAGE_SUFFIXES
@@ -306,21 +306,26 @@ def _yaml_splits(classes: YoloClasses, images: Iterable[Path]) -> dict[Path, str
     for split, names in classes.folders.items():
         for name in names:
             # Roboflow's exports begin with ../ from the file's own folder.
-            candidates = [base / name, base / re.sub(r"^(\.\./)+", "", name)]
-            place = next((path for path in candidates if path.exists()), None)
-            if place is None:
-                continue
-            if place.is_dir():
-                inside = place.resolve()
-                chosen = [path for path in images if inside in path.resolve().parents]
-            else:
-                lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                listed = {Path(line.strip()).name for line in lines}
-                chosen = [path for path in images if path.name in listed]
+            for place in (base / name, base / re.sub(r"^(\.\./)+", "", name)):
+                if chosen := _images_at(place, images):
+                    break
             for path in chosen:
                 splits[path].add(split)
     # The same images for training and validation are no split.
     return {path: names.pop() for path, names in splits.items() if len(names) == 1}
+
+
+def _images_at(place: Path, images: Sequence[Path]) -> list[Path]:
+    """Return the images in a folder, or those that a file lists."""
+    if place.is_file():
+        listed = {Path(line.strip()).name for line in _lines(place)}
+        return [path for path in images if path.name in listed]
+    inside = place.resolve()
+    return [path for path in images if inside in path.resolve().parents]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
 def _raise_first(faults: Sequence[DatasetError]) -> None:
