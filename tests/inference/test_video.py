@@ -166,7 +166,7 @@ def test_a_video_without_frames_says_so(monkeypatch, tmp_path):
 
 
 def test_a_camera_that_is_not_there():
-    with pytest.raises(VideoError, match="there is no such camera"):
+    with pytest.raises(VideoError, match="webcam 99 cannot be opened"):
         VideoReader(99)
 
 

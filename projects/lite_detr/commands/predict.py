@@ -125,12 +125,11 @@ def check_single(
         SaveError: it is not.
     """
     name, is_film = printable(output), output.suffix.lower() == FILM_SUFFIX
-    cameras = [] if webcam is None else [webcam]
-    fitting = [*videos, *cameras] if is_film else images
-    if len(fitting) != 1 or len(images) + len(videos) + len(cameras) != 1:
+    num_videos = len(videos) + (webcam is not None)
+    if (len(images), num_videos) != ((0, 1) if is_film else (1, 0)):
         raise SaveError(
-            f"--output {name} is for one {'video' if is_film else 'image'}, but there are "
-            f"{len(images)} images, {len(videos)} videos and {len(cameras)} cameras: give a folder"
+            f"--output {name} is for one {'video' if is_film else 'image'}, and the input has "
+            f"another number (images: {len(images)}, videos: {num_videos}): give a folder"
         )
     if any(path.resolve() == output.resolve() for path in (*images, *videos)):
         raise SaveError(f"--output {name} would replace the input itself: give another file")
@@ -160,12 +159,11 @@ def plan_outputs(
     return pictures, cli.picture_paths(videos, output, FILM_SUFFIX)
 
 
-def say_written(args: argparse.Namespace, has_images: bool) -> str:
+def say_written(args: argparse.Namespace, kinds: str) -> str:
     """Return where the results are."""
     written = []
     if args.output:
-        kind = "pictures" if has_images else "videos"
-        is_in = "the result is" if is_file(args.output) else f"{kind} are in"
+        is_in = "the result is" if is_file(args.output) else f"{kinds} are in"
         written.append(f"{is_in} {printable(args.output)}")
     if args.json:
         written.append(f"detections are in {printable(args.json)}")
@@ -207,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.predict_camera(camera, next(films) if films else None, window)
     counts = run.counts
     counts.failures += num_missing
-    print("; ".join(filter(None, (counts.summary(), say_written(args, bool(images))))))
+    kinds = " and ".join(["pictures"] * bool(images) + ["videos"] * (not images or bool(videos)))
+    print("; ".join(filter(None, (counts.summary(), say_written(args, kinds)))))
     if hint := counts.hint(args.confidence_threshold):
         print(hint, file=sys.stderr)
     return 1 if counts.failures else 0

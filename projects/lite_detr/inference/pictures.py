@@ -152,14 +152,16 @@ def draw_objects(
     line_width = max(MIN_LINE_WIDTH, side * LINE_WIDTH)
     # Matplotlib measures fonts and lines in points.
     points = 72 / output.dpi
-    # Detectron2 derives the width of a box's line from it.
-    visualizer._default_font_size = 4 * line_width * points
     font_size = max(MIN_FONT_SIZE, side * FONT_SIZE)
     renderer = output.canvas.get_renderer()
     with missing_glyphs():
         for box, number, label in reversed([*zip(boxes.tensor.tolist(), classes, labels)]):
             colour = class_colour(number)
-            visualizer.draw_box(box, alpha=1, edge_color=colour)
+            # A dark edge makes light colours visible on light images.
+            for width, edge, alpha in ((2 * line_width, "black", 0.3), (line_width, colour, 1)):
+                # Private, but nothing else sets the width of a line, which is a quarter of it.
+                visualizer._default_font_size = 4 * width * points
+                visualizer.draw_box(box, alpha=alpha, edge_color=edge)
             text = output.ax.text(
                 0,
                 0,

@@ -61,7 +61,9 @@ class Counts:
         if not scores:
             return f"without detections, with any score: {where}"
         names = sorted(scores, key=scores.__getitem__, reverse=True)
-        best = ", ".join(f"{printable(name)} {scores[name]:.2g}" for name in names[:MAX_NAMED])
+        best = ", ".join(
+            f"{printable(name)} {round_down(scores[name])}" for name in names[:MAX_NAMED]
+        )
         more = ", ..." if len(names) > MAX_NAMED else ""
         return (
             f"without detections that score {threshold:g} or more: {where}. Best scores there: "

@@ -83,7 +83,7 @@ class VideoReader:
         self.capture = self.cv2.VideoCapture(source if self.is_camera else str(source))
         if not self.capture.isOpened():
             raise VideoError(
-                "there is no such camera, or another program uses it"
+                f"{self.name} cannot be opened: there is none, or another program uses it"
                 if self.is_camera
                 else "unreadable video: OpenCV does not know it, or it is damaged"
             )
