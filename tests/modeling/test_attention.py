@@ -55,18 +55,20 @@ def test_offsets_start_on_the_unit_square(attention_class):
 
 @BOTH
 def test_projections_start_at_xavier_and_zero_bias(attention_class):
+    """But that of the query, which starts at zero."""
     attention = attention_class(32)
     bound = math.sqrt(6 / (32 + 32))
     for name, projection in attention.named_children():
-        if name.endswith("_proj"):
+        if name.endswith("_proj") and name != "query_proj":
             assert not projection.bias.any()
             assert 0.9 * bound < projection.weight.abs().max() <= bound
 
 
-def test_weights_start_uniform(make_scales):
+@BOTH
+def test_weights_start_uniform(make_scales, attention_class):
     """Where each scale is constant, the result is the mean over scales, whatever the query."""
     scales = make_scales(((12, 12), (9, 9), (10, 11)))
-    attention = MultiScaleDeformableAttention(CHANNELS, 2, 3, 2).double()
+    attention = attention_class(CHANNELS, 2, 3, 2).double()
     constants = torch.randn(3, CHANNELS, dtype=torch.float64)
     memory = torch.cat([c.expand(h * w, -1) for c, (h, w) in zip(constants, scales.shapes)])
     query, _, _ = random_inputs(scales)

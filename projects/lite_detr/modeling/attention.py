@@ -191,7 +191,10 @@ class KeyAwareDeformableAttention(DeformableAttention):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        reset_projection(self.query_proj)
+        # Queries of zero weigh all points alike, as plain attention does at first. Random ones
+        # weigh them by chance, and training is slower (docs/get_started.md).
+        nn.init.zeros_(self.query_proj.weight)
+        nn.init.zeros_(self.query_proj.bias)
         if self.key_proj is not None:
             reset_projection(self.key_proj)
 
