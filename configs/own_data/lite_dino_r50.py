@@ -14,3 +14,6 @@ train.max_iter = 5000
 train.eval_period = 500
 train.checkpointer.period = 500
 train.checkpointer.max_to_keep = 2
+# The best weights are kept in model_best.pth, and training ends if AP rises no more.
+train.best.metric = "bbox/AP"
+train.early_stopping.patience = 4
