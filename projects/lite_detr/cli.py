@@ -7,12 +7,14 @@ an error that its user can mend, a traceback for one that only we can.
 import argparse
 import glob
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,12 @@ from .labels import printable
 
 # The names in ``lite_detr.inference.DTYPES``, which imports PyTorch.
 DTYPES = ("float32", "bfloat16", "float16")
+# Of Detectron2 and fvcore: they compile functions and read their version in ways that are outdated.
+IGNORED_WARNINGS = (
+    ("`torch.jit.script` is deprecated", FutureWarning),
+    ("`torch.jit.script` is deprecated", DeprecationWarning),
+    ("pkg_resources is deprecated", UserWarning),
+)
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Files with these are videos, wherever they are named.
@@ -60,6 +68,16 @@ def user_errors(status: int = 1) -> Iterator[None]:
             time.sleep(PATIENCE)
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(status)
+
+
+def ignore_warnings() -> None:
+    """Ignore what dependencies warn about when they are imported, which no user can mend."""
+    for message, category in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message, category)
+    # PyTorch looks for CUDA's compiler where there is no GPU, when Detectron2 describes the machine.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(
+        lambda record: "No CUDA runtime is found" not in str(record.msg)
+    )
 
 
 def is_first_process() -> bool:

@@ -142,14 +142,24 @@ class DetrCheckpointer(DetectionCheckpointer):
             MissingFileError: there is no such file.
             WeightsError: the file is not a checkpoint, or does not fit what it is loaded into.
         """
+        if not path:
+            backbone = getattr(self.model, "backbone", None)
+            source = getattr(backbone, "weights_source", "")
+            logger.info(
+                "No train.init_checkpoint: %s",
+                f"the backbone has {source}, the rest random ones"
+                if source
+                else "all weights are random",
+            )
+            return {}
         self._path = path
-        if path and "://" in path:
+        if "://" in path:
             with downloading(f"weights {path}", "train.init_checkpoint=FILE"):
                 address = urlparse(path)._replace(query="").geturl()
                 local = self.path_manager.get_local_path(address)
             if not os.path.isfile(local):
                 raise MissingFileError(f"weights {path}: there is no such file")
-        elif path and not self.path_manager.isfile(path.split("?")[0]):
+        elif not self.path_manager.isfile(path.split("?")[0]):
             kind = "it is not a file" if os.path.exists(path) else "there is no such file"
             raise MissingFileError(f"weights {path}: {kind}")
         try:

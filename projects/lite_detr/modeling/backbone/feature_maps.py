@@ -30,12 +30,16 @@ class FeatureMapBackbone(Backbone):
             depends on; 0 trains all.
         size_divisibility: pad images until height and width are multiples of it; 0 pads nothing.
 
+    Attributes:
+        weights_source: a phrase that says which weights the body has; empty for random ones.
+
     Raises:
         ConfigError: the body does not accept images of any size, or a map has another stride.
     """
 
     # The key in ``cfg.MODEL`` of a subclass's arguments.
     config_node: ClassVar[str]
+    weights_source = ""
 
     def __init__(
         self,

@@ -85,6 +85,12 @@ class TimmBackbone(FeatureMapBackbone):
                 body, keys = make_body(model_name, strides, options)
             check_loaded(body, state_dict, model_name)
         super().__init__(body, keys, out_strides, frozen_norm, frozen_stride, size_divisibility)
+        if pretrained:
+            self.weights_source = f"weights from timm's {model_name}"
+        elif weights:
+            self.weights_source = f"weights from {weights}"
+        elif state_dict is not None:
+            self.weights_source = getattr(state_dict, "source", "weights from its state_dict")
 
 
 def make_body(

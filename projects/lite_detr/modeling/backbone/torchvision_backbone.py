@@ -79,6 +79,9 @@ class TorchvisionBackbone(FeatureMapBackbone):
         body = GraphModule(extractor, extractor.eval_graph)
         keys = {stride: f"stride{stride}" for stride in nodes}
         super().__init__(body, keys, out_strides, frozen_norm, frozen_stride, size_divisibility)
+        if weights:
+            by_name = "" if Path(weights).is_file() else f"torchvision's {model_name} "
+            self.weights_source = f"weights from {by_name}{weights}"
 
 
 def make_model(model_name: str, weights: str | None) -> nn.Module:
