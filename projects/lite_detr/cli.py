@@ -24,12 +24,20 @@ from .labels import printable
 
 # The names in ``lite_detr.inference.DTYPES``, which imports PyTorch.
 DTYPES = ("float32", "bfloat16", "float16")
-# Of Detectron2 and fvcore: they compile functions and read their version in ways that are outdated.
+# Detectron2 and fvcore compile functions and find files in ways that are outdated, and TorchScript
+# files are still wanted.
 IGNORED_WARNINGS = (
-    ("`torch.jit.script` is deprecated", FutureWarning),
-    ("`torch.jit.script` is deprecated", DeprecationWarning),
+    (r"`torch\.jit\.\w+` is deprecated", FutureWarning),
+    (r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
     ("pkg_resources is deprecated", UserWarning),
 )
+# PyTorch looks for CUDA's compiler where there is no GPU, when Detectron2 describes the machine; the
+# others repeat what our own error says.
+IGNORED_RECORDS = {
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+    "iopath.common.download": "Failed to download",
+    "torch.multiprocessing.spawn": "Terminating process",
+}
 # The suffixes that a folder is searched for; a file named on the command line may have any.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Files with these are videos, wherever they are named.
@@ -71,13 +79,13 @@ def user_errors(status: int = 1) -> Iterator[None]:
 
 
 def ignore_warnings() -> None:
-    """Ignore what dependencies warn about when they are imported, which no user can mend."""
+    """Ignore warnings about what dependencies do, which no user can mend."""
     for message, category in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message, category)
-    # PyTorch looks for CUDA's compiler where there is no GPU, when Detectron2 describes the machine.
-    logging.getLogger("torch.utils.cpp_extension").addFilter(
-        lambda record: "No CUDA runtime is found" not in str(record.msg)
-    )
+    for name, message in IGNORED_RECORDS.items():
+        logging.getLogger(name).addFilter(
+            lambda record, message=message: message not in str(record.msg)
+        )
 
 
 def is_first_process() -> bool:

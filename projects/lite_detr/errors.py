@@ -164,7 +164,7 @@ def downloading(what: str, instead: str) -> Iterator[None]:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DownloadError(
-            f"{what} cannot be downloaded: {reason}. Get the file where there is a network, and "
+            f"{what} cannot be downloaded: {reason.rstrip('.')}. Get the file where there is a network, and "
             f"give it: {instead}"
         ) from error
 

@@ -168,9 +168,8 @@ def readers_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_zoo, "get_config", get_small_config)
     monkeypatch.setattr(model_zoo, "get_yaml_config", get_small_yaml_config)
-    defaults = d2_defaults._C.clone()
-    defaults.MODEL.DEVICE = "cpu"
-    monkeypatch.setattr(d2_defaults, "_C", defaults)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(d2_defaults, "_C", d2_defaults._C.clone())
     monkeypatch.delitem(sys.modules, "lite_detr.yacs.defaults", raising=False)
     return tmp_path
 

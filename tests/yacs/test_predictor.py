@@ -126,3 +126,12 @@ def test_detectron2s_checkpointer_is_ours_for_our_detectors_alone(tiny):
         pass
 
     assert type(Own(detector)) is Own
+
+
+def test_without_a_gpu_a_config_for_one_runs_on_the_cpu_with_a_warning(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tiny.MODEL.DEVICE = "cuda"
+    tiny.freeze()
+    assert build_model(tiny).device.type == "cpu"
+    assert "MODEL.DEVICE is cuda, and PyTorch finds no GPU" in caplog.text
+    assert tiny.MODEL.DEVICE == "cpu" and tiny.is_frozen()

@@ -5,6 +5,7 @@ import pydoc
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
@@ -47,10 +48,26 @@ def detector_arguments(detector: type, cfg: CfgNode) -> dict[str, Any]:
         ConfigError: an option contradicts another, or asks for what the detector cannot do.
     """
     model = lazy_model(cfg, detector)
+    use_available_device(cfg)
     parts = {"backbone": backbone_from_config(cfg)}
     return parts | {
         name: instantiate(model[name]) for name in model if name not in ("_target_", "backbone")
     }
+
+
+def use_available_device(cfg: CfgNode) -> None:
+    """Change ``MODEL.DEVICE``, which Detectron2 reads next, to the CPU if there is no GPU."""
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return
+    logger.warning(
+        "MODEL.DEVICE is %s, and PyTorch finds no GPU: the detector runs on the CPU",
+        cfg.MODEL.DEVICE,
+    )
+    is_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    if is_frozen:
+        cfg.freeze()
 
 
 def lazy_model(cfg: CfgNode, detector: type) -> DictConfig:
