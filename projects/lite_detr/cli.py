@@ -24,14 +24,15 @@ from .labels import printable
 
 # The names in ``lite_detr.inference.DTYPES``, which imports PyTorch.
 DTYPES = ("float32", "bfloat16", "float16")
-# Detectron2 and fvcore compile functions and find files in ways that are outdated, and TorchScript
-# files are still wanted.
+# Detectron2 and fvcore compile functions, find files and set options in ways that are outdated, and
+# TorchScript files are still wanted.
 IGNORED_WARNINGS = (
     (r"`torch\.jit\.\w+` is deprecated", FutureWarning),
     (r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
     ("pkg_resources is deprecated", UserWarning),
+    ("`broadcast_buffers` is deprecated", FutureWarning),
 )
-# PyTorch looks for CUDA's compiler where there is no GPU, when Detectron2 describes the machine; the
+# PyTorch looks for CUDA's compiler also without a GPU, when Detectron2 describes the machine; the
 # others repeat what our own error says.
 IGNORED_RECORDS = {
     "torch.utils.cpp_extension": "No CUDA runtime is found",

@@ -162,9 +162,9 @@ def downloading(what: str, instead: str) -> Iterator[None]:
         # The libraries that download share no base class; they are known by their modules.
         if isinstance(error, LiteDetrError) or not any(map(is_network_error, causes(error))):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise DownloadError(
-            f"{what} cannot be downloaded: {reason.rstrip('.')}. Get the file where there is a network, and "
+            f"{what} cannot be downloaded: {reason}. Get the file where there is a network, and "
             f"give it: {instead}"
         ) from error
 
