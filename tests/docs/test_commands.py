@@ -32,6 +32,7 @@ NEEDS = (
     "nvcc",
     "a network",
     "a browser",
+    "a video",
     "the authors' release",
 )
 # What it may need that shrunk runs do not.
