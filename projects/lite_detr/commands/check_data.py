@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from .. import cli, model_zoo
+from .. import cli, model_zoo, register
 
 CONFIG = "own_data/lite_dino_r50.py"
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the reports and return the exit status."""
     args = parse_args(argv)
     config_file = model_zoo.get_lazy_config_file(args.config_file)
-    # They import Detectron2, which takes seconds.
+    # From here on PyTorch and Detectron2 are imported, which takes seconds.
+    register()
     from omegaconf import OmegaConf
 
     from ..data.dataset_report import as_json, describe, find_datasets, inspect_all

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import cli
+from .. import cli, register
 from ..errors import MissingFileError
 
 
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.source}: not found; give a folder with Pascal VOC or YOLO labels, or a COCO "
             "file"
         )
-    # They import Detectron2, which takes seconds.
+    # From here on PyTorch and Detectron2 are imported, which takes seconds.
+    register()
     import torch
 
     from ..data.conversion import convert_dataset, write_conversion
