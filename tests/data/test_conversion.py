@@ -238,6 +238,24 @@ def test_the_split_of_one_file_is_the_same_each_time(one_file):
         names(val_share=1.0)
 
 
+def test_a_folder_with_one_coco_file_and_names_of_windows(one_file, tmp_path):
+    """As Label Studio and CVAT export it."""
+    content = json.loads(one_file.read_text())
+    for image in content["images"]:
+        image["file_name"] = f"default\\{image['file_name']}"
+    one_file.unlink()
+    (tmp_path / "images").rename(tmp_path / "default")
+    write(tmp_path, {"annotations/instances.json": json.dumps(content), "notes.json": "[]"})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "default").rename(tmp_path / "images" / "default")
+    conversion = convert_dataset(tmp_path)
+    assert conversion.image_root == tmp_path / "images"
+    assert len(boxes(conversion.contents["train"])) == 32
+    write(tmp_path, {"more.json": json.dumps(content)})
+    with pytest.raises(DatasetError, match="has 2 COCO files, .*data.train_json and data.val_json"):
+        convert_dataset(tmp_path)
+
+
 def test_boxes_come_back_from_both_forms(tmp_path):
     rng, voc_files, yolo_files, expected = random.Random(0), {}, {"data.yaml": NAMES}, {}
     for index in range(12):

@@ -7,7 +7,7 @@
 Writes train.json and val.json (and test.json, if there are images for it), and prints the command
 that trains on them. Images stay where they are. Splits are those of the dataset: folders such as
 train and valid, data.yaml, ImageSets/Main. If it has none for validation, some are chosen by
---seed. Exports of Roboflow, CVAT and labelImg in these forms are read as well.
+--seed. Exports of Roboflow, CVAT, Label Studio and labelImg in these forms are read as well.
 """
 
 import argparse

@@ -6,12 +6,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..checkpoint.files import atomic_open
 from ..errors import DatasetError, SaveError
 from .coco_checks import find_faults, report_faults
-from .coco_file import load_coco
+from .coco_file import SECTIONS, load_coco, load_json
 from .faults import join_first
 from .label_folders import (
     DIFFICULT,
@@ -50,8 +50,8 @@ def convert_dataset(
     """Read a dataset, and split it if it has no validation images.
 
     Args:
-        source: a folder with Pascal VOC's or YOLO's labels, or with Roboflow's COCO files; or a
-            COCO file.
+        source: a folder with Pascal VOC's or YOLO's labels, with Roboflow's COCO files, or with
+            one COCO file; or a COCO file.
         images: the folder of a COCO file's images; None: that of the file, or ``images`` in it or
             beside it.
         val_share: the share of the images to validate on, if the dataset has none for it.
@@ -60,18 +60,7 @@ def convert_dataset(
     Raises:
         DatasetError: it is none of these, or is broken.
     """
-    if source.is_file():
-        content = load_coco(str(source))
-        root = images or _find_images(source, content)
-        conversion = Conversion("COCO", root, {"train": content})
-    else:
-        files = list_files(source)
-        jsons = [path for path in files if path.name == ROBOFLOW_FILE]
-        if jsons:
-            conversion = _read_roboflow(source, jsons)
-        else:
-            found = read_voc_folder(source, files) or read_yolo_folder(source, files)
-            conversion = Conversion(found.kind, source, found.contents, found.notes)
+    conversion = _read_file(source, images) if source.is_file() else _read_folder(source)
     contents = conversion.contents
     for split, content in contents.items():
         faults = find_faults(str(source), str(conversion.image_root), content, split != "train")
@@ -93,6 +82,45 @@ def convert_dataset(
     conversion.contents = {split: contents[split] for split in SPLITS if split in contents}
     conversion.notes += _missing_classes(conversion.contents)
     return conversion
+
+
+def _read_folder(source: Path) -> Conversion:
+    files = list_files(source)
+    if json_files := [path for path in files if path.name == ROBOFLOW_FILE]:
+        return _read_roboflow(source, json_files)
+    if found := read_voc_folder(source, files) or read_yolo_folder(source, files):
+        return Conversion(found.kind, source, found.contents, found.notes)
+    json_files = [path for path in files if path.suffix.lower() == ".json" and _is_coco(path)]
+    if len(json_files) == 1:
+        return _read_file(json_files[0], None, files)
+    if json_files:
+        raise DatasetError(
+            f"{source}: has {len(json_files)} COCO files, {join_first(json_files, 3)}: give them "
+            "to data.train_json and data.val_json as they are, or one of them to be split"
+        )
+    raise DatasetError(
+        f"{source}: no image has labels. Expected are NAME.xml (Pascal VOC) or NAME.txt (YOLO) for "
+        "NAME.jpg, beside it or in a folder `labels` or `Annotations` beside `images`; or a COCO "
+        "file"
+    )
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        return all(section in load_json(str(path)) for section in SECTIONS)
+    except DatasetError:
+        return False
+
+
+def _read_file(json_file: Path, images: Path | None, files: Sequence[Path] = ()) -> Conversion:
+    """Read a COCO file, whose images are in a folder or among files."""
+    content = load_coco(str(json_file))
+    for image in content["images"]:
+        if isinstance(image.get("file_name"), str):
+            # Of programs on Windows.
+            image["file_name"] = image["file_name"].replace("\\", "/")
+    root = images or _find_images(json_file, str(content["images"][0].get("file_name")), files)
+    return Conversion("COCO", root, {"train": content})
 
 
 def write_conversion(conversion: Conversion, folder: Path) -> dict[str, Path]:
@@ -153,13 +181,15 @@ def _missing_classes(contents: Mapping[str, dict]) -> Iterator[str]:
             yield f"{len(names)} classes have no object in {split}.json: {join_first(names, 5)}"
 
 
-def _find_images(json_file: Path, content: dict) -> Path:
-    """Return the folder in which a COCO file's first image is."""
-    name = str(content["images"][0].get("file_name"))
+def _find_images(json_file: Path, name: str, files: Sequence[Path]) -> Path:
+    """Return the folder in which a COCO file's image is, beside the file or among files."""
     folder = json_file.parent
-    for candidate in (folder, folder / "images", folder.parent / "images", folder.parent):
-        if (candidate / name).is_file():
-            return candidate
+    places = [folder, folder / "images", folder.parent / "images", folder.parent]
+    num_parts = len(PurePosixPath(name).parts)
+    places += [path.parents[num_parts - 1] for path in files if path.name == Path(name).name]
+    for place in places:
+        if (place / name).is_file():
+            return place
     raise DatasetError(f"{json_file}: its image {name} is not beside it: give --images DIR")
 
 

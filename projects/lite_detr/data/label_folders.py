@@ -124,17 +124,14 @@ def _shift(entry: Labelled, first: int) -> Labelled:
     return entry._replace(corners=(x1 - first, y1 - first, x2, y2))
 
 
-def read_yolo_folder(root: Path, files: Sequence[Path]) -> FolderContents:
+def read_yolo_folder(root: Path, files: Sequence[Path]) -> FolderContents | None:
+    """Read a folder with YOLO's files; None if it has none that belongs to an image."""
     images = list(_images(files))
     pairs = {_pair(path, root) for path in images}
     texts = [p for p in files if p.suffix.lower() == ".txt" and p.name.lower() not in NAME_FILES]
     labels = {_pair(path, root): path for path in texts}
     if not pairs & labels.keys():
-        raise DatasetError(
-            f"{root}: no image has labels. Expected are NAME.xml (Pascal VOC) or NAME.txt (YOLO) "
-            "for NAME.jpg, beside it or in a folder `labels` or `Annotations` beside `images`; or "
-            f"give a COCO file, {root}/FILE.json"
-        )
+        return None
     classes = read_classes(list(files))
     found, faults = Found(), []
     builder = Builder(root, [classes.names[n] for n in sorted(classes.names)], found)
