@@ -153,7 +153,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the figures and return the exit status."""
     args = parse_args(argv)
-    images, missing = cli.find_images(args.input)
+    images, missing = cli.find_images(args.input, exclude=args.output)
     for text in missing:
         print(f"{text}: skipped, as it names no image", file=sys.stderr)
     if not images:

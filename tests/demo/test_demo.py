@@ -1,5 +1,6 @@
 """The demo on a tiny detector with random weights: images, videos and where results go."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -420,13 +421,13 @@ def test_images_without_detections_name_their_best_scores(arguments, trained, im
     more = ["--confidence-threshold", (best[low] + best[high]) / 2]
     assert demo.main(arguments(images, more=more)) == 0
     hint = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(rf"[12] of 3\. Best scores there: .*{low} {runs.round_down(best[low])}", hint)
+    assert re.search(rf"[12] of 3 files .* best scores: .*{low} {runs.round_down(best[low])}", hint)
     assert str(images / high) not in hint
 
     assert demo.main(arguments(images, more=["--confidence-threshold", "1"])) == 0
     hint = capsys.readouterr().err.splitlines()[-1]
     assert "3 of 3" in hint and hint.index(high) < hint.index(low)
-    suggested = hint.split("--confidence-threshold ")[1].split()[0]
+    suggested = re.search(r"--confidence-threshold, such as to ([\d.]+),", hint)[1]
     assert best[high] / 1.1 < float(suggested) <= best[high]
     more = ["--confidence-threshold", suggested]
     assert demo.main(arguments(images / high, more=more)) == 0
@@ -497,7 +498,8 @@ def test_videos_that_cannot_be_read_are_failures_beside_the_others(
     assert [Path(entry["file_name"]).name for entry in problems] == ["broken.mp4"]
 
 
-def test_a_camera_is_recorded_until_it_is_interrupted(arguments, clip, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", ["interrupt", "window"])
+def test_a_camera_is_recorded_until_it_is_stopped(arguments, clip, tmp_path, monkeypatch, end):
     class Camera(VideoReader):
         def __init__(self, source):
             super().__init__(clip)
@@ -506,12 +508,21 @@ def test_a_camera_is_recorded_until_it_is_interrupted(arguments, clip, tmp_path,
 
         def __iter__(self):
             for number, frame in enumerate(super().__iter__()):
-                if number == 4:
+                if number == 4 and end == "interrupt":
                     raise KeyboardInterrupt
                 yield frame._replace(time=number / 5)
 
+    class Window:
+        shown = 0
+
+        def show(self, image):
+            assert image.shape == (96, 64, 3)
+            self.shown += 1
+            return self.shown < 4
+
+    window = contextlib.nullcontext(Window() if end == "window" else None)
     monkeypatch.setattr(video, "VideoReader", Camera)
-    monkeypatch.setattr(video, "no_window_reason", lambda: "there is no display")
+    monkeypatch.setattr(video, "open_window", lambda title, is_optional: window)
     command = [text for text in arguments("x", output=tmp_path / "out") if text not in "--input x"]
     report = tmp_path / "found.json"
     assert demo.main([*command, "--webcam", "2", "--json", str(report)]) == 0

@@ -91,8 +91,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if not args.output and not args.json and args.webcam is None:
         parser.error("nothing to write: give --output DIR for pictures, --json FILE.json, or both")
-    if args.contact_sheet and not args.output:
-        parser.error("--contact-sheet shows the pictures: give --output DIR for them")
+    if args.contact_sheet and (not args.output or args.webcam is not None):
+        parser.error("--contact-sheet shows the pictures of --input: give --output DIR for them")
     return args
 
 
@@ -144,19 +144,20 @@ def plan_outputs(
         SaveError: it cannot, or ``--output`` is a file for several inputs.
     """
     output = args.output
-    for path in filter(None, (args.json, args.contact_sheet)):
-        cli.make_file(path)
-    if output is None:
-        return None, None
+    pictures, films = None, None
     if is_file(output):
         check_single(output, list(images), list(videos), args.webcam)
         cli.make_folder(output.parent)
-        return iter([output]), iter([output])
-    cli.make_folder(output)
-    if args.webcam is not None:
-        return None, iter([output / f"webcam{FILM_SUFFIX}"])
-    pictures = cli.picture_paths(images, output)
-    return pictures, cli.picture_paths(videos, output, FILM_SUFFIX)
+        pictures, films = iter([output]), iter([output])
+    elif output:
+        cli.make_folder(output)
+        pictures = cli.picture_paths(images, output)
+        films = cli.picture_paths(videos, output, FILM_SUFFIX)
+        if args.webcam is not None:
+            films = iter([output / f"webcam{FILM_SUFFIX}"])
+    for path in filter(None, (args.json, args.contact_sheet)):
+        cli.make_file(path)
+    return pictures, films
 
 
 def say_written(args: argparse.Namespace, kinds: str) -> str:
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if videos:
             run.predict_videos(list(videos), films)
         if args.webcam is not None:
-            run.predict_camera(camera, next(films) if films else None, window)
+            run.predict_video(camera, next(films) if films else None, window)
     counts = run.counts
     counts.failures += num_missing
     kinds = " and ".join(["pictures"] * bool(images) + ["videos"] * (not images or bool(videos)))

@@ -131,9 +131,10 @@ def draw_objects(
 ) -> np.ndarray:
     """Return a copy of an image with boxes in the colours of their classes, the first on top.
 
-    Detectron2's own methods draw thin, half-transparent boxes, and a label's text in a lighter
-    shade of its colour, over the object. Here text is black or white on the class's colour, above
-    the object where there is room, and inside the image. Lines and text grow with the image.
+    Detectron2's own methods, also those of ``VideoVisualizer``, draw half-transparent boxes in
+    random colours, and a label's text in a shade of its colour, over the object. Here text is black
+    or white on the class's colour, above the object where there is room, and inside the image.
+    Lines and text grow with the image.
 
     Args:
         image: RGB, ``[H, W, 3]``.

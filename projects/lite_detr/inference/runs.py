@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.structures import Instances
 from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from ..errors import ImageError, SaveError, VideoError
 from ..labels import first_line, printable
 from .detection_file import DetectionFile
 from .pictures import contact_sheet, draw_detections, load_visualizer
-from .predictor import TrainedDetector
+from .predictor import FramePrediction, TrainedDetector
 from .video import VideoReader, VideoWriter, Window
 
 # Of the images without detections, the number that is named.
@@ -56,18 +55,17 @@ class Counts:
         """Return what to do about files without detections; empty if there are none."""
         if not self.empty:
             return ""
-        where = f"{len(self.empty)} of {self.images + self.videos}"
+        few = f"{len(self.empty)} of {self.images + self.videos} files"
         scores = {name: score for name, score in self.empty.items() if score is not None}
         if not scores:
-            return f"without detections, with any score: {where}"
+            return f"{few} without any detection, whatever its score"
         names = sorted(scores, key=scores.__getitem__, reverse=True)
-        best = ", ".join(
-            f"{printable(name)} {round_down(scores[name])}" for name in names[:MAX_NAMED]
-        )
+        named = [f"{printable(name)} {round_down(scores[name])}" for name in names[:MAX_NAMED]]
         more = ", ..." if len(names) > MAX_NAMED else ""
         return (
-            f"without detections that score {threshold:g} or more: {where}. Best scores there: "
-            f"{best}{more}. See them with --confidence-threshold {round_down(scores[names[0]])}"
+            f"{few} without a detection that scores {threshold:g} or more; their best scores: "
+            f"{', '.join(named)}{more}. Lower --confidence-threshold, such as to "
+            f"{round_down(scores[names[0]])}, to see more"
         )
 
 
@@ -176,27 +174,10 @@ class Run:
             except (VideoError, ImageError) as error:
                 self.fail(path, f"skipped: {error}")
 
-    def predict_camera(
-        self, camera: VideoReader, output: Path | None, window: Window | None
-    ) -> None:
-        """Predict what a camera sees until its window is closed or Ctrl-C is pressed.
-
-        Args:
-            camera: the opened camera.
-            output: the video file that shows its boxes; None writes none.
-            window: shows the same; None shows none.
-
-        Raises: see :meth:`predict_video`.
-        """
-        try:
-            self.predict_video(camera, output, window)
-        except KeyboardInterrupt:
-            tqdm.write("the recording ends", file=sys.stderr)
-
     def predict_video(
         self, video: VideoReader, output: Path | None, window: Window | None = None
     ) -> None:
-        """Predict an opened video to its end, or until its window is closed.
+        """Predict an opened video to its end, or a camera until its window is closed or Ctrl-C.
 
         Args:
             video: the file or camera.
@@ -216,35 +197,48 @@ class Run:
         name = printable(Path(video.name).name)
         bar = tqdm(predictions, desc=name, total=video.num_frames, unit="frame")
         scores: list[float] = []
-        before = self.counts.detections
+        before = self.counts.frames, self.counts.detections
         with VideoWriter(output, video.rate) if output else nullcontext() as writer:
-            for prediction in bar:
-                frame, instances = prediction.frame, prediction.instances
-                self.counts.videos += frame.number == 0
-                self.counts.frames += 1
-                self.counts.detections += len(instances)
-                scores += [] if prediction.best_score is None else [prediction.best_score]
-                if self.detection_file:
-                    where = {"frame": frame.number, "time": round(frame.time, 3)}
-                    self.detection_file.add(video.name, instances, **where)
-                if output or window:
-                    frame = frame._replace(image=self.draw_frame(frame.image, instances))
-                if writer:
-                    writer.write(frame)
-                if window and not window.show(frame.image):
-                    break
+            try:
+                for prediction in bar:
+                    self.counts.frames += 1
+                    self.counts.detections += len(prediction.instances)
+                    if prediction.best_score is not None:
+                        scores.append(prediction.best_score)
+                    if not self.record_frame(video.name, prediction, writer, window):
+                        break
+            except KeyboardInterrupt:
+                if not video.is_camera:
+                    raise
         if writer and writer.num_frames and writer.path != output:
             note = f"written to {printable(writer.path)}: this OpenCV has no encoder for MP4"
             tqdm.write(f"{name}: {note}", file=sys.stderr)
-        if self.counts.detections == before and bar.n:
-            self.counts.empty[video.name] = max(scores, default=None)
+        if self.counts.frames > before[0]:
+            self.counts.videos += 1
+            if self.counts.detections == before[1]:
+                self.counts.empty[video.name] = max(scores, default=None)
         if video.problem:
             self.fail(video.name, video.problem)
 
-    def draw_frame(self, image: np.ndarray, instances: Instances) -> np.ndarray:
-        """Return a BGR image with its detections."""
-        rgb = convert_image_to_rgb(image, "BGR")
-        return draw_detections(rgb, instances, self.class_names)[:, :, ::-1]
+    def record_frame(
+        self,
+        name: str,
+        prediction: FramePrediction,
+        writer: VideoWriter | None,
+        window: Window | None,
+    ) -> bool:
+        """Write and show a frame; return False if the window has been closed."""
+        frame, instances = prediction.frame, prediction.instances
+        if self.detection_file:
+            where = {"frame": frame.number, "time": round(frame.time, 3)}
+            self.detection_file.add(name, instances, **where)
+        if writer or window:
+            rgb = convert_image_to_rgb(frame.image, "BGR")
+            drawn = draw_detections(rgb, instances, self.class_names)
+            frame = frame._replace(image=np.ascontiguousarray(drawn[:, :, ::-1]))
+        if writer:
+            writer.write(frame)
+        return not window or window.show(frame.image)
 
     def fail(self, name: object, problem: str) -> None:
         """Report a file that cannot be used, or not to its end."""
