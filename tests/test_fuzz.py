@@ -23,6 +23,7 @@ from PIL import Image
 from programs import TINY
 from small_detectors import save_constant_detector
 
+from lite_detr.commands import check_data, make_digits, predict
 from lite_detr.data.coco import register_coco
 from lite_detr.data.evaluator import DetectionEvaluator
 from lite_detr.data.image_files import read_record
@@ -286,12 +287,8 @@ WORDS = [
 @pytest.fixture
 def programs():
     """The modules of users' programs, by name."""
-    import check_dataset
-    import demo
-    import make_digits
-
     onnx_demo = pytest.importorskip("onnx_demo")
-    return {"check": check_dataset, "demo": demo, "digits": make_digits, "onnx_demo": onnx_demo}
+    return {"check": check_data, "demo": predict, "digits": make_digits, "onnx_demo": onnx_demo}
 
 
 def call_program(function, words):
@@ -330,7 +327,7 @@ def test_command_lines(fuzz, rng, count, programs, capsys):
 @counts(12, 600)
 @pytest.mark.filterwarnings("ignore")
 def test_overrides_of_a_program(fuzz, rng, count, programs, capsys, tmp_path, monkeypatch):
-    """check_dataset.py as a whole, on paths and names that lead nowhere."""
+    """check-data as a whole, on paths and names that lead nowhere."""
     monkeypatch.chdir(tmp_path)
     words = [word for word in WORDS if "=" in word or word.startswith("~")]
 
@@ -342,5 +339,5 @@ def test_overrides_of_a_program(fuzz, rng, count, programs, capsys, tmp_path, mo
             [line] = [line for line in error.splitlines() if "error: " in line]
             raise ConfigError(line)
 
-    fuzz("command lines of check_dataset.py", choose_words(rng, count, words, 4), check)
+    fuzz("command lines of check-data", choose_words(rng, count, words, 4), check)
     capsys.readouterr()

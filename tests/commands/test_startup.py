@@ -59,7 +59,7 @@ def test_the_help_of_a_command_calls_it_as_it_was_called(command):
 def test_programs_of_the_checkout_answer_as_soon(program):
     run = run_light(str(ROOT / program), "--help")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(f"usage: {program.rpartition('/')[2]} [-h] --config-file C")
+    assert run.stdout.startswith(f"usage: {program.rpartition('/')[2]} [-h]")
     assert run_light(str(ROOT / program), "--nowhere").returncode == 2
 
 

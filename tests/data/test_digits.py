@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,11 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from lite_detr.commands import make_digits
 from lite_detr.data import digits
 from lite_detr.data.digits import CLASSES, SPLITS, write_digits_dataset
 from lite_detr.data.inspection import count_by_size
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_digits.py"
 SMALL = {"num_train": 6, "num_val": 4, "seed": 3}
 
 
@@ -30,14 +29,6 @@ def scenes():
     """Plans of the dataset with the default arguments, by split."""
     sizes = {"train": 500, "val": 80}
     return {split: list(digits.plan_scenes(split, sizes[split], seed=0)) for split in SPLITS}
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("make_digits", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_tree(root):
@@ -175,25 +166,25 @@ def test_splits_share_neither_handwriting_nor_photograph(scenes):
         assert train.any() and val.any() and not (train & val).any()
 
 
-def test_tool_skips_only_a_whole_identical_dataset(tool, tmp_path, capsys):
+def test_the_command_skips_only_a_whole_identical_dataset(tmp_path, capsys):
     arguments = ["--output", str(tmp_path), "--train", "3", "--val", "2", "--seed", "1"]
-    tool.main(arguments)
+    make_digits.main(arguments)
     first = capsys.readouterr().out
     assert "train: 3 images" in first and "val: 2 images" in first
     assert "nothing to do" not in first
 
     picture = next((tmp_path / "train").iterdir())
     picture.write_bytes(b"touched")
-    tool.main(arguments)
+    make_digits.main(arguments)
     assert "nothing to do" in capsys.readouterr().out
     assert picture.read_bytes() == b"touched"
 
     (tmp_path / "digits.json").unlink()
-    tool.main(arguments)
+    make_digits.main(arguments)
     assert capsys.readouterr().out == first
     assert picture.read_bytes() != b"touched"
 
-    tool.main([*arguments, "--seed", "2"])
+    make_digits.main([*arguments, "--seed", "2"])
     assert "nothing to do" not in capsys.readouterr().out
 
 

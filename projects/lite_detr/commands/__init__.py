@@ -14,7 +14,17 @@ from .. import cli
 from ..version import __version__
 
 # Each is a module of this package, with ``_`` for ``-``.
-COMMANDS = ("train", "predict", "evaluate", "export", "check-data", "convert-data", "env")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "check-data",
+    "convert-data",
+    "make-digits",
+    "plot-metrics",
+    "env",
+)
 
 # Before PyTorch is imported, also in the processes that a program starts.
 cli.ignore_warnings()

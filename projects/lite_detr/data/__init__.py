@@ -12,13 +12,13 @@ from .digits import CLASSES, SPLITS
 
 
 def register_digits(root: str) -> None:
-    """Register ``digits_train`` and ``digits_val``, as ``tools/make_digits.py`` writes them."""
+    """Register ``digits_train`` and ``digits_val``, as ``lite-detr make-digits`` writes them."""
     for split in SPLITS:
         name = f"digits_{split}"
         if name not in DatasetCatalog:
             register_coco_instances(
                 name,
-                {"thing_classes": list(CLASSES), "source": "run tools/make_digits.py to write it"},
+                {"thing_classes": list(CLASSES), "source": "`lite-detr make-digits` writes it"},
                 os.path.join(root, f"{split}.json"),
                 os.path.join(root, split),
             )
