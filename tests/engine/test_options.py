@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from training_runs import batch_of, make_trainer
 
 from lite_detr.checkpoint import DetrCheckpointer, WeightsError
 from lite_detr.data.digits import write_digits_dataset
+from lite_detr.engine.best import check_best
 from lite_detr.engine.ema import EMA
-from lite_detr.engine.options import RunOptions, check_options, check_resumed
+from lite_detr.engine.options import RunOptions, check_folder, check_options, check_resumed
 from lite_detr.errors import ConfigError, SaveError, user_message
+from lite_detr.overrides import load_config
 
 TRAIN = {
     "output_dir": "out",
@@ -24,6 +27,7 @@ TRAIN = {
     "max_bad_batches": 0,
     "checkpointer": {"period": 1, "max_to_keep": None},
     "pictures": {"num_images": 0},
+    "early_stopping": {"patience": 0},
 }
 
 
@@ -53,6 +57,7 @@ def test_options_in_range_are_accepted(tmp_path):
         ("checkpointer__period", True),
         ("checkpointer__max_to_keep", 0),
         ("pictures__num_images", -1),
+        ("early_stopping__patience", -1),
     ],
 )
 def test_options_out_of_range_are_named(name, value, tmp_path):
@@ -76,6 +81,78 @@ def test_a_folder_that_cannot_be_written_is_named(folder, reason, tmp_path):
     with pytest.raises(SaveError, match="train.output_dir=.*a folder that can be") as error:
         check_options(train_options(os.path.join(tmp_path, folder)))
     assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+RUNS = {
+    "checkpoint": ["model_0004999.pth"],
+    "weights": ["model_best.pth"],
+    "records": ["metrics.json"],
+    "TensorBoard": ["events.out.tfevents.1.host"],
+    "all": ["last_checkpoint", "metrics.json", "model_final.pth", "log.txt"],
+}
+
+
+def folder_with(folder, names):
+    for name in names:
+        (folder / name).write_text("x")
+    return str(folder)
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_into_the_folder_of_another_is_refused_with_the_two_ways_out(case, tmp_path):
+    folder = folder_with(tmp_path, RUNS[case])
+    with pytest.raises(ConfigError) as error:
+        check_folder(folder, resume=False)
+    for part in (f"train.output_dir={folder} holds a run", RUNS[case][0], "--resume", "another"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert check_folder(folder, resume=True)
+
+
+def test_other_folders_are_free(tmp_path):
+    assert not check_folder(str(tmp_path / "new"), resume=False)
+    # Of a run that was refused or has failed early, and a user's own files.
+    folder = folder_with(tmp_path, ["log.txt", "config.yaml", "pretrained.pth", "notes.json"])
+    (tmp_path / "metrics.json").touch()
+    assert not check_folder(folder, resume=False)
+
+
+def test_a_job_that_torchrun_starts_again_begins_again_if_it_has_saved_nothing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    # As with --resume, which moves the records of the first start away.
+    assert check_folder(folder_with(tmp_path, ["metrics.json"]), resume=False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(ConfigError, match="holds a run"):
+        check_folder(str(tmp_path), resume=False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ConfigError, match="holds a run"):
+        check_folder(folder_with(tmp_path, ["model_0000099.pth"]), resume=False)
+
+
+METRICS = {
+    # metric, further options: part of the error, or "" if they are accepted.
+    ("bbox/AP", ""): "",
+    ("bbox/AP50", "train.early_stopping.patience=3"): "",
+    ("bbox/AP-3", ""): "",
+    ("bbox_ema/AP", "train.ema.enabled=True"): "",
+    ("bbox_ema/AP", ""): "accepted are bbox/AP, with AP, AP50, .* train.ema.enabled=True",
+    ("bbox/ap", ""): "train.best.metric=bbox/ap: accepted are bbox/AP",
+    ("AP", ""): "accepted are bbox/AP",
+    ("null", "train.early_stopping.patience=3"): "such as train.best.metric=bbox/AP",
+    ("bbox/AP", "train.early_stopping.patience=3 train.eval_period=0"): "train.eval_period is 0",
+    ("bbox/AP", "dataloader.test.dataset.names=[a,b]"): "accepted are a/bbox/AP, b/bbox/AP, with",
+    ("b/bbox/AP", "dataloader.test.dataset.names=[a,b]"): "",
+}
+
+
+@pytest.mark.parametrize("metric, more", METRICS)
+def test_a_metric_that_no_evaluation_measures_is_refused_before_training(metric, more):
+    cfg = load_config(str(TINY), [f"train.best.metric={metric}", *more.split()])
+    expected = METRICS[metric, more]
+    with pytest.raises(ConfigError, match=expected) if expected else nullcontext():
+        check_best(cfg)
 
 
 def resume(checkpointer):

@@ -20,7 +20,11 @@ LEFT_TO_FILES = {
     "detectron2.data.build": ("Making batched data loader",),
     "detectron2.data.common": ("",),
     "detectron2.data.dataset_mapper": ("",),
-    "detectron2.evaluation.coco_evaluation": ("Preparing results", "Evaluating predictions"),
+    "detectron2.evaluation.coco_evaluation": (
+        "Preparing results",
+        "Evaluating predictions",
+        "Fast COCO eval is not built",
+    ),
 }
 # The lines of iterations, which a progress bar replaces.
 ITERATIONS = "detectron2.utils.events"

@@ -153,6 +153,7 @@ def train(cfg: DictConfig, resume: bool) -> None:
         writers = resume_point.writers(resume)
         bar = ProgressBar(start, cfg.train.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period), bar])
+    logger.info("%s", describe(cfg))
     try:
         with preemption, bar:
             trainer.train(start, cfg.train.max_iter)
@@ -161,6 +162,19 @@ def train(cfg: DictConfig, resume: bool) -> None:
         raise
     if comm.is_main_process():
         logger.info("%s", summarize(cfg, trainer, best))
+
+
+def describe(cfg: DictConfig) -> str:
+    """Return what is about to happen, and where to find it, in a sentence or two."""
+    train, processes = cfg.train, comm.get_world_size()
+    batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    images = f" of {batch_size * train.accumulation} images" if batch_size else ""
+    often = f"every {train.eval_period} iterations and " if train.eval_period else ""
+    return (
+        f"Training {train.max_iter} iterations{images} in {processes} "
+        f"process{'es' if processes > 1 else ''}, with an evaluation {often}at the end. "
+        f"{train.output_dir} gets the weights, the complete log (log.txt) and config (config.yaml)"
+    )
 
 
 def build_model(cfg: DictConfig) -> nn.Module:

@@ -47,6 +47,7 @@ def detector_arguments(detector: type, cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ConfigError: an option contradicts another, or asks for what the detector cannot do.
     """
+    share_log_handlers()
     model = lazy_model(cfg, detector)
     use_available_device(cfg)
     parts = {"backbone": backbone_from_config(cfg)}
@@ -68,6 +69,18 @@ def use_available_device(cfg: CfgNode) -> None:
     cfg.MODEL.DEVICE = "cpu"
     if is_frozen:
         cfg.freeze()
+
+
+def share_log_handlers() -> None:
+    """Log where Detectron2 logs, whose programs set up its own logger alone.
+
+    Does nothing if our logger, or the root logger, has handlers already.
+    """
+    if not logger.hasHandlers():
+        theirs = logging.getLogger("detectron2")
+        logger.setLevel(theirs.level)
+        for handler in theirs.handlers:
+            logger.addHandler(handler)
 
 
 def lazy_model(cfg: CfgNode, detector: type) -> DictConfig:
