@@ -95,10 +95,8 @@ def test_a_metric_that_is_not_measured_is_named_with_those_that_are(tmp_path):
         evaluated_run(tmp_path, VALUES, metric="bbox/AP5")
 
 
-def test_two_processes_stop_together_also_after_kills(stopped, tmp_path):
-    ends = run_in_processes(evaluate_together, tmp_path, VALUES, [0, 0])
-    assert ends[0] == ends[1] == [(3, True, 20.0, 1)] * 2
-    (tmp_path / "b").mkdir()
-    ends = run_in_processes(evaluate_together, tmp_path / "b", VALUES, [6, 3, 0])
-    assert ends[0][-1] == ends[1][-1] == (3, True, 20.0, 1)
-    assert differences(tmp_path / "run", tmp_path / "b" / "run") == []
+def test_two_processes_stop_together_also_after_kills(tmp_path):
+    runs = {"whole": [0, 0], "killed": [6, 3, 0]}
+    ends = run_in_processes(evaluate_together, tmp_path, VALUES, runs)
+    assert ends == [dict.fromkeys(runs, (3, True, 20.0, 1))] * 2
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []

@@ -284,14 +284,19 @@ def evaluated_run(
     return trainer
 
 
-def evaluate_together(folder: Path, values: list[float], kills: list[int]) -> list[tuple]:
-    """In each process: where each start ends, after what kill, and the best that it knows then."""
-    ends = []
-    for kill_at in kills:
-        trainer = evaluated_run(folder / "run", values, kill_at)
-        [best] = [hook for hook in trainer.hooks if isinstance(hook, BestCheckpointer)]
-        ends.append((trainer.iter, trainer.stopped, best.best_metric, best.best_iter))
-        comm.synchronize()
+def evaluate_together(folder: Path, values: list[float], runs: dict[str, list[int]]) -> dict:
+    """In each process: where each start of each run ends, and the best that it knows then.
+
+    Args:
+        runs: of each run, the event at which each of its starts is killed; 0: none.
+    """
+    ends = {}
+    for name, kills in runs.items():
+        for kill_at in kills:
+            trainer = evaluated_run(folder / name, values, kill_at)
+            [best] = [hook for hook in trainer.hooks if isinstance(hook, BestCheckpointer)]
+            ends[name] = (trainer.iter, trainer.stopped, best.best_metric, best.best_iter)
+            comm.synchronize()
     return ends
 
 

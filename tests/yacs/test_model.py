@@ -1,6 +1,8 @@
 """A YAML config stands for the lazy config beside it, and says what it cannot stand for."""
 
 import inspect
+import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ from lite_detr.modeling import (
     TimmBackbone,
     TorchvisionBackbone,
 )
-from lite_detr.yacs.model import backbone_from_config, lazy_model
+from lite_detr.yacs.model import backbone_from_config, lazy_model, share_log_handlers
 
 YAML = model_zoo.list_configs(".yaml")
 LITE_DINO = "dino/lite_dino_r50_h3l1_2p1x3_36ep.yaml"
@@ -338,3 +340,23 @@ def test_get_cfg_itself_knows_the_keys_only_where_that_is_asked_for():
     )
     path = model_zoo.CONFIG_ROOT.parents[1]
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=path)
+
+
+def test_lines_go_where_detectron2s_go_unless_the_user_has_decided(monkeypatch):
+    ours, theirs = logging.getLogger("lite_detr"), logging.getLogger("detectron2")
+    streams = {"ours": io.StringIO(), "theirs": io.StringIO()}
+    handlers = {name: logging.StreamHandler(stream) for name, stream in streams.items()}
+    for handler in handlers.values():
+        handler.setFormatter(logging.Formatter("%(name)s %(levelname)s: %(message)s"))
+    # As in a program: pytest's handler is the root logger's.
+    monkeypatch.setattr(ours, "propagate", False)
+    monkeypatch.setattr(theirs, "handlers", [handlers["theirs"]])
+    monkeypatch.setattr(theirs, "level", logging.INFO)
+    for own, expected in (([], "theirs"), ([handlers["ours"]], "ours")):
+        monkeypatch.setattr(ours, "handlers", own)
+        monkeypatch.setattr(ours, "level", logging.INFO)
+        for _ in range(2):
+            share_log_handlers()
+        ours.info("from %s", expected)
+    said = {name: stream.getvalue() for name, stream in streams.items()}
+    assert said == {name: f"lite_detr INFO: from {name}\n" for name in streams}
