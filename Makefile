@@ -37,7 +37,7 @@ SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
 CUDA_COPY := build/cuda/lib
 CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
 
-.PHONY: install demo test test-all docs lock sanitize cuda lint clean
+.PHONY: install demo test test-all test-pythons docs lock sanitize cuda lint clean
 
 # Fails with one line for a Python that the first argument does not list; the second says what to do.
 CHECK_PYTHON := -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
@@ -62,7 +62,7 @@ $(VENV)/installed: pyproject.toml setup.py cuda_build.py tools/install_detectron
 		--requirement requirements/install.txt
 	tools/install_detectron2.sh $(BIN)/python $(DETECTRON2)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c 'import lite_detr'
+	$(BIN)/python -c 'import lite_detr.modeling'
 	touch $@
 
 demo: install
@@ -80,6 +80,10 @@ test: install
 # With those that are marked slow, such as long fuzz runs and a run of every command of the docs.
 test-all: install
 	$(PYTEST) -m ''
+
+# The core tests on each supported Python of this machine; PYTHONS="3.10 3.12" names some of them.
+test-pythons: install
+	$(BIN)/python tests/pythons.py $(PYTHONS)
 
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

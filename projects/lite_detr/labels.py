@@ -28,8 +28,12 @@ def printable(text: object) -> str:
 
 
 def first_line(text: object, limit: int = 200) -> str:
-    """Return the first line of a text, such as an error's, printable and shortened to ``limit``."""
-    line = next(iter(str(text).splitlines()), "")
+    """Return the first line of a text, printable and shortened to ``limit``.
+
+    Of an error without a text, it is the name of its class.
+    """
+    name = type(text).__name__ if isinstance(text, BaseException) else ""
+    line = next(iter(str(text).strip().splitlines()), name)
     return printable(line) if len(line) <= limit else f"{printable(line[:limit])}..."
 
 

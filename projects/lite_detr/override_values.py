@@ -18,6 +18,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import ConfigError
+from .labels import first_line
 
 # Keys that hold text, though the config has null: only their names tell.
 TEXT_SUFFIXES = ("_json", "_images", "_dir", "_file", "_path")
@@ -253,7 +254,3 @@ def show(text: str) -> str:
     """Return text for one line of a message."""
     text = text if text.strip() and text.isprintable() else repr(text)
     return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def first_line(error: Exception) -> str:
-    return str(error.args[0] if error.args else error).partition("\n")[0]

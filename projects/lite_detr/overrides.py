@@ -15,12 +15,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError, LiteDetrError
+from .labels import first_line
 from .model_zoo import get_config
 from .override_values import (
     ANYTHING,
     accepted_by,
     arguments_of,
-    first_line,
     fits,
     is_called,
     read_value,

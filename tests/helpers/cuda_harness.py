@@ -109,11 +109,11 @@ def _operators(arch: int) -> torch._ops._OpNamespace:
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch must be one of {ARCHITECTURES}, got {arch}")
     namespace = f"lite_detr_harness_sm{arch}"
-    operators = [*sorted(KERNELS.glob("cuda/*.cpp")), KERNELS / "library.cpp"]
     sources = [
+        # It takes longest.
+        Source(HARNESS / "host.cpp"),
+        Source(HARNESS / "namespace.cpp", (f'LITE_DETR_HARNESS_NAMESPACE="{namespace}"',)),
         *(device_code(path, arch) for path in sorted(KERNELS.glob("cuda/*.cu"))),
-        *(Source(path, (f"LITE_DETR_HARNESS_NAMESPACE={namespace}",)) for path in operators),
-        Source(KERNELS / "geometry.cpp"),
     ]
     load(f"sm{arch}", sources)
     return getattr(torch.ops, namespace)

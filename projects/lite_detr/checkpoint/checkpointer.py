@@ -209,9 +209,8 @@ class DetrCheckpointer(DetectionCheckpointer):
             raise
         # Each has errors of its own for a state that is another's, or a hostile file's.
         except Exception as error:
-            reason = first_line(error) or type(error).__name__
             raise WeightsError(
-                f"weights {self._path} hold a state of {key} that does not fit: {reason}"
+                f"weights {self._path} hold a state of {key} that does not fit: {first_line(error)}"
             ) from error
 
     # The methods below are those that Detectron2's checkpointers override in each other; there are

@@ -197,8 +197,9 @@ def explained(path: str) -> Iterator[None]:
     # Each library has errors of its own for each way in which bytes can be wrong, and Python others
     # for values that nothing expects: a file that cannot be read is broken, whatever they say.
     except Exception as error:
-        reason = first_line(error) or type(error).__name__
-        raise WeightsError(f"weights {path} are broken, or not a checkpoint: {reason}") from error
+        raise WeightsError(
+            f"weights {path} are broken, or not a checkpoint: {first_line(error)}"
+        ) from error
 
 
 def find_weights(content: Any, path: str) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..checkpoint.files import atomic_open
 from ..errors import ExportError
+from ..labels import first_line
 from ..modeling.detector import Detector
 from ..ops import native
 from .model import ExportableDetector, check_dtype
@@ -192,7 +193,3 @@ def pad_same(
         before = needed // 2 if reach + 1 >= stride[axis] else max(needed, 0) // 2
         padding += [before, reach - before]
     return F.pad(x, padding)
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
