@@ -4,6 +4,8 @@
 PYTHONS := 3.11 3.12 3.13 3.10
 PYTHON ?= $(shell for name in $(PYTHONS:%=python%) python3; do \
 	if $$name -c '' 2>/dev/null; then echo $$name; break; fi; done)
+# Where `make test-pythons` runs the core tests, for example "3.10 3.12".
+TEST_PYTHONS ?= $(PYTHONS)
 VENV := .venv
 BIN := $(VENV)/bin
 # A pip requirement to install Detectron2 from, such as upstream's repository; the default is the
@@ -81,9 +83,9 @@ test: install
 test-all: install
 	$(PYTEST) -m ''
 
-# The core tests on each supported Python of this machine; PYTHONS="3.10 3.12" names some of them.
+# The core tests on each of these Pythons; those that this machine lacks are named.
 test-pythons: install
-	$(BIN)/python tests/pythons.py $(PYTHONS)
+	$(BIN)/python tests/pythons.py $(TEST_PYTHONS)
 
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import sys
-from typing import Self
 
 from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
@@ -87,7 +86,7 @@ class ProgressBar(HookBase):
         self.total = total
         self.bar: tqdm | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
         terminals = {name: file for name, file in self._streams.items() if file.isatty()}
         self._handlers = [
