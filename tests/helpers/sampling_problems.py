@@ -4,12 +4,14 @@ import inspect
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cuda_harness
 import pytest
 import torch
+from programs import run_program
 from torch import Tensor
 
 from lite_detr import ops
@@ -340,7 +342,8 @@ class Kernels(torch.autograd.Function):
 
 # Without Detectron2, which the operators do not need and which takes seconds to import.
 OPERATORS_ALONE = """
-import sys, types
+import sys, types, warnings
+warnings.simplefilter("ignore")
 sys.modules["lite_detr"] = types.ModuleType("lite_detr")
 sys.modules["lite_detr"].__path__ = [{package!r}]
 """
@@ -352,16 +355,22 @@ def run_python(
     launcher: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """Run code in a new Python process, which imports this module and the package's operators.
+    """Run code in a new process, which imports this module and the package's operators.
 
     Args:
-        launcher: a program and its options that start Python.
+        launcher: a program and its options that start a fresh Python; the default is a fork of the
+            server that has imported PyTorch.
     """
-    code = OPERATORS_ALONE.format(package=str(package)) + code
-    return subprocess.run(
-        [*launcher, sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600 if launcher else 300,
-    )
+    environment = {"PYTHONPATH": str(Path(__file__).parent), **environment}
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program.py"
+        program.write_text(OPERATORS_ALONE.format(package=str(package)) + code)
+        if not launcher:
+            return run_program(program, **environment)
+        return subprocess.run(
+            [*launcher, sys.executable, program],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
