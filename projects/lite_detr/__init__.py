@@ -68,3 +68,6 @@ def __dir__() -> list[str]:
 
 if "detectron2" in sys.modules:
     register()
+elif "torch" in sys.modules:
+    # For programs that load an exported detector and use no name of the package.
+    importlib.import_module(".ops", __name__)

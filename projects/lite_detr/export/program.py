@@ -62,7 +62,7 @@ def export_program(detector: Detector) -> ExportedProgram:
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a file for ``torch.export.load``, which needs ``import lite_detr`` first.
+    """Write a file for ``torch.export.load``, which needs ``import lite_detr.ops`` first.
 
     Loading the file can run any code that is in it, like unpickling.
 
@@ -77,7 +77,7 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
     """Compile a program with AOTInductor, for ``torch._inductor.aoti_load_package``.
 
     The package is for this machine's processor, or for its GPU if the detector was on one. It calls
-    the native operators, so it needs ``import lite_detr`` before it is loaded. It is machine code:
+    the native operators, so loading it needs ``import lite_detr.ops`` first. It is machine code:
     whoever loads it runs it.
 
     Raises:
@@ -106,7 +106,7 @@ def export_torchscript(detector: Detector, path: Path) -> None:
     Detectron2's ``tools/deploy/export_model.py`` does the same. The file returns a tuple, in the
     order in which Detectron2's ``TracingAdapter`` flattens ``Instances``: boxes ``[N, 4]``, classes
     ``[N]`` and scores ``[N]``, best first, and the image's height and width. Loading it needs
-    ``import lite_detr`` first, for the native operators, and runs the program in it.
+    ``import lite_detr.ops`` first, for the native operators, and runs the program in it.
 
     Args:
         detector: in float32; it is switched to evaluation mode.
