@@ -22,10 +22,6 @@ DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 DEMO_CONFIG ?= digits/lite_dino_efficientnet_lite0.py
 DEMO_OUTPUT ?= output/demo
 
-# glibc gives large blocks back to the kernel at every free; a training step on a CPU took half as
-# long again for the page faults that follow.
-CPU_ENV := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
-
 # A copy of the package, whose kernels stop at the first invalid access or undefined operation.
 SANITIZED := build/sanitize/lib
 SANITIZERS := -fsanitize=address,undefined,float-cast-overflow
@@ -67,14 +63,16 @@ $(VENV)/installed: pyproject.toml setup.py cuda_build.py tools/install_detectron
 	$(BIN)/python -c 'import lite_detr.modeling'
 	touch $@
 
+# Goes on if it was interrupted, and shows a finished training again.
 demo: install
 	$(BIN)/python tools/make_digits.py --output $(DATASETS)/digits
-	$(CPU_ENV) $(BIN)/python train_net.py --config-file $(DEMO_CONFIG) \
+	$(BIN)/python train_net.py --config-file $(DEMO_CONFIG) --resume \
 		train.output_dir=$(DEMO_OUTPUT)
 	$(BIN)/python tools/plot_metrics.py $(DEMO_OUTPUT)/metrics.json
 	$(BIN)/python demo/demo.py --config-file $(DEMO_CONFIG) \
 		--weights $(DEMO_OUTPUT)/model_final.pth --input $(DATASETS)/digits/val \
 		--output $(DEMO_OUTPUT)/predictions --contact-sheet $(DEMO_OUTPUT)/contact_sheet.png
+	@echo 'Pictures: $(DEMO_OUTPUT)/contact_sheet.png, and one by one in $(DEMO_OUTPUT)/predictions'
 
 test: install
 	$(PYTEST)

@@ -2,5 +2,5 @@ from ..common.digits import data, dataloader, lr_multiplier, optimizer, small, t
 from ..common.models.dino import model
 
 small(model)
-model.denoising.num_queries = 30
+model.denoising.num_queries = 100
 model.criterion.weight_class = 2.0

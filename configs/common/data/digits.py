@@ -11,6 +11,6 @@ dataloader.train.mapper.augmentations = [
 dataloader.train.num_workers = 0
 dataloader.test.dataset.names = "digits_val"
 dataloader.test.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=224, max_size=320)
+    L(T.ResizeShortestEdge)(short_edge_length=256, max_size=320)
 ]
 dataloader.test.num_workers = 0
