@@ -22,6 +22,8 @@ dataloader.test.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=256, max_size=384)
 ]
 
+# A careful one: some datasets do not bear that of the digits.
+optimizer.lr = 8e-4
 train.max_iter = 1500
 train.eval_period = 250
 train.checkpointer.period = 250
