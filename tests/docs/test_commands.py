@@ -165,7 +165,6 @@ WRONG = {
     f"lite-detr evaluate --config-file {ZOO} x.y=1": "has no key x.y",
     "python train_net.py --config-file dino/lite_dino_r51.py": "or dino/lite_dino_r50",
     f"{TRAIN} --num-gpus many": "given many, accepted are whole numbers",
-    f"{TRAIN} train.max_iter=9 --num-gpus 8": "--num-gpus is not key=value",
     f"{TRAIN} train.max_iters=9": "the config has no key train.max_iters",
     f"{TRAIN} train.max_iter=long": "train.max_iter takes a whole number, got long",
     f"{TRAIN} model.encoder.layer.attention._target_=lite_detr.Plain": "is no lite_detr.Plain",
