@@ -60,7 +60,7 @@ $(VENV)/installed: pyproject.toml setup.py cuda_build.py tools/install_detectron
 		--requirement requirements/install.txt
 	tools/install_detectron2.sh $(BIN)/python $(DETECTRON2)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c 'import lite_detr.modeling'
+	$(BIN)/python -W ignore -c 'import lite_detr.modeling'
 	touch $@
 
 # Goes on if it was interrupted, and shows a finished training again.

@@ -215,7 +215,7 @@ def test_metadata_refuses_what_it_cannot_say():
     cfg = model_zoo.get_config("digits/lite_dino_efficientnet_lite0.py")
     metadata = onnx_metadata(cfg, "name")
     assert metadata["preprocessing"] == (
-        '{"channels": "RGB", "resize": {"short_side": 224, "max_size": 320}}'
+        '{"channels": "RGB", "resize": {"short_side": 256, "max_size": 320}}'
     )
     cfg.model.num_classes = 3
     assert onnx_metadata(cfg, "name")["class_names"] == "[]"
