@@ -12,9 +12,9 @@ optimizer.clip_norm = 1.0
 # Digits look little like what ImageNet taught the backbone.
 optimizer.params.lr_factor_func.factors = {"backbone.": 0.5}
 lr_multiplier = cosine_schedule(warmup=0.05)
-train.max_iter = 600
-train.eval_period = 300
-train.checkpointer.period = 300
+train.max_iter = 450
+train.eval_period = 225
+train.checkpointer.period = 225
 
 
 def small(model):
