@@ -8,10 +8,16 @@ answer a ``--help`` or a wrong argument at once.
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import MissingPackageError
 from .version import __version__
+
+if TYPE_CHECKING:
+    # For editors and the pages of the API; see __getattr__.
+    from . import data, modeling, ops, patches
+    from .inference import optimize_for_inference
+    from .yacs import add_lite_detr_config
 
 # The public names, and the modules that have them; a module stands for itself.
 _NAMES = {
@@ -24,7 +30,16 @@ _NAMES = {
 }
 _registered = False
 
-__all__ = ["__version__", "register", *_NAMES]
+__all__ = [
+    "__version__",
+    "add_lite_detr_config",
+    "data",
+    "modeling",
+    "ops",
+    "optimize_for_inference",
+    "patches",
+    "register",
+]
 
 
 def register() -> None:
