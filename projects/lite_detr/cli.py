@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import SaveError, user_message
+from .file_search import walk_files
 from .labels import printable
 
 # The names in ``lite_detr.inference.DTYPES``, which imports PyTorch.
@@ -90,7 +91,7 @@ def ignore_warnings() -> None:
 
 
 def is_first_process() -> bool:
-    """Return whether this is the first process of a job, or there is no job."""
+    """Return whether this is the first process of a job; True outside a job."""
     # Importing it takes seconds, and a process that has not done so is in no job.
     comm = sys.modules.get("detectron2.utils.comm")
     return comm is None or comm.is_main_process()
@@ -280,25 +281,12 @@ def expand(text: str, suffixes: Sequence[str], exclude: Path | None) -> list[tup
 
 def search(root: Path, suffixes: Sequence[str], exclude: Path | None) -> list[tuple[Path, Path]]:
     """Return the files in a folder and its sub-folders; see :func:`find_images`."""
-    found = []
-    # Links may lead back to a folder above them.
-    seen = {exclude.resolve()} if exclude else set()
     # What was named is searched even if output goes there.
-    seen.discard(root.resolve())
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        here = Path(folder).resolve()
-        if here in seen:
-            subfolders.clear()
-            continue
-        seen.add(here)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        found += [
-            (file, file.parent.relative_to(root))
-            for file in files
-            if file.suffix.lower() in suffixes and file.is_file()
-        ]
-    return found
+    return [
+        (file, file.parent.relative_to(root))
+        for file in walk_files(root, exclude)
+        if file.suffix.lower() in suffixes and file.is_file()
+    ]
 
 
 def picture_paths(

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from ..checkpoint.files import atomic_open
 from ..errors import DatasetError, SaveError
+from ..file_search import walk_files
 from .coco_checks import find_faults, report_faults
 from .coco_file import SECTIONS, load_coco, load_json
 from .faults import join_first
 from .label_folders import (
     DIFFICULT,
-    list_files,
     read_voc_folder,
     read_yolo_folder,
     split_of_folders,
@@ -85,7 +85,7 @@ def convert_dataset(
 
 
 def _read_folder(source: Path) -> Conversion:
-    files = list_files(source)
+    files = sorted(walk_files(source))
     if json_files := [path for path in files if path.name == ROBOFLOW_FILE]:
         return _read_roboflow(source, json_files)
     if found := read_voc_folder(source, files) or read_yolo_folder(source, files):

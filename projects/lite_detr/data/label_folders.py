@@ -1,9 +1,8 @@
 """Folders with Pascal VOC's or YOLO's files of labels, read as COCO contents for each split."""
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +52,7 @@ class FolderContents:
 
 @dataclass
 class Found:
-    """What reading a folder finds, by kind, for notes: the names of files, once for each case."""
+    """The findings of reading a folder, for notes: by kind, a file's name for each case."""
 
     places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -64,20 +63,6 @@ class Found:
         for kind, places in self.places.items():
             names = list(dict.fromkeys(places))
             yield f"{len(places)} {kind}: {join_first(names, 3)}"
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Return the files below a folder, in order of their names, without hidden ones."""
-    found, visited = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        # A link may lead back.
-        if os.path.realpath(parent) in visited:
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(parent))
-        folders[:] = sorted(n for n in folders if not n.startswith((".", "__MACOSX")))
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 def read_voc_folder(root: Path, files: Sequence[Path]) -> FolderContents | None:
@@ -169,6 +154,10 @@ class Builder:
 
     def __init__(self, root: Path, names: Sequence[str], found: Found):
         self.root, self.names, self.found = root, list(names), found
+        self.category_ids: dict[str, int] = {}
+        for number, name in enumerate(self.names, start=1):
+            # Of classes with the same name, the first counts.
+            self.category_ids.setdefault(name, number)
         self.images: dict[str | None, list[dict]] = defaultdict(list)
         self.annotations: dict[str | None, list[dict]] = defaultdict(list)
         self.num_images = self.num_annotations = 0
@@ -232,7 +221,7 @@ class Builder:
                 {
                     "id": self.num_annotations,
                     "image_id": self.num_images,
-                    "category_id": self.names.index(entry.name) + 1,
+                    "category_id": self.category_ids[entry.name],
                     "bbox": clipped[0].tolist(),
                     "area": width * height,
                     "iscrowd": 0,
@@ -299,12 +288,12 @@ def _listed_splits(files: Iterable[Path]) -> dict[str, str]:
 def _yaml_splits(classes: YoloClasses, images: Iterable[Path]) -> dict[Path, str]:
     """Return the splits of ``data.yaml``, for images in folders or lists that it names."""
     base, splits = classes.source.parent, defaultdict(set)
-    images = list(images)
+    folders_above = {path: path.resolve().parents for path in images}
     for split, names in classes.folders.items():
         for name in names:
             # Roboflow's exports begin with ../ from the file's own folder.
             for place in (base / name, base / re.sub(r"^(\.\./)+", "", name)):
-                if chosen := _images_at(place, images):
+                if chosen := _images_at(place, folders_above):
                     break
             for path in chosen:
                 splits[path].add(split)
@@ -312,13 +301,18 @@ def _yaml_splits(classes: YoloClasses, images: Iterable[Path]) -> dict[Path, str
     return {path: names.pop() for path, names in splits.items() if len(names) == 1}
 
 
-def _images_at(place: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the images in a folder, or those that a file lists."""
+def _images_at(place: Path, folders_above: Mapping[Path, Sequence[Path]]) -> list[Path]:
+    """Return the images in a folder, or those that a file lists.
+
+    Args:
+        place: the folder or file.
+        folders_above: all folders that each image is in, without links.
+    """
     if place.is_file():
         listed = {Path(line.strip()).name for line in _lines(place)}
-        return [path for path in images if path.name in listed]
-    inside = place.resolve()
-    return [path for path in images if inside in path.resolve().parents]
+        return [path for path in folders_above if path.name in listed]
+    folder = place.resolve()
+    return [path for path, folders in folders_above.items() if folder in folders]
 
 
 def _lines(path: Path) -> list[str]:
