@@ -48,16 +48,23 @@ def plan(args: argparse.Namespace) -> None:
     Raises:
         LiteDetrError: something in the config does not fit.
     """
+    shares_cores = (
+        args.num_gpus is None
+        and args.num_machines == 1
+        and find_place(args, os.environ) is None
+        and not torch.cuda.is_available()
+    )
+    if args.num_gpus is None:
+        args.num_gpus = 1
+    if args.num_gpus <= 1 and not shares_cores:
+        # This process checks for itself.
+        return
     level = logger.level
     logger.setLevel(logging.ERROR)
     cfg = load_config(args.config_file, args.opts)
-    if args.num_gpus is None:
-        is_alone = args.num_machines == 1 and find_place(args, os.environ) is None
-        if is_alone and not torch.cuda.is_available():
-            batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
-            args.num_gpus = share_cores(batch_size or 1)
-        else:
-            args.num_gpus = 1
+    if shares_cores:
+        batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+        args.num_gpus = share_cores(batch_size or 1)
     if args.num_gpus > 1:
         # The process that writes is on the first machine.
         if not args.eval_only and args.machine_rank == 0:
