@@ -20,5 +20,6 @@ train.pictures = dict(num_images=4, confidence_threshold=0.3)
 # The weights of the evaluation that is best in this metric of the records, such as "bbox/AP", are
 # kept in model_best.pth; None keeps none.
 train.best = dict(metric=None)
-# Training ends after so many evaluations in a row without a better train.best.metric; 0: never.
+# The number of evaluations in a row without a better train.best.metric that ends training; 0 never
+# ends it.
 train.early_stopping = dict(patience=0)

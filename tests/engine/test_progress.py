@@ -1,4 +1,4 @@
-"""What a run shows on a terminal, and where there is none."""
+"""The output of a run, on a terminal and without one."""
 
 import contextlib
 import fcntl

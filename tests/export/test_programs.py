@@ -10,7 +10,7 @@ import torch
 from detectron2.config import instantiate
 from small_detectors import CONFIGS, small_config
 
-from lite_detr import model_zoo
+from lite_detr import cli, inference, model_zoo
 from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.commands import export
 from lite_detr.export import (
@@ -81,6 +81,7 @@ def test_file_that_differs_from_the_detector_is_an_error(weights, tmp_path, monk
 def test_the_command_knows_what_can_be_written_without_pytorch():
     assert list(export.SUFFIXES) == list(formats.FORMATS)
     assert (export.OPSET, export.OPSETS) == (onnx_file.OPSET, onnx_file.OPSETS)
+    assert list(cli.DTYPES) == list(inference.DTYPES)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ except ModuleNotFoundError:
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_NET = ROOT / "train_net.py"
-# By itself a training starts a process for each core, and each imports PyTorch anew.
+# By default, training starts one process per core, and each of them imports PyTorch again.
 ONE_PROCESS = ("--num-gpus", "1")
 CONFIGS = ROOT / "tests" / "helpers" / "configs"
 # A detector that trains in seconds.

@@ -33,7 +33,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         metric: a name in the records, such as ``bbox/AP``; more is better. An evaluation in which
             it is missing, NaN or infinite counts as one that is not better.
         eval_period: the period of ``EvalHook``.
-        patience: training ends after so many evaluations in a row that are not better; 0: never.
+        patience: the number of evaluations in a row without a better one that ends training; 0
+            never ends it.
 
     Raises:
         ConfigError: the first evaluation does not measure the metric; raised in all processes.
@@ -119,7 +120,7 @@ def check_best(cfg: DictConfig) -> None:
     """Refuse options of ``train.best`` and ``train.early_stopping`` that cannot do what they say.
 
     Raises:
-        ConfigError: there is no such metric, or no evaluation to compare.
+        ConfigError: the metric does not exist, or nothing is evaluated before the end.
     """
     metric = OmegaConf.select(cfg, "train.best.metric")
     patience = OmegaConf.select(cfg, "train.early_stopping.patience")

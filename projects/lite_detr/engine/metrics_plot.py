@@ -21,7 +21,7 @@ def read_series(metrics_file: Path, names: dict[str, str]) -> dict[str, list[tup
     """Return ``{label: [(iteration, value), ...]}`` for the keys that the file has.
 
     Raises:
-        MissingFileError: there is no such file, or no record in it.
+        MissingFileError: the file does not exist, or has no records.
     """
     if not metrics_file.is_file():
         raise MissingFileError(
@@ -51,7 +51,7 @@ def plot(metrics_file: Path, output: Path) -> None:
     """Draw the records of a ``metrics.json`` as a picture.
 
     Raises:
-        MissingFileError: there is no such file, or no record in it.
+        MissingFileError: the file does not exist, or has no records.
     """
     panels = [("loss", LOSSES, True), ("average precision on the test set, %", PRECISIONS, False)]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

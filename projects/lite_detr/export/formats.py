@@ -120,8 +120,8 @@ def export(
         opset: of an ONNX file.
 
     Raises:
-        ExportError: the format cannot hold the detector, its file has other detections, or there
-            is no such device.
+        ExportError: the format cannot hold the detector, its file has other detections, or this
+            machine lacks the device.
         SaveError: the file cannot be written.
     """
     if device == "cuda" and not torch.cuda.is_available():

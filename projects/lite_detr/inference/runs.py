@@ -29,7 +29,7 @@ QUALITY = 95
 
 @dataclass
 class Counts:
-    """What a run has seen.
+    """The numbers of files, frames and detections of a run, and the files without detections.
 
     Attributes:
         images, videos, frames: the number of those that could be used.

@@ -262,7 +262,7 @@ def open_window(title: str, is_optional: bool) -> Window | nullcontext[None]:
 
 def no_window_reason() -> str:
     """Return why no window can be shown here; empty if one can."""
-    # Qt, which OpenCV's windows are made of, ends the whole process where there is no display.
+    # Qt, which draws OpenCV's windows, ends the whole process if it finds no display.
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform.startswith("linux") and not has_display:
         return "there is no display"
