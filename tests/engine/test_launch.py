@@ -14,8 +14,6 @@ from lite_detr.data.digits import write_digits_dataset
 from lite_detr.engine.launch import (
     SLURM_PORTS,
     LaunchError,
-    count_cores,
-    divide_cores,
     find_place,
     join,
     launch,
@@ -205,32 +203,3 @@ def test_more_gpus_than_there_are_cannot_be_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(LaunchError, match="--num-gpus 8 asks for more GPUs than the 2"):
         launch(None, options(num_gpus=8))
-
-
-@pytest.mark.parametrize(
-    ("cores", "batch_size", "threads", "expected"),
-    [
-        (2, 4, None, (2, 1)),
-        (2, 3, None, (1, 2)),
-        (6, 4, None, (4, 1)),
-        (64, 16, None, (16, 4)),
-        (2, 4, "1", (2, 1)),
-        (8, 16, "4", (2, 4)),
-        (2, 4, "8,2", (1, 8)),
-        (1, 4, None, (1, 1)),
-    ],
-)
-def test_processes_of_a_training_on_a_cpu(cores, batch_size, threads, expected, monkeypatch):
-    monkeypatch.setattr("lite_detr.engine.launch.count_cores", lambda: cores)
-    assert divide_cores(batch_size, threads) == expected
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("9900000 100000", 8), ("", 8)],
-)
-def test_a_container_has_fewer_cores(quota, cores, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr("lite_detr.engine.launch.CPU_QUOTA", tmp_path / "cpu.max")
-    (tmp_path / "cpu.max").write_text(quota)
-    assert count_cores() == cores

@@ -11,10 +11,10 @@ docs/data_faults.md says what becomes of each kind of fault.
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 
 from .. import cli, model_zoo, register
+from ..cores import count_cores
 
 CONFIG = "own_data/lite_dino_r50.py"
 
@@ -25,7 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=cli.whole_number(1),
-        default=os.cpu_count(),
+        default=count_cores(),
         metavar="N",
         help="processes that read images (default: the number of cores)",
     )

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..labels import printable
 
     conversion = convert_dataset(args.source, args.images, args.val_share, args.seed)
+    cli.make_folder(args.output)
     paths = write_conversion(conversion, args.output)
     categories = conversion.contents["train"]["categories"]
     names = ", ".join(str(category["name"]) for category in categories[:10])

@@ -126,6 +126,10 @@ def _read_file(json_file: Path, images: Path | None, files: Sequence[Path] = ())
 def write_conversion(conversion: Conversion, folder: Path) -> dict[str, Path]:
     """Write ``train.json``, ``val.json`` and perhaps ``test.json``; return their paths.
 
+    Args:
+        conversion: what to write.
+        folder: an existing folder.
+
     Raises:
         SaveError: one of them exists, or cannot be written.
     """
@@ -133,10 +137,6 @@ def write_conversion(conversion: Conversion, folder: Path) -> dict[str, Path]:
     for path in paths.values():
         if path.exists():
             raise SaveError(f"{path} exists: give another --output, or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"{folder} cannot be created ({error.strerror})") from error
     for split, path in paths.items():
         with atomic_open(path, "w") as file:
             json.dump(conversion.contents[split], file)

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,6 @@ from torch.multiprocessing import ProcessExitedException
 from ..errors import LaunchError
 from ..signals import passing_signals_on
 
-# The quota of a container's processor time and its period, in cgroups of version 2.
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # Below the ports that Linux assigns by itself, which begin at 32768.
 SLURM_PORTS = range(20000, 30000)
 
@@ -91,50 +88,6 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
         raise SystemExit(
             error.exit_code if error.exit_code > 0 else 128 - error.exit_code
         ) from None
-
-
-def share_cores(batch_size: int) -> int:
-    """Return the number of processes to train in on a CPU, and set the threads of each.
-
-    Args:
-        batch_size: the images of an iteration.
-    """
-    processes, threads = divide_cores(batch_size, os.environ.get("OMP_NUM_THREADS"))
-    # For the processes to come, and for this one.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
-    return processes
-
-
-def divide_cores(batch_size: int, threads: str | None) -> tuple[int, int]:
-    """Return the number of processes to train in on a CPU, and of the threads of each.
-
-    As many processes as the cores and the images of an iteration allow: two threads of one process
-    wait for each other thousands of times an iteration, and much longer beside another program,
-    while two processes wait once.
-
-    Args:
-        batch_size: the images of an iteration; each process has the same number.
-        threads: the variable ``OMP_NUM_THREADS``; None shares all cores among the processes.
-    """
-    cores = count_cores()
-    # OpenMP also accepts a list, with a number for each level of nesting.
-    outer = (threads or "").split(",")[0].strip()
-    fixed = int(outer) if outer.isdigit() else 0
-    limit = max(cores // (fixed or 1), 1)
-    processes = next(n for n in range(min(limit, batch_size), 0, -1) if batch_size % n == 0)
-    return processes, fixed or max(cores // processes, 1)
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use, in a container as well."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-        return max(min(cores, int(quota) // int(period)), 1)
-    # Not in a container of this kind, or its quota is "max".
-    except (OSError, ValueError):
-        return cores
 
 
 def find_place(args: argparse.Namespace, environment: Mapping[str, str]) -> Place | None:

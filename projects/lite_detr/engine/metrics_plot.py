@@ -1,5 +1,6 @@
 """Draw the losses and the average precision of a training run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,19 +18,10 @@ LOSSES = {"total_loss": "all", "loss_ce": "class", "loss_bbox": "box L1", "loss_
 PRECISIONS = {"bbox/AP": "AP", "bbox/AP50": "AP50", "bbox/AP75": "AP75"}
 
 
-def read_series(metrics_file: Path, names: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
-    """Return ``{label: [(iteration, value), ...]}`` for the keys that the file has.
-
-    Raises:
-        MissingFileError: the file does not exist, or has no records.
-    """
-    if not metrics_file.is_file():
-        raise MissingFileError(
-            f"{metrics_file} is not a file; Detectron2 writes it to train.output_dir"
-        )
-    records = list(read_records(metrics_file.read_bytes()))
-    if not records:
-        raise MissingFileError(f"{metrics_file} has no records of a training run")
+def find_series(
+    records: Sequence[dict], names: dict[str, str]
+) -> dict[str, list[tuple[int, float]]]:
+    """Return ``{label: [(iteration, value), ...]}`` for the keys that the records have."""
     keys = dict(names)
     for record in records:
         for key in record:
@@ -53,10 +45,17 @@ def plot(metrics_file: Path, output: Path) -> None:
     Raises:
         MissingFileError: the file does not exist, or has no records.
     """
+    if not metrics_file.is_file():
+        raise MissingFileError(
+            f"{metrics_file} is not a file; Detectron2 writes it to train.output_dir"
+        )
+    records = list(read_records(metrics_file.read_bytes()))
+    if not records:
+        raise MissingFileError(f"{metrics_file} has no records of a training run")
     panels = [("loss", LOSSES, True), ("average precision on the test set, %", PRECISIONS, False)]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axis, (label, names, logarithmic) in zip(axes, panels):
-        for name, points in read_series(metrics_file, names).items():
+        for name, points in find_series(records, names).items():
             marker = "" if logarithmic else "o"
             axis.plot(*zip(*points), marker=marker, label=name)
         axis.set(xlabel="iteration", ylabel=label)

@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import ops
 from ..checkpoint import DetrCheckpointer
+from ..cores import share_cores
 from ..data.catalog import check_registered, class_metadata, split_test_sets
 from ..data.coco import apply_data_config
 from ..errors import DivergenceError, WeightsError
@@ -24,7 +25,7 @@ from ..overrides import build, load_config
 from ..random_states import same_random_states
 from .best import build_best_checkpointer, check_best
 from .ema import AVERAGED, EMA
-from .launch import find_place, share_cores
+from .launch import find_place
 from .options import RunOptions, check_folder, check_options, check_resumed
 from .pictures import build_pictures_hook
 from .preemption import Preemption

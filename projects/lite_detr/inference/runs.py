@@ -1,7 +1,6 @@
 """Runs of a detector over images and videos: what they draw, write and count."""
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
+from ..cores import count_cores
 from ..errors import ImageError, SaveError, VideoError
 from ..labels import first_line, printable
 from .detection_file import DetectionFile
@@ -262,4 +262,4 @@ def save_picture(pixels: np.ndarray, path: Path) -> None:
 
 def default_workers(cfg: DictConfig) -> int:
     """Return the number of the test loader's workers, limited to the number of cores."""
-    return min(cfg.dataloader.test.get("num_workers", 0), os.cpu_count() or 1)
+    return min(cfg.dataloader.test.get("num_workers", 0), count_cores())
