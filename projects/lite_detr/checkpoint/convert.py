@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..labels import first_line
 from .mismatch import describe_mismatch
-from .sources import SOURCES, Source, recognise, rename
+from .rules import Source, rename
+from .sources import SOURCES, recognise
 from .transforms import TRANSFORMS, Weight, Weights, add
 
 logger = logging.getLogger("lite_detr")
