@@ -109,6 +109,21 @@ def test_references_are_the_best_proposals_of_the_first_class_channel(two_stage,
     assert len({tuple(ranking) for ranking in rankings}) == 6
 
 
+def test_only_the_chosen_proposals_get_boxes_in_inference(two_stage, encoded):
+    queries, proposals = two_stage(*encoded)
+    with_boxes = []
+    two_stage.bbox_embed.register_forward_pre_hook(
+        lambda _, inputs: with_boxes.append(inputs[0].shape)
+    )
+    inference, chosen = two_stage.eval()(*encoded)
+    assert with_boxes == [(2, 6, CHANNELS)]
+    torch.testing.assert_close(inference.reference, queries.reference)
+    torch.testing.assert_close(chosen.boxes, queries.reference)
+    best = proposals.logits[..., 0].topk(6).indices
+    for image in range(2):
+        torch.testing.assert_close(chosen.logits[image], proposals.logits[image, best[image]])
+
+
 def test_tokens_without_an_anchor_propose_a_corner_from_zero_features(two_stage, encoded):
     """As in the references they are ranked with the others, so their logits are part of parity."""
     memory, scales = encoded

@@ -12,7 +12,7 @@ from .criterion import Target
 from .detector import Detector
 from .heads import Predictions, by_layer
 from .layers import MLP, sine_embedding
-from .queries import ProposalQueries, Queries, expand_content, gather_queries, static_min
+from .queries import ProposalQueries, Queries, expand_content
 from .scales import Scales
 
 
@@ -88,15 +88,8 @@ class DinoQueries(ProposalQueries):
 
     def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, Predictions]:
         """Return the queries, and the ``Q`` selected proposals for the encoder's loss."""
-        features, anchors = self.proposal_features(memory, scales)
-        logits = self.class_embed(features)
-        count = static_min(self.num_queries, memory.shape[1])
-        best = logits.amax(-1).topk(count, dim=1).indices
-        moves = self.bbox_embed(gather_queries(features, best)).to(anchors.dtype)
-        boxes = (moves + gather_queries(anchors, best)).sigmoid()
-        content = expand_content(self.content, boxes)
-        proposals = Predictions(gather_queries(logits, best).to(boxes.dtype), boxes)
-        return Queries(content, None, boxes.detach()), proposals
+        reference, proposals = self.propose(memory, scales, self.num_queries)
+        return Queries(expand_content(self.content, reference), None, reference), proposals
 
 
 class ReferencePosition(nn.Module):

@@ -90,7 +90,7 @@ class HybridQueries(ProposalQueries):
         self.encode_box = BoxEncoding(embed_dim)
 
     def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, Predictions]:
-        """Return the queries, and the proposals of all ``S`` tokens for the encoder's loss."""
+        """Return the queries, and the proposals for the encoder's loss."""
         wanted = self.num_queries + (self.num_one_to_many if self.training else 0)
         reference, proposals = self.propose(memory, scales, wanted)
         pos, _ = self.encode_box(reference)

@@ -55,15 +55,16 @@ class ProposalQueries(nn.Module):
     """Base of the queries that start as the encoder's best proposals.
 
     Every token proposes a box around itself, and the proposals with the highest scores become the
-    decoder's references (Deformable DETR, appendix A.4.1). Scores are class-agnostic: only the
-    first class channel counts, trained on objects of any class.
+    decoder's references (Deformable DETR, appendix A.4.1). Where scores are class-agnostic, only
+    the first class channel counts, trained on objects of any class; elsewhere the best class does.
 
     Args:
         embed_dim: channels ``C``.
         num_classes: foreground classes; as in the references, the proposal head has all of them.
     """
 
-    # True if the proposal head's first channel means "any object", False if each means its class.
+    # True if the proposal head's first channel means "any object", and its loss is that of all
+    # tokens; False if each channel means its class, and only the selected proposals are trained.
     class_agnostic = True
 
     def __init__(self, embed_dim: int, num_classes: int):
@@ -85,15 +86,21 @@ class ProposalQueries(nn.Module):
             num_queries: ``Q``, limited by the number of tokens.
 
         Returns:
-            The references ``[B, Q, 4]`` without gradients, and the proposals of all ``S`` tokens.
+            The references ``[B, Q, 4]`` without gradients, and the proposals: the ``Q`` selected
+            ones, or those of all ``S`` tokens in training, if the loss is that of all.
         """
         features, anchors = self.proposal_features(memory, scales)
         logits = self.class_embed(features)
-        box_logits = self.bbox_embed(features).to(anchors.dtype) + anchors
-        count = static_min(num_queries, memory.shape[1])
-        best = logits[..., 0].topk(count, dim=1).indices
-        reference = gather_queries(box_logits, best).detach().sigmoid()
-        return reference, Predictions(logits.to(anchors.dtype), box_logits.sigmoid())
+        scores = logits[..., 0] if self.class_agnostic else logits.amax(-1)
+        best = scores.topk(static_min(num_queries, memory.shape[1]), dim=1).indices
+        needs_all = self.class_agnostic and self.training
+        if not needs_all:
+            features, anchors, logits = (
+                gather_queries(tokens, best) for tokens in (features, anchors, logits)
+            )
+        boxes = (self.bbox_embed(features).to(anchors.dtype) + anchors).sigmoid()
+        reference = (gather_queries(boxes, best) if needs_all else boxes).detach()
+        return reference, Predictions(logits.to(boxes.dtype), boxes)
 
     def proposal_features(self, memory: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
         """Return the proposals' features ``[B, S, C]`` and their anchors' logits ``[B, S, 4]``.
@@ -121,7 +128,7 @@ class TwoStageQueries(ProposalQueries):
         self.encode_box = BoxEncoding(embed_dim)
 
     def forward(self, memory: Tensor, scales: Scales) -> tuple[Queries, Predictions]:
-        """Return the queries, and the proposals of all ``S`` tokens for the encoder's loss."""
+        """Return the queries, and the proposals for the encoder's loss."""
         reference, proposals = self.propose(memory, scales, self.num_queries)
         pos, content = self.encode_box(reference)
         return Queries(content, pos, reference), proposals
