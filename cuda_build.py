@@ -14,6 +14,9 @@ import torch
 USUAL_HOME = Path("/usr/local/cuda")
 # Built for if there is no GPU: the generations since Turing.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# The driver compiles PTX for GPUs that no binary is for: this one for those between the others, such
+# as 11.0, and that of the newest for even newer ones.
+PTX_OF_OLDER = "8.0"
 
 
 class CannotBuild(Exception):
@@ -58,8 +61,9 @@ class Toolkit:
         if not numbers:
             raise CannotBuild(f"nvcc --list-gpu-arch names none of {', '.join(ARCHITECTURES)}")
         flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
-        # PTX of the newest, which the driver compiles for even newer GPUs.
-        return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
+        older = PTX_OF_OLDER.replace(".", "")
+        ptx = dict.fromkeys([number for number in numbers if number == older] + numbers[-1:])
+        return flags + [f"-gencode=arch=compute_{number},code=compute_{number}" for number in ptx]
 
 
 def find_toolkit() -> Toolkit | None:

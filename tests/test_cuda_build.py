@@ -158,19 +158,18 @@ def test_a_minor_version_apart_is_near_enough(monkeypatch, tmp_path):
 
 
 def for_gpus(names, ptx):
-    """Return the flags for GPUs, with PTX for one of them."""
-    numbers = [name.replace(".", "") for name in names.split()]
+    """Return the flags for GPUs, with PTX for some of them."""
+    numbers, with_ptx = names.replace(".", "").split(), ptx.replace(".", "").split()
     flags = {f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers}
-    number = ptx.replace(".", "")
-    return flags | ({f"-gencode=arch=compute_{number},code=compute_{number}"} if ptx else set())
+    return flags | {f"-gencode=arch=compute_{number},code=compute_{number}" for number in with_ptx}
 
 
 @pytest.mark.parametrize(
     "known, names, ptx",
     [
-        (KNOWN, "7.5 8.0 8.6 8.9 9.0 10.0 12.0", "12.0"),
+        (KNOWN, "7.5 8.0 8.6 8.9 9.0 10.0 12.0", "8.0 12.0"),
         # CUDA 12.0 to 12.6.
-        (KNOWN.partition(" compute_100")[0], "7.5 8.0 8.6 8.9 9.0", "9.0"),
+        (KNOWN.partition(" compute_100")[0], "7.5 8.0 8.6 8.9 9.0", "8.0 9.0"),
     ],
 )
 def test_without_a_gpu_the_default_is_what_nvcc_knows(known, names, ptx, tmp_path):
@@ -289,7 +288,7 @@ def test_with_a_toolkit_cuda_kernels_are_compiled_and_linked(build, tmp_path):
     assert all(f"{function}\0".encode() in library for function in ("cpu", "wrapper", "kernel"))
     (arguments,) = (home / "compiled").read_text().splitlines()
     compiled = shlex.split(arguments)
-    expected = for_gpus("7.5 8.0 8.6 8.9 9.0 10.0 12.0", "12.0")
+    expected = for_gpus("7.5 8.0 8.6 8.9 9.0 10.0 12.0", "8.0 12.0")
     assert {flag for flag in compiled if "-gencode" in flag} == expected
     assert f"-I{home}/include" in compiled
     assert "-O3" in compiled

@@ -5,8 +5,11 @@
 
 namespace lite_detr::cuda {
 
-// How many neighbouring numbers one instruction adds to.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// How many neighbouring numbers one instruction adds to. CUDA knows it since 12.1; a compiler without
+// such a number is the emulator's.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && \
+    (!defined(__CUDACC_VER_MAJOR__) || \
+     100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ >= 1201)
 template <typename A>
 constexpr int kAddedAtOnce = sizeof(A) == sizeof(float) ? 4 : 1;
 #else
@@ -14,7 +17,7 @@ template <typename A>
 constexpr int kAddedAtOnce = 1;
 #endif
 
-// A template, as this addition does not exist before 9.0.
+// A template, as this addition does not exist before 9.0, nor in CUDA 12.0.
 template <typename V>
 __device__ __forceinline__ void add_at_once(V* target, V sum) {
   atomicAdd(target, sum);
