@@ -51,20 +51,27 @@ def register() -> None:
     global _registered
     if _registered:
         return
-    try:
-        importlib.import_module("detectron2")
-    except ModuleNotFoundError as error:
-        if error.name != "detectron2":
-            raise
+    if not has_detectron2():
         raise MissingPackageError(
             "lite_detr needs Detectron2, which is not installed: run `make install` in a checkout "
             "of lite-detr, or install upstream with `pip install --no-build-isolation "
             "git+https://github.com/facebookresearch/detectron2`, or the redistribution "
             "`sal-detectron2` as docs/install.md shows"
-        ) from None
+        )
     _registered = True
     for name in dict.fromkeys(_NAMES.values()):
         importlib.import_module(f".{name}", __name__)
+
+
+def has_detectron2() -> bool:
+    """Return whether Detectron2 is installed; if so, it is imported."""
+    try:
+        importlib.import_module("detectron2")
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        return False
+    return True
 
 
 def __getattr__(name: str) -> Any:

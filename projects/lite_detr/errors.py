@@ -130,6 +130,10 @@ class UnknownPartError(LiteDetrError, LookupError):
     """A model has no such attention, layer or scale; the message names those that it has."""
 
 
+class LevelsError(LiteDetrError, ValueError):
+    """Levels, tokens and padding do not fit each other, or the module that they are given to."""
+
+
 class QueryError(LiteDetrError, ValueError):
     """An image has no such query, or no detection to take one from."""
 

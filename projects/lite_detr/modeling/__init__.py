@@ -1,45 +1,63 @@
-"""The parts that configs compose into detectors; importing registers the meta-architectures."""
+"""The parts that configs compose into detectors; importing registers the meta-architectures.
 
+Without Detectron2 there are only the parts that are plain PyTorch, for :mod:`lite_detr.interop`.
+"""
+
+from typing import Any
+
+from .. import has_detectron2, register
 from .attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
-from .backbone import TimmBackbone, TorchvisionBackbone
-from .criterion import HungarianMatcher, SetCriterion
-from .decoder import DecoderLayer, DeformableDecoder
-from .deformable_detr import DeformableDETR
-from .dino import DINO, ContrastiveDenoising, DinoQueries, ReferencePosition
 from .encoder import CheckpointedEncoderLayer, DeformableEncoder, EncoderLayer
-from .h_detr import HDETR, HybridQueries
-from .heads import PredictionHeads
 from .interleaved_encoder import InterleavedEncoder
 from .layers import FeedForward, SinePositionEncoding
-from .neck import MultiScaleNeck
-from .queries import LearnedQueries, TwoStageQueries
 from .scales import Scales
 
 __all__ = [
     "CheckpointedEncoderLayer",
-    "ContrastiveDenoising",
-    "DINO",
-    "DecoderLayer",
-    "DeformableDETR",
-    "DeformableDecoder",
     "DeformableEncoder",
-    "DinoQueries",
     "EncoderLayer",
     "FeedForward",
-    "HDETR",
-    "HungarianMatcher",
-    "HybridQueries",
     "InterleavedEncoder",
     "KeyAwareDeformableAttention",
-    "LearnedQueries",
     "MultiScaleDeformableAttention",
-    "MultiScaleNeck",
-    "PredictionHeads",
-    "ReferencePosition",
     "Scales",
-    "SetCriterion",
     "SinePositionEncoding",
-    "TimmBackbone",
-    "TorchvisionBackbone",
-    "TwoStageQueries",
 ]
+
+if has_detectron2():
+    from .backbone import TimmBackbone, TorchvisionBackbone
+    from .criterion import HungarianMatcher, SetCriterion
+    from .decoder import DecoderLayer, DeformableDecoder
+    from .deformable_detr import DeformableDETR
+    from .dino import DINO, ContrastiveDenoising, DinoQueries, ReferencePosition
+    from .h_detr import HDETR, HybridQueries
+    from .heads import PredictionHeads
+    from .neck import MultiScaleNeck
+    from .queries import LearnedQueries, TwoStageQueries
+
+    __all__ += [
+        "ContrastiveDenoising",
+        "DINO",
+        "DecoderLayer",
+        "DeformableDETR",
+        "DeformableDecoder",
+        "DinoQueries",
+        "HDETR",
+        "HungarianMatcher",
+        "HybridQueries",
+        "LearnedQueries",
+        "MultiScaleNeck",
+        "PredictionHeads",
+        "ReferencePosition",
+        "SetCriterion",
+        "TimmBackbone",
+        "TorchvisionBackbone",
+        "TwoStageQueries",
+    ]
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name[:1].isupper():
+            # Raises the error that says how to install Detectron2.
+            register()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,13 @@
 """Lite DETR's encoder: high-level scales are updated often, low-level ones rarely."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, LevelsError
 from .encoder import EncoderLayer
 from .layers import FeedForward, clone_layers
 from .scales import Scales
@@ -57,6 +59,7 @@ class InterleavedEncoder(nn.Module):
                 "num_blocks and updates_per_block must be at least 1, "
                 f"got {num_blocks} and {updates_per_block}"
             )
+        self.num_levels = num_levels
         self.num_low_levels = num_levels - num_high_levels
         self.updates_per_block = updates_per_block
         self.layers = clone_layers(layer, num_blocks * updates_per_block)
@@ -73,7 +76,13 @@ class InterleavedEncoder(nn.Module):
 
         Returns:
             ``[B, S, C]``, the memory.
+
+        Raises:
+            LevelsError: the scales are of another number, or do not run from fine to coarse.
         """
+        # Sizes are numbers to compare in eager mode only; to a tracer they are variables.
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            check_order(scales.shapes, self.num_levels, self.num_low_levels)
         split = scales.start(self.num_low_levels)
         high_pos = pos[:, split:]
         high_reference_points = scales.reference_points[:, split:]
@@ -89,6 +98,23 @@ class InterleavedEncoder(nn.Module):
                     tokens, pos, scales.reference_points, tokens, scales, light_ffn, split
                 )
         return tokens
+
+
+def check_order(shapes: Sequence[tuple[int, int]], num_levels: int, num_low_levels: int) -> None:
+    """Raise a ``LevelsError`` unless there are ``num_levels`` levels, from fine to coarse."""
+    sizes = ", ".join(f"{height}x{width}" for height, width in shapes)
+    if len(shapes) != num_levels:
+        raise LevelsError(
+            f"the encoder is built for {num_levels} levels, got {len(shapes)}: {sizes} "
+            "(height x width)"
+        )
+    for finer, coarser in pairwise(shapes):
+        if coarser[0] > finer[0] or coarser[1] > finer[1]:
+            raise LevelsError(
+                f"levels must run from fine to coarse, as the first {num_low_levels} of them are "
+                f"updated rarely, got {sizes} (height x width): reverse the order of the levels, "
+                "and of their tokens"
+            )
 
 
 def parse_notation(variant: str) -> tuple[int, dict[str, int]]:

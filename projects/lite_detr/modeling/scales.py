@@ -5,24 +5,18 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import shapes_to_tensor
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Scales:
-    """The geometry of the multi-scale tokens of a batch, made once per forward pass.
+class Levels:
+    """The sizes and the padding of multi-scale tokens, which is all that an attention needs.
 
     Tokens are ordered by scale, high resolution first, and row by row within a scale.
 
     Attributes:
         shapes: ``(height, width)`` of each of the ``L`` scales.
         padding_mask: ``[B, S]`` bool, True on padding; None if no image of the batch is padded.
-        valid_ratios: ``[B, L, 2]``, the ``(x, y)`` share of each map that an image covers.
-        centers: ``[B, S, 2]``, the ``(x, y)`` centre of each token in its image's ``[0, 1]`` frame
-            (beyond 1 on padding).
-        reference_points: ``[B, S, L, 2]``, the same centres in the padded frame of every scale,
-            around which the encoder's queries sample.
         cell_sizes: ``[L, 2]``, the ``(x, y)`` extent of a cell in the padded frame of each scale.
         spatial_shapes: ``[L, 2]`` int64 on the host, ``shapes`` as the operators take them.
         level_start_index: ``[L]`` int64 on the host, the first token of each scale.
@@ -30,12 +24,39 @@ class Scales:
 
     shapes: tuple[tuple[int, int], ...]
     padding_mask: Tensor | None
-    valid_ratios: Tensor
-    centers: Tensor
-    reference_points: Tensor
     cell_sizes: Tensor
     spatial_shapes: Tensor
     level_start_index: Tensor
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def num_tokens(self) -> int:
+        """``S``, the number of tokens of all scales."""
+        return sum(height * width for height, width in self.shapes)
+
+    def start(self, level: int) -> int:
+        """Return the index of a scale's first token; ``start(0)`` is 0."""
+        return sum(height * width for height, width in self.shapes[:level])
+
+
+@dataclass(frozen=True, eq=False)
+class Scales(Levels):
+    """The geometry of the multi-scale tokens of a batch, made once per forward pass.
+
+    Attributes:
+        valid_ratios: ``[B, L, 2]``, the ``(x, y)`` share of each map that an image covers.
+        centers: ``[B, S, 2]``, the ``(x, y)`` centre of each token in its image's ``[0, 1]`` frame
+            (beyond 1 on padding).
+        reference_points: ``[B, S, L, 2]``, the same centres in the padded frame of every scale,
+            around which the encoder's queries sample.
+    """
+
+    valid_ratios: Tensor
+    centers: Tensor
+    reference_points: Tensor
 
     @classmethod
     def from_masks(cls, masks: list[Tensor], padded: bool, dtype: torch.dtype) -> "Scales":
@@ -71,19 +92,6 @@ class Scales:
             level_start_index=sizes.cumsum(0) - sizes,
         )
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.shapes)
-
-    @property
-    def num_tokens(self) -> int:
-        """``S``, the number of tokens of all scales."""
-        return sum(height * width for height, width in self.shapes)
-
-    def start(self, level: int) -> int:
-        """Return the index of a scale's first token; ``start(0)`` is 0."""
-        return sum(height * width for height, width in self.shapes[:level])
-
 
 def sizes_to_tensor(sizes: Sequence[tuple[int, int]]) -> Tensor:
     """``(height, width)`` of each -> ``[N, 2]`` int64 on the host.
@@ -91,6 +99,9 @@ def sizes_to_tensor(sizes: Sequence[tuple[int, int]]) -> Tensor:
     ``torch.jit.trace`` turns sizes into tensors; stacked, they stay a function of the images.
     """
     if torch.jit.is_tracing():
+        # Here, as the parts of detectors also run where Detectron2 is not installed.
+        from detectron2.layers import shapes_to_tensor
+
         return torch.stack([shapes_to_tensor(size) for size in sizes])
     return torch.tensor(sizes, dtype=torch.int64)
 
