@@ -15,13 +15,14 @@ from .version import __version__
 
 if TYPE_CHECKING:
     # For editors and the pages of the API; see __getattr__.
-    from . import data, modeling, ops, patches
+    from . import baselines, data, modeling, ops, patches
     from .inference import optimize_for_inference
     from .yacs import add_lite_detr_config
 
 # The public names, and the modules that have them; a module stands for itself.
 _NAMES = {
     "add_lite_detr_config": "yacs",
+    "baselines": "baselines",
     "data": "data",
     "modeling": "modeling",
     "ops": "ops",
@@ -33,6 +34,7 @@ _registered = False
 __all__ = [
     "__version__",
     "add_lite_detr_config",
+    "baselines",
     "data",
     "modeling",
     "ops",

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
-from reference_checkpoints import reference_checkpoint
+from reference_checkpoints import golden_batch, golden_targets, reference_checkpoint
 from torch import Tensor
 
 from lite_detr import model_zoo
 from lite_detr.checkpoint import Conversion, convert_weights
-from lite_detr.modeling.criterion import Target
 from lite_detr.modeling.detector import evaluating
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -63,15 +62,15 @@ def run(request):
     conversion = convert_weights(reference_checkpoint(path), model)
     model.load_state_dict(conversion.state_dict)
     model.double()
-    outputs = {"single": model.forward_queries(batch(golden, "single"))}
+    outputs = {"single": model.forward_queries(golden_batch(golden, "single"))}
     # Encoded once for the outputs and the losses.
-    memory, scales = model.train().encode(model.preprocess_images(batch(golden, "padded")))
+    memory, scales = model.train().encode(model.preprocess_images(golden_batch(golden, "padded")))
     with evaluating(model), torch.no_grad():
         logits, boxes = model.predict(memory, scales)
     outputs["padded"] = {"memory": memory, "pred_logits": logits, "pred_boxes": boxes}
     # The files are without denoising.
     model.denoising = None
-    objects = targets(golden)
+    objects = golden_targets(golden)
     num_objects = torch.tensor(float(sum(len(target.labels) for target in objects)))
     losses = model.losses(memory, scales, objects, num_objects)
     sum(losses.values()).backward()
@@ -83,22 +82,6 @@ def run(request):
         model.criterion.weights,
         {name: p.grad for name, p in model.named_parameters() if p.requires_grad},
     )
-
-
-def batch(golden, name):
-    images = [golden[key] for key in sorted(golden) if key.startswith(f"{name}.image_")]
-    return [{"image": torch.from_numpy(image).permute(2, 0, 1)} for image in images]
-
-
-def targets(golden):
-    """As they are, since Detectron2's ``Boxes`` would round them to float32."""
-    return [
-        Target(
-            torch.from_numpy(golden[f"targets.labels_{image}"]),
-            torch.from_numpy(golden[f"targets.boxes_{image}"]).double(),
-        )
-        for image in range(2)
-    ]
 
 
 def reference_name(loss, golden):

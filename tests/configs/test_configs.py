@@ -87,7 +87,7 @@ def test_a_saved_config_is_a_config_file_of_all_programs(tmp_path, monkeypatch):
 def hyperparameters(name):
     """The base learning rate, what has a share of it and which, weight decay, clipping norm."""
     family = name.split("/")[0]
-    if family == "dino":
+    if family == "dino" or (family == "baselines" and "/sparse_" not in name):
         return 1e-4, ("backbone.",), 0.1, 1e-4, 0.1
     if name == "own_data/lite_dino_r50.py":
         return 2.5e-5, ("backbone.",), 0.1, 1e-4, 0.1

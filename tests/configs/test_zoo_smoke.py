@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning"),
 ]
 
-FAMILIES = ("bccd", "deformable_detr", "dino", "h_detr", "digits", "own_data")
+FAMILIES = ("baselines", "bccd", "deformable_detr", "dino", "h_detr", "digits", "own_data")
 NAMES = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
 LITE = [name for name in NAMES if name.split("/")[1].startswith("lite_") and "_plain_" not in name]
 # One of each family and backbone that there is.

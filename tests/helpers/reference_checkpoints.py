@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lite_detr.modeling.criterion import Target
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 WIDTH, HEADS, LEVELS, POINTS = 256, 8, 4, 4
 
@@ -74,6 +76,23 @@ def reference_file(name: str) -> dict[str, Tensor]:
         key: torch.tensor(numbers[entry["like"]]).expand(entry["shape"])
         for key, entry in floats.items()
     }
+
+
+def golden_batch(golden: Mapping[str, np.ndarray], name: str) -> list[dict]:
+    """The images of a golden file's batch, ``single`` or ``padded``, as detectors take them."""
+    images = [golden[key] for key in sorted(golden) if key.startswith(f"{name}.image_")]
+    return [{"image": torch.from_numpy(image).permute(2, 0, 1)} for image in images]
+
+
+def golden_targets(golden: Mapping[str, np.ndarray]) -> list[Target]:
+    """As they are, since Detectron2's ``Boxes`` would round them to float32."""
+    return [
+        Target(
+            torch.from_numpy(golden[f"targets.labels_{image}"]),
+            torch.from_numpy(golden[f"targets.boxes_{image}"]).double(),
+        )
+        for image in range(2)
+    ]
 
 
 def with_linear(

@@ -21,7 +21,9 @@ from .transforms import TRANSFORMS, Weight, Weights, add
 logger = logging.getLogger("lite_detr")
 
 # The only weights whose shapes depend on the number of classes.
-CLASS_WEIGHT = re.compile(r"(decoder\.heads|queries)\.class_embed\.|denoising\.label_embed\.")
+CLASS_WEIGHT = re.compile(
+    r"(decoder\.heads|encoder_heads|queries)\.class_embed\.|(denoising|queries)\.label_embed\."
+)
 # The references have a channel for each of COCO's category ids, 0 to 90, of which 80 are in use;
 # Detectron2 numbers these 80 in their order.
 COCO_CATEGORY_IDS = tuple(category["id"] for category in COCO_CATEGORIES if category["isthing"])
@@ -135,7 +137,7 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     if is_backbone and any(name.startswith(BOTTOM_UP) for name in mine):
         weights = {name.replace("backbone.", BOTTOM_UP, 1): w for name, w in weights.items()}
     theirs = {name: weight.value for name, weight in weights.items()}
-    classes = count_classes(theirs)
+    classes = count_classes(theirs, model)
     fitted = theirs if classes is None else adapt_classes(theirs, model)
 
     used: dict[str, tuple[str, ...]] = {}
@@ -284,10 +286,16 @@ def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
-def count_classes(weights: Mapping[str, Tensor]) -> int | None:
+def count_classes(weights: Mapping[str, Tensor], model: nn.Module) -> int | None:
     """Return the number of classes of the decoder's first head; None without one."""
     head = weights.get("decoder.heads.class_embed.0.bias")
-    return None if head is None else len(head)
+    return None if head is None else len(head) - count_no_object(model)
+
+
+def count_no_object(model: nn.Module) -> int:
+    """Return the number of channels for "no object", the last ones of a detector's class heads."""
+    heads = model.state_dict().get("decoder.heads.class_embed.0.bias")
+    return 0 if heads is None else len(heads) - model.num_classes
 
 
 def adapt_classes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -303,7 +311,7 @@ def adapt_classes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
         classes are known to be the same: for equal counts, and from COCO's 91 category ids to its
         80 classes.
     """
-    given = count_classes(weights)
+    given, no_object = count_classes(weights, model), count_no_object(model)
     if given == model.num_classes:
         by_class = torch.arange(given)
     elif (given, model.num_classes) == (NUM_COCO_IDS, len(COCO_CATEGORY_IDS)):
@@ -315,11 +323,11 @@ def adapt_classes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     def adapt(name: str, value: Tensor) -> Tensor:
         if not CLASS_WEIGHT.match(name):
             return value
-        if name.startswith("denoising."):
-            # The last row is never used, here and in the references.
+        if "label_embed" in name:
+            # The last row stands for no class.
             return torch.cat([value[by_class], value[-1:]])
         if name.startswith("queries.") and class_agnostic:
             return value[: model.num_classes]
-        return value[by_class]
+        return torch.cat([value[by_class], value[len(value) - no_object :]])
 
     return {name: adapt(name, value) for name, value in weights.items()}

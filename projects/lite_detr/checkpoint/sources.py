@@ -7,6 +7,7 @@ What one name alone cannot tell, such as which head makes the proposals, is left
 
 from collections.abc import Collection
 
+from .baselines import BASELINES
 from .rules import (
     DETECTRON2_RESNET,
     SWIN,
@@ -112,6 +113,7 @@ DINO = r"transformer\.decoder\.ref_point_head\."
 
 # The first that recognises the keys counts.
 SOURCES = (
+    *BASELINES,
     Source(
         "Lite-DINO",
         (DINO, r"transformer\.encoder\.layers\.\d+\.(linear12|self_attn\.query_proj)\."),

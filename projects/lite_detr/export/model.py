@@ -49,8 +49,9 @@ class ExportableDetector(nn.Module):
         memory, scales = detector.encode(
             ImageList(images.masked_fill(mask[:, None], 0.0), image_sizes)
         )
+        predictions = detector.independent_classes(detector.predict(memory, scales))
         boxes, scores, classes = best_detections(
-            detector.predict(memory, scales), image_sizes, detector.detections_per_image
+            predictions, image_sizes, detector.detections_per_image
         )
         limits = corners(image_sizes.to(boxes.dtype))
         return boxes.clamp(min=0).minimum(limits), scores, classes

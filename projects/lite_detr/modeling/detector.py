@@ -161,6 +161,10 @@ class Detector(nn.Module):
         """Return the weighted training losses by name, for ``num_objects`` in the batch."""
         raise NotImplementedError(f"{type(self).__name__} must define `losses`")
 
+    def independent_classes(self, predictions: Predictions) -> Predictions:
+        """Return predictions whose logits rank by their sigmoids, as those of most detectors do."""
+        return predictions
+
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them at the bottom and right to one size."""
         check_images(batched_inputs, len(self.pixel_mean))
@@ -225,7 +229,11 @@ class Detector(nn.Module):
             for inputs, (height, width) in zip(batched_inputs, image_sizes)
         ]
         instances = detector_instances(
-            predictions, image_sizes, output_sizes, self.score_thresh, self.detections_per_image
+            self.independent_classes(predictions),
+            image_sizes,
+            output_sizes,
+            self.score_thresh,
+            self.detections_per_image,
         )
         return [{"instances": image_instances} for image_instances in instances]
 

@@ -175,33 +175,9 @@ class ContrastiveDenoising(nn.Module):
         num_groups = max(self.num_queries // largest, 1) if largest else 1
         labels = self._noised_labels(targets, num_groups)
         boxes = self._noised_boxes(targets, num_groups)
-
-        device = self.label_embed.weight.device
-        # A group is all its positive queries and then all its negative ones, each image's padded
-        # to the largest number of objects: slot = ((group * 2) + negative) * largest + object.
-        starts = torch.arange(2 * num_groups, device=device) * largest
-        image = torch.cat(
-            [torch.full((2 * num_groups * n,), i, device=device) for i, n in enumerate(counts)]
+        return arrange_denoising(
+            self.label_embed(labels), boxes, counts, num_groups, 2, num_matching
         )
-        slots = [(starts[:, None] + torch.arange(n, device=device)).flatten() for n in counts]
-        slot = torch.cat(slots)
-        num_denoising = 2 * num_groups * largest
-
-        embedded = self.label_embed(labels)
-        content = embedded.new_zeros(len(targets), num_denoising, embedded.shape[-1])
-        content = content.index_put((image, slot), embedded)
-        reference = boxes.new_full((len(targets), num_denoising, 4), 0.5)
-        reference[image, slot] = boxes
-        matches = [
-            (
-                (starts[::2, None] + torch.arange(n, device=device)).flatten().cpu(),
-                torch.arange(n).repeat(num_groups),
-            )
-            for n in counts
-        ]
-        queries = Queries(content, None, reference)
-        mask = self._attention_mask(num_groups, 2 * largest, num_matching)
-        return Denoising(queries, matches, num_groups, mask)
 
     def _noised_labels(self, targets: list[Target], num_groups: int) -> Tensor:
         """Return the classes of all queries, image by image: ``[2 * num_groups * objects]``."""
@@ -225,10 +201,48 @@ class ContrastiveDenoising(nn.Module):
         # Corners of negative queries may have passed each other.
         return torch.cat([(low + high) / 2, (high - low).clamp(min=0)], dim=-1)
 
-    def _attention_mask(self, num_groups: int, group_size: int, num_matching: int) -> Tensor:
-        device = self.label_embed.weight.device
-        group = torch.arange(num_groups, device=device).repeat_interleave(group_size)
-        # The matching queries are a group of their own, which all others may see.
-        matching = torch.full((num_matching,), -1, device=device)
-        group = torch.cat([group, matching])
-        return (group[:, None] != group) & (group != -1)
+
+def arrange_denoising(
+    content: Tensor,
+    boxes: Tensor,
+    counts: list[int],
+    num_groups: int,
+    queries_per_object: int,
+    num_matching: int,
+) -> Denoising:
+    """Arrange the denoising queries of a batch in groups that do not see each other.
+
+    A group is all its first queries of the objects and then all its second ones, each image's
+    padded to the largest number of objects: slot =
+    ``(group * queries_per_object + which) * largest + object``.
+
+    Args:
+        content: ``[K, C]``, image by image, and group by group within an image.
+        boxes: ``[K, 4]``, in the same order.
+        counts: the number of objects of each image.
+        num_groups: the number of groups.
+        queries_per_object: the number of queries of an object in a group; only the first is
+            positive.
+        num_matching: ``Q``, the number of matching queries, which follow the denoising ones.
+    """
+    device, largest = content.device, max(counts)
+    rows = queries_per_object * num_groups
+    starts = torch.arange(rows, device=device) * largest
+    image = torch.cat([torch.full((rows * n,), i, device=device) for i, n in enumerate(counts)])
+    slot = torch.cat([(starts[:, None] + torch.arange(n, device=device)).flatten() for n in counts])
+    tokens = content.new_zeros(len(counts), rows * largest, content.shape[-1])
+    reference = boxes.new_full((len(counts), rows * largest, 4), 0.5)
+    reference[image, slot] = boxes
+    matches = [
+        (
+            (starts[::queries_per_object, None] + torch.arange(n, device=device)).flatten().cpu(),
+            torch.arange(n).repeat(num_groups),
+        )
+        for n in counts
+    ]
+    group = torch.arange(num_groups, device=device).repeat_interleave(queries_per_object * largest)
+    # The matching queries are a group of their own, which all others may see.
+    group = torch.cat([group, torch.full((num_matching,), -1, device=device)])
+    mask = (group[:, None] != group) & (group != -1)
+    queries = Queries(tokens.index_put((image, slot), content), None, reference)
+    return Denoising(queries, matches, num_groups, mask)
