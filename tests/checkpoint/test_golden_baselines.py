@@ -16,6 +16,8 @@ CONFIGS = {
     "detr_dc5_r50": "detr_dc5_r50_500ep",
     "conditional_detr_dc5_r50": "conditional_detr_dc5_r50_50ep",
     "dab_detr_dc5_r50": "dab_detr_dc5_r50_50ep",
+    "anchor_detr_dc5_r50": "anchor_detr_dc5_r50_50ep",
+    "sparse_detr_r50_rho03": "sparse_detr_r50_rho03_50ep",
 }
 
 

@@ -94,7 +94,7 @@ def hyperparameters(name):
     if family in ("bccd", "digits", "own_data"):
         return 1.6e-3 if family == "digits" else 8e-4, ("backbone.",), 0.5, 1e-4, 1.0
     slow = ("backbone.", ".sampling_offsets.", "queries.reference_points.")
-    return 2e-4, slow, 0.1, 0.05 if "swin" in name else 1e-4, 0.1
+    return 2e-4, slow, 0.1, 0.05 if family == "h_detr" and "swin" in name else 1e-4, 0.1
 
 
 @ALL

@@ -69,11 +69,14 @@ def expected_losses(config):
     suffixes = list(layers)
     if "num_classes" in config.model.queries:  # makes proposals
         suffixes.append("_enc")
+    if "keep_ratio" in config.model.encoder:
+        suffixes += [f"_enc_{layer}" for layer in range(config.model.encoder.num_layers - 1)]
     if config.model.get("denoising") is not None:
         suffixes += [f"_dn{layer}" for layer in layers]
     if "one_to_many" in config.model:
         suffixes += [f"_one2many{layer}" for layer in layers]
-    return {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
+    names = {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
+    return names | ({"loss_mask_prediction"} if "keep_ratio" in config.model.encoder else set())
 
 
 def train_step(model, config):

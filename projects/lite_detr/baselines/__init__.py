@@ -1,5 +1,13 @@
 """The detectors that Lite DETR is compared with; importing registers the meta-architectures."""
 
+from .anchor_detr import (
+    AnchorDETR,
+    AnchorPoints,
+    AxisDecoderLayer,
+    AxisEncoderLayer,
+    AxisEncoding,
+    RowColumnAttention,
+)
 from .conditional_detr import (
     ConditionalAttention,
     ConditionalDecoder,
@@ -16,10 +24,17 @@ from .single_scale import (
     SingleScaleDetector,
     dilated_stages,
 )
+from .sparse_detr import MemoryQueries, SparseDETR, SparseDINO, SparseHDETR
+from .sparse_encoder import SparseEncoder, SparseTraining
 
 __all__ = [
     "AnchorBoxes",
+    "AnchorDETR",
     "AnchorDecoder",
+    "AnchorPoints",
+    "AxisDecoderLayer",
+    "AxisEncoderLayer",
+    "AxisEncoding",
     "ConditionalAttention",
     "ConditionalDETR",
     "ConditionalDecoder",
@@ -30,14 +45,21 @@ __all__ = [
     "DenseCrossAttention",
     "DenseSelfAttention",
     "LabelledAnchors",
+    "MemoryQueries",
     "NoObjectHeads",
     "PReLUFeedForward",
     "PointQueries",
     "PositionQueries",
     "QueryDenoising",
+    "RowColumnAttention",
     "ScaledEncoder",
     "SingleScaleDetector",
     "SoftmaxCriterion",
     "SoftmaxMatcher",
+    "SparseDETR",
+    "SparseDINO",
+    "SparseEncoder",
+    "SparseHDETR",
+    "SparseTraining",
     "dilated_stages",
 ]

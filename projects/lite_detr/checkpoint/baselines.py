@@ -77,9 +77,77 @@ SHARED = (
         ours="decoder.",
     ),
 )
+# Sparse DETR's heads: those of the decoder, of the proposals, and of the first encoder layers.
+FIRST_ENCODER_HEAD = 7
+SPARSE = (
+    *table(
+        (r"layer1\.(\d)\.(\w+)", "mix.{1}.{2}"),
+        (r"layer2\.(\d)\.(\w+)", "score.{1}.{2}"),
+        prefix=r"transformer\.enc_mask_predictor\.",
+        ours="encoder.scorer.",
+    ),
+    *table(
+        (r"class_embed\.(\d)\.(\w+)", "class_embed.{1}.{2}"),
+        (r"bbox_embed\.(\d)\.layers\.(\d)\.(\w+)", "bbox_embed.{1}.{2*2}.{3}"),
+        prefix=r"transformer\.encoder\.",
+        ours="encoder_heads.",
+    ),
+    *(
+        rule
+        for layer in range(5)
+        for rule in table(
+            (rf"class_embed\.{FIRST_ENCODER_HEAD + layer}\.(\w+)", f"class_embed.{layer}.{{1}}"),
+            (
+                rf"bbox_embed\.{FIRST_ENCODER_HEAD + layer}\.layers\.(\d)\.(\w+)",
+                f"bbox_embed.{layer}.{{1*2}}.{{2}}",
+            ),
+            prefix=r"(?:transformer\.decoder\.)?",
+            ours="encoder_heads.",
+        )
+    ),
+)
 ANCHORS = (*table((POINT_HEAD, "decoder.query_pos.mlp.{1*2}.{2}")), *CONDITIONAL, *SHARED)
+ANCHOR_DETR = (
+    *table(*TORCHVISION_RESNET, prefix=r"backbone\.body\.", ours="backbone."),
+    *table(
+        (r"input_proj\.0\.(\d\.\w+)", "neck.lateral_convs.0.{1}"),
+        (r"transformer\.pattern\.weight", "queries.patterns.weight"),
+        (r"transformer\.position\.weight", "queries.points.weight"),
+        (r"transformer\.adapt_pos1d\.(.+)", "position_encoding.axis_mlp.{1}"),
+        (r"transformer\.adapt_pos2d\.(.+)", "position_encoding.point_mlp.{1}"),
+    ),
+    *table(
+        (r"self_attn\.in_proj_(\w+)", "self_attn.in_proj.{2}"),
+        (r"self_attn\.out_proj\.(\w+)", "self_attn.output_proj.{2}"),
+        (r"norm1\.(\w+)", "norm.{2}"),
+        (r"ffn\.linear([12])\.(\w+)", "ffn.linear{2}.{3}"),
+        (r"ffn\.norm2\.(\w+)", "ffn.norm.{2}"),
+        prefix=r"transformer\.encoder_layers\.(\d+)\.",
+        ours="encoder.layers.{1}.",
+    ),
+    *table(
+        (r"cross_attn\.in_proj_(\w+)", "cross_attn.in_proj.{2}"),
+        (r"cross_attn\.out_proj\.(\w+)", "cross_attn.output_proj.{2}"),
+        (r"self_attn\.(.+)", "self_attn.{2}"),
+        (r"norm1\.(\w+)", "cross_attn_norm.{2}"),
+        (r"norm2\.(\w+)", "self_attn_norm.{2}"),
+        (r"ffn\.linear([12])\.(\w+)", "ffn.linear{2}.{3}"),
+        (r"ffn\.norm2\.(\w+)", "ffn.norm.{2}"),
+        prefix=r"transformer\.decoder_layers\.(\d+)\.",
+        ours="decoder.layers.{1}.",
+    ),
+    *table(
+        (r"class_embed\.(\d)\.(\w+)", "class_embed.{1}.{2}"),
+        (r"bbox_embed\.(\d)\.layers\.(\d)\.(\w+)", "bbox_embed.{1}.{2*2}.{3}"),
+        prefix=r"transformer\.",
+        ours="decoder.heads.",
+    ),
+)
 
 BASELINES = (
+    Source(
+        "Anchor DETR", (r"transformer\.encoder_layers\.", r"transformer\.position\."), ANCHOR_DETR
+    ),
     Source("DETR", (r"transformer\.decoder\.layers\.\d+\.multihead_attn\.",), SHARED),
     Source("DN-DETR", (ANCHOR_HEAD, r"label_enc\."), ANCHORS),
     Source("DAB-DETR", (ANCHOR_HEAD,), ANCHORS),

@@ -7,7 +7,7 @@ What one name alone cannot tell, such as which head makes the proposals, is left
 
 from collections.abc import Collection
 
-from .baselines import BASELINES
+from .baselines import BASELINES, SPARSE
 from .rules import (
     DETECTRON2_RESNET,
     SWIN,
@@ -114,6 +114,7 @@ DINO = r"transformer\.decoder\.ref_point_head\."
 # The first that recognises the keys counts.
 SOURCES = (
     *BASELINES,
+    Source("Sparse DETR", (r"transformer\.enc_mask_predictor\.",), (*SPARSE, *AUTHORS)),
     Source(
         "Lite-DINO",
         (DINO, r"transformer\.encoder\.layers\.\d+\.(linear12|self_attn\.query_proj)\."),

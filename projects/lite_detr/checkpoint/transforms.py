@@ -176,4 +176,23 @@ def all_equal(heads: list[Weights]) -> bool:
     )
 
 
-TRANSFORMS = (join_projections, split_queries, split_convs, number_blocks, split_heads)
+def share_projection(weights: Weights) -> Weights:
+    """Give Sparse DETR's scores the projection of its proposals, which is one parameter."""
+    if not any(name.startswith("encoder.scorer.") for name in weights):
+        return weights
+    shared = {
+        name.replace("queries.", "encoder.scorer."): weight
+        for name, weight in weights.items()
+        if name.startswith("queries.enc_output")
+    }
+    return weights | shared
+
+
+TRANSFORMS = (
+    join_projections,
+    split_queries,
+    split_convs,
+    number_blocks,
+    split_heads,
+    share_projection,
+)

@@ -181,10 +181,15 @@ class Detector(nn.Module):
 
     def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
         """Encode images: memory ``[B, S, C]`` and the geometry of its tokens."""
+        tokens, pos, scales = self.make_tokens(images)
+        return self.encoder(tokens, pos, scales), scales
+
+    def make_tokens(self, images: ImageList) -> tuple[Tensor, Tensor, Scales]:
+        """Return tokens and their position encodings, ``[B, S, C]`` each, and their geometry."""
         maps = extract_maps(self.backbone, self.neck, images.tensor)
         pos, scales = self.locate_tokens(maps, images)
         tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in maps], dim=1)
-        return self.encoder(tokens, pos, scales), scales
+        return tokens, pos, scales
 
     def locate_tokens(self, maps: list[Tensor], images: ImageList) -> tuple[Tensor, Scales]:
         """Return position and level encodings ``[B, S, C]`` of the maps' cells, and their geometry.
