@@ -7,7 +7,8 @@ import torch
 from programs import ONE_PROCESS, TINY, TRAIN_NET, data_options, run_program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lite_detr import ops
+from lite_detr import hub, ops
+from lite_detr.checkpoint.release_file import read_release
 from lite_detr.data.digits import write_digits_dataset
 
 
@@ -26,7 +27,8 @@ def train_net(*arguments, config=TINY):
 def trained(digits, tmp_path_factory):
     """The output folder of a finished training of two iterations."""
     output = tmp_path_factory.mktemp("trained")
-    run = train_net(*data_options(digits), f"train.output_dir={output}")
+    options = ["train.safetensors=True", f"train.output_dir={output}"]
+    run = train_net(*data_options(digits), *options)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "AP50" in run.stdout
     # Slow operators are to be seen in a log.
@@ -46,6 +48,14 @@ def test_training_writes_losses_evaluation_and_weights(trained):
     weights = torch.load(trained / "model_final.pth", weights_only=True)["model"]
     # The class count is that of the dataset's categories, not the config's 80.
     assert weights["decoder.heads.class_embed.0.weight"].shape == (10, 32)
+
+
+def test_a_safetensors_file_is_written_and_read_on_request(trained, digits):
+    path = trained / "model_final.safetensors"
+    assert read_release(str(path)).class_names == [str(digit) for digit in range(10)]
+    weights = torch.load(trained / "model_final.pth", weights_only=True)["model"]
+    loaded = hub.load(str(path), device="cpu").state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in weights.items())
 
 
 def pictures(output):

@@ -23,3 +23,6 @@ train.best = dict(metric=None)
 # The number of evaluations in a row without a better train.best.metric that ends training; 0 never
 # ends it.
 train.early_stopping = dict(patience=0)
+# Also write model_final.safetensors, with the config and the names of the classes, for the Hub and
+# for other programs. It is written from the .pth files in a local train.output_dir.
+train.safetensors = False

@@ -15,7 +15,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     # For editors and the pages of the API; see __getattr__.
-    from . import baselines, data, modeling, ops, patches
+    from . import baselines, data, hub, interop, modeling, ops, patches
+    from .hub import from_pretrained
     from .inference import optimize_for_inference
     from .yacs import add_lite_detr_config
 
@@ -24,6 +25,9 @@ _NAMES = {
     "add_lite_detr_config": "yacs",
     "baselines": "baselines",
     "data": "data",
+    "from_pretrained": "hub",
+    "hub": "hub",
+    "interop": "interop",
     "modeling": "modeling",
     "ops": "ops",
     "optimize_for_inference": "inference",
@@ -36,6 +40,9 @@ __all__ = [
     "add_lite_detr_config",
     "baselines",
     "data",
+    "from_pretrained",
+    "hub",
+    "interop",
     "modeling",
     "ops",
     "optimize_for_inference",
@@ -62,7 +69,9 @@ def register() -> None:
         )
     _registered = True
     for name in dict.fromkeys(_NAMES.values()):
-        importlib.import_module(f".{name}", __name__)
+        # These register nothing.
+        if name not in ("hub", "interop"):
+            importlib.import_module(f".{name}", __name__)
 
 
 def has_detectron2() -> bool:
@@ -79,8 +88,8 @@ def has_detectron2() -> bool:
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # The operators need no Detectron2.
-    if name != "ops":
+    # These need no Detectron2.
+    if name not in ("interop", "ops"):
         register()
     module = importlib.import_module(f".{_NAMES[name]}", __name__)
     return module if _NAMES[name] == name else getattr(module, name)

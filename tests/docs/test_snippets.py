@@ -24,6 +24,8 @@ from programs import ROOT
 from torch.optim.swa_utils import AveragedModel
 
 from lite_detr import add_lite_detr_config, model_zoo
+from lite_detr.checkpoint.release_file import write_release
+from lite_detr.inference.released import release_config
 
 OURS = ("detectron2", "lite_detr")
 
@@ -81,6 +83,15 @@ def write_averaged_checkpoint() -> dict[str, Any]:
     return {}
 
 
+def write_released_detector() -> dict[str, Any]:
+    """As ``tools/convert_checkpoint.py`` writes it."""
+    config = get_small_config("digits/lite_dino_efficientnet_lite0.py")
+    weights = instantiate(config.model).state_dict()
+    path, digits = "output/demo/model.safetensors", list("0123456789")
+    write_release(path, weights, release_config(config), digits)
+    return {}
+
+
 # What a page takes for granted, at the block that holds a text.
 GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
     (
@@ -89,6 +100,7 @@ GIVEN: tuple[tuple[str, str, Callable[[], dict[str, Any]]], ...] = (
         lambda: {"model": small_detector(), "inputs": [{"image": torch.zeros(3, 64, 96)}]},
     ),
     ("backbones.md", "common/backbones/swin_tiny.py", dino),
+    ("share.md", "from_pretrained", write_released_detector),
     ("training.md", 'checkpoint["ema"]', write_averaged_checkpoint),
 )
 

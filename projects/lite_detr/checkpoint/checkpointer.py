@@ -30,6 +30,7 @@ from .files import (
     remove_unfinished,
 )
 from .pickles import unreadable_part
+from .release_file import read_release
 from .sources import recognise
 
 logger = logging.getLogger("lite_detr")
@@ -219,7 +220,8 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Return ``{"model": weights, ...}`` in place of Detectron2, which would run files."""
         if filename.endswith(".safetensors"):
-            return {"model": read_safetensors(filename)}
+            names = read_release(filename).class_names
+            return {"model": read_safetensors(filename), "class_names": names}
         if filename.endswith(".pkl"):
             return from_zoo(read_pickle(filename), self._path)
         content = read_torch(filename)

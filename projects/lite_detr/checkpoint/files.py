@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
@@ -171,6 +172,13 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: the library is not installed, or the file is broken.
     """
+    library = import_safetensors(path)
+    with explained(path):
+        return library.torch.load_file(path)
+
+
+def import_safetensors(path: str) -> ModuleType:
+    """Return the library, for a file to read or to write."""
     try:
         import safetensors.torch
     except ModuleNotFoundError:
@@ -178,8 +186,7 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
             f"weights {path} are in the safetensors format, for which the library is missing: "
             "pip install safetensors"
         ) from None
-    with explained(path):
-        return safetensors.torch.load_file(path)
+    return safetensors
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ..data.catalog import check_registered, class_metadata, split_test_sets
 from ..data.coco import apply_data_config
 from ..errors import DivergenceError, WeightsError
 from ..inference import keep_freed_memory, optimize_for_program
+from ..inference.released import release_config, release_run
 from ..overrides import build, load_config
 from ..random_states import same_random_states
 from .best import build_best_checkpointer, check_best
@@ -104,6 +105,10 @@ def run(args: argparse.Namespace) -> None:
 
 def train(cfg: DictConfig, resume: bool) -> None:
     options = RunOptions(cfg)
+    writes_safetensors = bool(OmegaConf.select(cfg, "train.safetensors"))
+    if writes_safetensors:
+        # What cannot be written is an error before training.
+        release_config(cfg)
     model = build_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = build(cfg, "optimizer")
@@ -169,6 +174,9 @@ def train(cfg: DictConfig, resume: bool) -> None:
         error.checkpoint = checkpointer.get_checkpoint_file()
         raise
     if comm.is_main_process():
+        if writes_safetensors:
+            for path in release_run(cfg):
+                logger.info("%s has the weights, the config and the names of the classes", path)
         logger.info("%s", summarize(cfg, trainer, best))
 
 
