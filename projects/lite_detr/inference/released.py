@@ -19,6 +19,7 @@ from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..baselines import dilated_stages
 from ..checkpoint.files import find_weights, read_torch
 from ..checkpoint.release_file import read_release, write_release
 from ..data.mapper import DetectionMapper
@@ -35,7 +36,7 @@ PACKAGES = (
 )
 KINDS = (nn.Module, Augmentation)
 # Others that a config may call.
-CALLABLES = (DetectionMapper, ShapeSpec, ResNet.make_default_stages)
+CALLABLES = (DetectionMapper, ShapeSpec, ResNet.make_default_stages, dilated_stages)
 # The keys of what is called, when the model is built or later.
 CALLS = ("_target_", "_partial_")
 # The weights that a backbone starts from, which those in the file replace.
