@@ -239,13 +239,15 @@ class DetrCheckpointer(DetectionCheckpointer):
         weights = checkpoint["model"] = as_tensors(checkpoint["model"], f"weights {path}")
         if not weights:
             raise WeightsError(f"weights {path} are an empty dict")
+        source = recognise(weights)
+        refused = source is not None and source.refusal
         has_detector = any("decoder." in name for name in weights)
-        if not has_detector and not self.fine_tune:
+        if not (has_detector or refused or self.fine_tune):
             raise WeightsError(
                 f"weights {path} hold no detector: the weights of a backbone alone can only start "
                 "a training run"
             )
-        if recognise(weights) is not None:
+        if source is not None:
             checkpoint |= {"model": self._convert(weights), "matching_heuristics": False}
         given = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)

@@ -16,7 +16,7 @@ from ..labels import first_line
 from .mismatch import describe_mismatch
 from .rules import Source, rename
 from .sources import SOURCES, recognise
-from .transforms import TRANSFORMS, Weight, Weights, add
+from .transforms import Weight, Weights, add
 
 logger = logging.getLogger("lite_detr")
 
@@ -66,6 +66,8 @@ class Conversion(NamedTuple):
         own: our names that keep the model's value, with the reason.
         num_classes: the number of classes in the file; None for a backbone.
         renewed: those names of ``own`` that keep their value because the classes differ.
+        added: our names whose weights the source's code has only in effect, with the reason.
+        losses: constants of the losses in which the model differs from the source's code.
     """
 
     state_dict: dict[str, Tensor]
@@ -75,21 +77,26 @@ class Conversion(NamedTuple):
     own: dict[str, str]
     num_classes: int | None
     renewed: tuple[str, ...]
+    added: dict[str, str]
+    losses: tuple[str, ...]
 
     def summary(self) -> str:
         """Return the account in a few lines."""
         keys = {key for keys in self.used.values() for key in keys}
         lines = [f"{self.source}: {len(keys)} keys used for {len(self.used)} weights"]
-        for title, reasons in (("omitted", self.ignored), ("not in the file", self.own)):
+        accounts = {"omitted": self.ignored, "added": self.added, "not in the file": self.own}
+        for title, reasons in accounts.items():
             for reason, count in Counter(reasons.values()).items():
                 example = next(name for name, why in reasons.items() if why == reason)
                 lines.append(f"  {title}: {count} such as {example} ({reason})")
+        lines += [f"  in the losses: {difference}" for difference in self.losses]
         return "\n".join(lines)
 
     def table(self) -> str:
         """Return the account with a line for every key."""
         lines = [f"{' = '.join(keys)} -> {name}" for name, keys in self.used.items()]
         lines += [f"{key}: omitted ({reason})" for key, reason in self.ignored.items()]
+        lines += [f"{name}: added ({reason})" for name, reason in self.added.items()]
         lines += [f"{name}: not in the file ({reason})" for name, reason in self.own.items()]
         return "\n".join(lines)
 
@@ -131,6 +138,8 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
             f"known are {', '.join(known.name for known in SOURCES)}. Weights of lite_detr itself "
             "need no conversion: load them by lite_detr.checkpoint.DetrCheckpointer"
         )
+    if source.refusal:
+        raise WeightsError(f"weights of {source.name} cannot be converted: {source.refusal}")
     weights, ignored, left = to_our_names(given, source)
     mine = model.state_dict()
     is_backbone = all(name.startswith("backbone.") for name in weights)
@@ -141,9 +150,12 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
     fitted = theirs if classes is None else adapt_classes(theirs, model)
 
     used: dict[str, tuple[str, ...]] = {}
+    added: dict[str, str] = {}
     for name, weight in weights.items():
         if name in fitted and name in mine:
             used[name] = weight.keys
+            if weight.reason:
+                added[name] = weight.reason
         elif cause := omission_reason(name, fitted, mine):
             ignored |= dict.fromkeys(weight.keys, cause)
         else:
@@ -158,18 +170,30 @@ def convert_weights(state_dict: Mapping[str, Any], model: nn.Module) -> Conversi
         else:
             missing.append(name)
     misshapen = [name for name in used if fitted[name].shape != mine[name].shape]
-    if left or missing or misshapen:
+    unfit = [setting for setting in source.settings if not setting.fits(model)]
+    constants = [setting for setting in unfit if not setting.in_losses]
+    if left or missing or misshapen or constants:
         raise WeightsError(
-            describe_mismatch(source.name, left, missing, misshapen, shapes(theirs), shapes(mine))
+            describe_mismatch(
+                source,
+                left,
+                missing,
+                misshapen,
+                [setting.describe(model) for setting in constants],
+                shapes(theirs),
+                shapes(mine),
+            )
         )
     return Conversion(
         state_dict={n: fitted[n] if n in used else mine[n] for n in mine if n in used | own},
         source=source.name,
-        used=used,
+        used={name: keys for name, keys in used.items() if name not in added},
         ignored=ignored,
         own=own,
         num_classes=classes,
         renewed=tuple(name for name, cause in own.items() if cause == OTHER_CLASSES),
+        added=added,
+        losses=tuple(setting.describe(model) for setting in unfit if setting.in_losses),
     )
 
 
@@ -250,7 +274,7 @@ def to_our_names(
             ignored[key] = cause
         else:
             left.append(key)
-    for transform in TRANSFORMS:
+    for transform in source.transforms:
         weights = transform(weights)
     return weights, ignored, left
 

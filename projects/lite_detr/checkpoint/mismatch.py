@@ -1,8 +1,9 @@
 """Explain why weights do not fit a model, and suggest a config of the model zoo that does."""
 
 import functools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import model_zoo
+from .rules import Source
+from .settings import Setting
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -100,26 +103,38 @@ def backbone(shapes: Mapping[str, tuple[int, ...]]) -> str:
             if match := re.match(stage + r"\.(?:blocks\.)?(\d+)\.", name):
                 blocks.setdefault(match[1], set()).add(match[2])
         if blocks:
-            depths = ", ".join(str(len(blocks[name])) for name in sorted(blocks))
-            return f"{kind} with {depths} blocks"
+            depths = [len(blocks[name]) for name in sorted(blocks)]
+            table = shapes.get("backbone.layers.0.blocks.0.attn.relative_position_bias_table")
+            channels = shapes.get("backbone.patch_embed.proj.weight")
+            if table is None or channels is None:
+                return f"{kind} with {', '.join(map(str, depths))} blocks"
+            return describe_swin(depths, channels[0], (math.isqrt(table[0]) + 1) // 2)
     return "another backbone"
 
 
+def describe_swin(depths: Sequence[int], channels: int, window: int) -> str:
+    """Return the sizes of a Swin Transformer, of which several have the same depths."""
+    blocks = ", ".join(map(str, depths))
+    return f"Swin with {blocks} blocks of {channels} channels, in windows of {window}"
+
+
 def describe_mismatch(
-    source: str,
+    source: Source,
     left: list[str],
     missing: list[str],
     misshapen: list[str],
+    constants: list[str],
     theirs: Shapes,
     mine: Shapes,
 ) -> str:
     """Return one line on how weights and model differ, and which config would fit.
 
     Args:
-        source: the name of the implementation.
+        source: the implementation.
         left: the file's keys without a counterpart in the model.
         missing: the model's names without a counterpart in the file.
         misshapen: our names of weights whose shapes differ.
+        constants: what the source's code and the model compute with, where they differ.
         theirs, mine: the shapes of the file's weights and of the model's, by our names.
     """
     signature, wanted = read_signature(theirs), read_signature(mine)
@@ -138,16 +153,22 @@ def describe_mismatch(
         parts.append(
             f"{len(misshapen)} of another shape such as {name}, {theirs[name]} for {mine[name]}"
         )
-    message = f"weights of {source} do not fit the model: {'; '.join(parts)}"
-    return f"{message}. {advice(signature)}" if differences else message
+    parts += constants
+    message = f"weights of {source.name} do not fit the model: {'; '.join(parts)}"
+    if signature is None or not (differences or constants):
+        return message
+    return f"{message}. {advice(signature, source)}"
 
 
-def advice(signature: Signature) -> str:
+def advice(signature: Signature, source: Source) -> str:
     """Return the configs to use instead."""
-    configs = suggest_configs(signature)
+    settings = tuple(setting for setting in source.settings if not setting.in_losses)
+    configs = suggest_configs(signature, settings)
     if not configs:
         return "No config of the model zoo fits them"
     fitting = f"They fit {' or '.join(configs)}"
+    if len(configs) > 1 and source.note:
+        fitting += f"; {source.note}"
     if "blocks" in signature.encoder:
         # H3L1 and H2L2 have the same weights.
         fitting += "; which scales are high-level is not in the weights, but in a release's name"
@@ -155,10 +176,14 @@ def advice(signature: Signature) -> str:
 
 
 @functools.cache
-def suggest_configs(signature: Signature) -> tuple[str, ...]:
+def suggest_configs(signature: Signature, settings: tuple[Setting, ...]) -> tuple[str, ...]:
     """Return the configs that weights with this signature fit, each with the options it needs.
 
     Those with the fewest options; none if no options that this module knows make a config fit.
+
+    Args:
+        signature: that of the weights.
+        settings: the constants that they were trained with.
     """
     found: dict[str, list[str]] = {}
     backbones: dict[str, nn.Module] = {}
@@ -169,8 +194,10 @@ def suggest_configs(signature: Signature) -> tuple[str, ...]:
         model = model_zoo.get_config(name).model
         if not may_fit(model, signature):
             continue
-        differences = signature.differences(config_signature(model, backbones))
+        detector = build_without_memory(model, backbones)
+        differences = signature.differences(signature_of(detector))
         options = [list(needed_options(field, signature, model)) for field in differences]
+        options += [setting.options() for setting in settings if not setting.fits(detector)]
         if all(options):
             found[name] = sorted({option for group in options for option in group})
     fewest = min(map(len, found.values()), default=0)
@@ -179,9 +206,14 @@ def suggest_configs(signature: Signature) -> tuple[str, ...]:
 
 def may_fit(model: DictConfig, signature: Signature) -> bool:
     """Tell whether detector and backbone are of the right kind, before building the config."""
-    return class_name(model) == META_ARCHITECTURES.get(
-        signature.detector, "DeformableDETR"
-    ) and signature.backbone.startswith(class_name(model.backbone).removesuffix("Transformer"))
+    if class_name(model) != META_ARCHITECTURES.get(signature.detector, "DeformableDETR"):
+        return False
+    kind = class_name(model.backbone)
+    if kind != "SwinTransformer":
+        return signature.backbone.startswith(kind)
+    # Large ones take seconds to build.
+    sizes = model.backbone.embed_dim, model.backbone.get("window_size", 7)
+    return signature.backbone == describe_swin(model.backbone.depths, *sizes)
 
 
 def class_name(node: Mapping) -> str:
@@ -190,8 +222,8 @@ def class_name(node: Mapping) -> str:
     return target.rpartition(".")[2] if isinstance(target, str) else target.__name__
 
 
-def config_signature(model: DictConfig, backbones: dict[str, nn.Module]) -> Signature | None:
-    """Return the signature of a config's model, built without memory for its weights.
+def build_without_memory(model: DictConfig, backbones: dict[str, nn.Module]) -> nn.Module:
+    """Return a config's model, built without memory for its weights but for the backbone's.
 
     Args:
         model: the config's model.
@@ -202,7 +234,10 @@ def config_signature(model: DictConfig, backbones: dict[str, nn.Module]) -> Sign
     if key not in backbones:
         backbones[key] = instantiate(model.backbone)
     with torch.device("meta"):
-        detector = instantiate({**model, "backbone": backbones[key]})
+        return instantiate({**model, "backbone": backbones[key]})
+
+
+def signature_of(detector: nn.Module) -> Signature | None:
     return read_signature(
         {name: tuple(value.shape) for name, value in detector.state_dict().items()}
     )
@@ -228,7 +263,12 @@ def needed_options(field: str, signature: Signature, model: DictConfig) -> Itera
     elif field == "ffn_width":
         yield f"{layer}.ffn.hidden_dim={signature.ffn_width}"
     elif field == "queries" and signature.detector == "H-DETR":
-        yield f"model.queries.num_one_to_many={signature.queries - model.queries.num_queries}"
+        # The releases that have more queries have more one-to-one queries.
+        one_to_one, one_to_many = model.queries.num_queries, model.queries.num_one_to_many
+        if signature.queries > one_to_one + one_to_many:
+            yield f"model.queries.num_queries={signature.queries - one_to_many}"
+        else:
+            yield f"model.queries.num_one_to_many={signature.queries - one_to_one}"
     elif field == "queries":
         yield f"model.queries.num_queries={signature.queries}"
     elif field == "heads" and signature.detector == "DINO":

@@ -6,8 +6,11 @@ counts.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
+
+from .settings import Setting
+from .transforms import TRANSFORMS, Weights
 
 FIELD = re.compile(r"\{(\d)(?:([+*])(\d))?\}")
 
@@ -85,12 +88,20 @@ class Source(NamedTuple):
         marks: patterns; some key of its weights begins with each of them.
         rules: from its names to ours.
         ignored: patterns of keys that have no counterpart here, with the reason.
+        settings: the constants of its code.
+        transforms: what converts names that the rules leave unfinished, in order.
+        note: what weights that fit several configs do not tell; empty if they tell all.
+        refusal: why its weights cannot be converted; empty if they can.
     """
 
     name: str
     marks: tuple[str, ...]
     rules: tuple[Rule, ...]
     ignored: tuple[tuple[str, str], ...] = ()
+    settings: tuple[Setting, ...] = ()
+    transforms: tuple[Callable[[Weights], Weights], ...] = TRANSFORMS
+    note: str = ""
+    refusal: str = ""
 
     def recognises(self, keys: Collection[str]) -> bool:
         return all(any(re.match(mark, key) for key in keys) for mark in self.marks)

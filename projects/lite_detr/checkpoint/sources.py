@@ -2,11 +2,13 @@
 
 What one name alone cannot tell, such as which head makes the proposals, is left to
 ``transforms.py``; the names meant for it are ``neck.convs``, ``queries.embed``,
-``low_level_ffn``, ``self_attn.q_proj`` and heads numbered beyond the decoder's layers.
+``low_level_ffn``, ``self_attn.q_proj`` and heads numbered beyond the decoder's layers. detrex and
+MMDetection, each with several detectors, have files of their own.
 """
 
 from collections.abc import Collection
 
+from . import detrex, mmdetection
 from .baselines import BASELINES, SPARSE
 from .rules import (
     DETECTRON2_RESNET,
@@ -16,6 +18,7 @@ from .rules import (
     Source,
     table,
 )
+from .settings import borders, images, losses, positions
 
 # The authors' Deformable DETR, and what DINO, Lite-DINO and H-DETR made of it.
 AUTHORS = (
@@ -111,28 +114,47 @@ CLASSIFIER = "belongs to the classifier that the backbone was trained in"
 TWO_STAGE = r"transformer\.pos_trans\."
 DINO = r"transformer\.decoder\.ref_point_head\."
 
+OF_DINO = (images(), borders(1e-3), positions((20, 0.0)), *losses(1.0, giou_eps=1e-6))
+OF_DEFORMABLE_DETR = (
+    images(),
+    borders(1e-5),
+    positions((10000, -0.5)),
+    *losses(2.0, giou_eps=0.0),
+)
+
 # The first that recognises the keys counts.
 SOURCES = (
+    # Their names are partly those of the authors.
+    *detrex.SOURCES,
+    *mmdetection.SOURCES,
     *BASELINES,
     Source("Sparse DETR", (r"transformer\.enc_mask_predictor\.",), (*SPARSE, *AUTHORS)),
     Source(
         "Lite-DINO",
         (DINO, r"transformer\.encoder\.layers\.\d+\.(linear12|self_attn\.query_proj)\."),
         AUTHORS,
+        settings=OF_DINO,
     ),
-    Source("DINO", (DINO,), AUTHORS),
-    Source("H-DETR", (TWO_STAGE, r"query_embed\."), AUTHORS),
-    Source("two-stage Deformable DETR", (TWO_STAGE,), AUTHORS),
+    Source("DINO", (DINO,), AUTHORS, settings=OF_DINO),
+    Source("H-DETR", (TWO_STAGE, r"query_embed\."), AUTHORS, settings=OF_DEFORMABLE_DETR),
+    Source("two-stage Deformable DETR", (TWO_STAGE,), AUTHORS, settings=OF_DEFORMABLE_DETR),
     Source(
         "Deformable DETR with box refinement",
         (r"transformer\.reference_points\.", r"transformer\.decoder\.bbox_embed\."),
         AUTHORS,
+        settings=OF_DEFORMABLE_DETR,
     ),
-    Source("single-stage Deformable DETR", (r"transformer\.reference_points\.",), AUTHORS),
+    Source(
+        "single-stage Deformable DETR",
+        (r"transformer\.reference_points\.",),
+        AUTHORS,
+        settings=OF_DEFORMABLE_DETR,
+    ),
     Source(
         "transformers' Deformable DETR",
         (r"model\.encoder\.layers\.\d+\.self_attn\.sampling_offsets\.",),
         TRANSFORMERS,
+        settings=OF_DEFORMABLE_DETR,
     ),
     Source(
         "torchvision's ResNet",

@@ -4,6 +4,7 @@ Each function takes and returns weights under the names of the rules in ``source
 group of them to our names, and leaves all others as they are.
 """
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -20,10 +21,17 @@ LOW_LEVEL_FFN = re.compile(r"encoder\.layers\.(\d+)\.low_level_ffn\.(.+)")
 
 
 class Weight(NamedTuple):
-    """A weight, and the keys of the file that it came from."""
+    """A weight, and the keys of the file that it came from.
+
+    Attributes:
+        value: the weight.
+        keys: names in the file; none if the source's code computes as if there were this weight.
+        reason: why there are none.
+    """
 
     value: Tensor
     keys: tuple[str, ...]
+    reason: str = ""
 
 
 Weights = dict[str, Weight]
@@ -131,11 +139,15 @@ def number_blocks(weights: Weights) -> Weights:
     return numbered
 
 
-def split_heads(weights: Weights) -> Weights:
+def split_heads(weights: Weights, separate: bool = False) -> Weights:
     """Find the heads that make proposals, and those that all layers share.
 
     Two-stage models have one more pair of heads than layers, for the proposals. Deformable DETR
     without refinement and DINO list the same pair of heads for every layer.
+
+    Args:
+        weights: all weights.
+        separate: each layer has its own heads, even if they are equal.
     """
     layers = num_layers(weights, "decoder")
     split: Weights = {}
@@ -148,7 +160,8 @@ def split_heads(weights: Weights) -> Weights:
             split[f"queries.{match[1]}.{match[3]}"] = weight
         else:
             heads.setdefault(int(match[2]), {})[f"{match[1]}.{match[3]}"] = weight
-    shared = len(heads) > 1 and may_share_heads(weights) and all_equal(list(heads.values()))
+    may_share = not separate and len(heads) > 1 and may_share_heads(weights)
+    shared = may_share and all_equal(list(heads.values()))
     for index in sorted(heads):
         for rest, weight in heads[index].items():
             kind, leaf = rest.split(".", 1)
@@ -195,4 +208,9 @@ TRANSFORMS = (
     number_blocks,
     split_heads,
     share_projection,
+)
+# The same for detectors whose code copies the heads for every layer.
+SEPARATE_HEADS = tuple(
+    functools.partial(split_heads, separate=True) if transform is split_heads else transform
+    for transform in TRANSFORMS
 )

@@ -53,6 +53,7 @@ class HungarianMatcher(nn.Module):
         cost_class, cost_bbox, cost_giou: the weights of the three terms.
         alpha, gamma: parameters of the focal loss.
         giou_eps: see :func:`generalized_iou`.
+        log_eps: added to probabilities before their logarithms are taken; MMDetection uses 1e-12.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class HungarianMatcher(nn.Module):
         alpha: float = 0.25,
         gamma: float = 2.0,
         giou_eps: float = 0.0,
+        log_eps: float = 1e-8,
     ):
         super().__init__()
         self.cost_class = cost_class
@@ -71,6 +73,7 @@ class HungarianMatcher(nn.Module):
         self.alpha = alpha
         self.gamma = gamma
         self.giou_eps = giou_eps
+        self.log_eps = log_eps
 
     @torch.no_grad()
     def forward(
@@ -90,9 +93,10 @@ class HungarianMatcher(nn.Module):
     def cost(self, logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
         """Return the cost ``[Q, N]`` of every pair in one image."""
         probability = logits.sigmoid()
-        eps = 1e-8
-        negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + eps).log()
-        positive = self.alpha * (1 - probability) ** self.gamma * -(probability + eps).log()
+        negative_log = -(1 - probability + self.log_eps).log()
+        positive_log = -(probability + self.log_eps).log()
+        negative = (1 - self.alpha) * probability**self.gamma * negative_log
+        positive = self.alpha * (1 - probability) ** self.gamma * positive_log
         classification = (positive - negative)[:, target.labels]
         distance = torch.cdist(boxes, target.boxes, p=1)
         giou = generalized_iou(boxes[:, None], target.boxes, self.giou_eps)
@@ -228,7 +232,7 @@ def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 0.0) -> Tensor:
         others: ``[..., 4]``, broadcast against ``boxes``: ``[N, 4]`` and ``[N, 4]`` are pairs,
             ``[Q, 1, 4]`` and ``[N, 4]`` make a matrix.
         eps: added to both denominators, the union and the enclosing area. Deformable DETR and
-            H-DETR use 0, DINO uses 1e-6.
+            H-DETR use 0, DINO and all of detrex 1e-6.
 
     Returns:
         ``[...]``, from -1 to 1.

@@ -135,7 +135,7 @@ class DeformableDecoder(nn.Module):
                 if self.look_forward_twice:
                     anchor = self.heads.refine(index, content, reference)
                 elif last_only:
-                    anchor = self.heads.refine(index, self.norm(content), anchor)
+                    anchor = self.heads.predict_boxes(index, self.norm(content), anchor)
                 else:
                     anchor = predictions[-1].boxes.detach()
                 reference = anchor.detach()
@@ -145,5 +145,5 @@ class DeformableDecoder(nn.Module):
     def predict(self, layer: int, content: Tensor, anchor: Tensor) -> Predictions:
         """Predict from a layer's queries ``[B, Q, C]``, with boxes that start from ``anchor``."""
         state = self.norm(content)
-        boxes = self.heads.refine(layer, state, anchor)
+        boxes = self.heads.predict_boxes(layer, state, anchor)
         return Predictions(self.heads.classify(layer, state).to(boxes.dtype), boxes)

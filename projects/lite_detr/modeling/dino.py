@@ -8,7 +8,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .criterion import Target
+from .criterion import SetCriterion, Target
 from .detector import Detector
 from .heads import Predictions, by_layer
 from .layers import MLP, sine_embedding
@@ -25,15 +25,23 @@ class DINO(Detector):
 
     Args:
         denoising: contrastive denoising in training; None disables it.
+        denoising_criterion: makes the losses of the denoising queries; None: ``criterion`` does.
         **detector: see :class:`Detector`.
     """
 
     lazy_config = "common/models/dino.py"
 
     @configurable
-    def __init__(self, *, denoising: "ContrastiveDenoising | None" = None, **detector):
+    def __init__(
+        self,
+        *,
+        denoising: "ContrastiveDenoising | None" = None,
+        denoising_criterion: SetCriterion | None = None,
+        **detector,
+    ):
         super().__init__(**detector)
         self.denoising = denoising
+        self.denoising_criterion = denoising_criterion
 
     def losses(
         self, memory: Tensor, scales: Scales, targets: list[Target], num_objects: Tensor
@@ -59,7 +67,8 @@ class DINO(Detector):
         matching = [Predictions(logits[:, count:], boxes[:, count:]) for logits, boxes in layers]
         restored = [Predictions(logits[:, :count], boxes[:, :count]) for logits, boxes in layers]
         outputs = by_layer(matching) | {"_enc": proposals}
-        return self.criterion(outputs, targets, num_objects) | self.criterion(
+        denoising_criterion = self.denoising_criterion or self.criterion
+        return self.criterion(outputs, targets, num_objects) | denoising_criterion(
             by_layer(restored, "_dn"),
             targets,
             num_objects * denoising.num_groups,

@@ -63,6 +63,8 @@ class PredictionHeads(nn.Module):
         size_bias: see :func:`box_head`; for the first layer, whose reference may be a point.
         border: references are kept this far from the border of ``[0, 1]``, where their logits would
             be infinite; Deformable DETR uses 1e-5, DINO 1e-3.
+        prediction_border: the same where a reference becomes the predicted box instead of the next
+            layer's reference; None: as ``border``. MMDetection's DINO uses 1e-5 here.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class PredictionHeads(nn.Module):
         shared: bool = False,
         size_bias: float = 0.0,
         border: float = 1e-5,
+        prediction_border: float | None = None,
     ):
         super().__init__()
         pairs = 1 if shared else num_layers
@@ -82,6 +85,7 @@ class PredictionHeads(nn.Module):
         )
         self.num_layers = num_layers
         self.border = border
+        self.prediction_border = border if prediction_border is None else prediction_border
 
     def classify(self, layer: int, queries: Tensor) -> Tensor:
         """``[B, Q, C]`` -> logits ``[B, Q, num_classes]``"""
@@ -89,8 +93,14 @@ class PredictionHeads(nn.Module):
 
     def refine(self, layer: int, queries: Tensor, reference: Tensor) -> Tensor:
         """Move references ``[B, Q, 2 or 4]`` to boxes ``[B, Q, 4]``, all normalised."""
-        delta = self.bbox_embed[layer % len(self.bbox_embed)](queries)
-        return move_reference(reference, delta, self.border)
+        return move_reference(reference, self._moves(layer, queries), self.border)
+
+    def predict_boxes(self, layer: int, queries: Tensor, reference: Tensor) -> Tensor:
+        """Do as :meth:`refine` does for the boxes that are predicted."""
+        return move_reference(reference, self._moves(layer, queries), self.prediction_border)
+
+    def _moves(self, layer: int, queries: Tensor) -> Tensor:
+        return self.bbox_embed[layer % len(self.bbox_embed)](queries)
 
 
 def move_reference(reference: Tensor, delta: Tensor, border: float = 1e-5) -> Tensor:
