@@ -6,10 +6,10 @@
     convert_checkpoint.py --config-file output/config.yaml --input output/model_final.pth \\
         --output output/model_final.safetensors
 
-The input is a file or an address: the authors' Lite-DINO, DINO, Deformable DETR and H-DETR,
-Deformable DETR of transformers (.safetensors or .bin), or a ResNet or Swin backbone. Options follow
-as key=value; model.num_classes=91 keeps the references' heads, which otherwise become COCO's 80
-classes. docs/checkpoints.md lists the releases.
+The input is a file or an address: the authors' Lite-DINO, DINO, Deformable DETR and H-DETR, those
+of detrex and MMDetection, Deformable DETR of transformers (.safetensors or .bin), or a ResNet or
+Swin backbone. Options follow as key=value; model.num_classes=91 keeps the authors' heads, which
+otherwise become COCO's 80 classes. docs/checkpoints.md lists the releases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from lite_detr.checkpoint.files import atomic_open
 from lite_detr.checkpoint.release_file import write_release
 from lite_detr.checkpoint.sources import recognise
 from lite_detr.data.catalog import class_metadata
-from lite_detr.errors import MissingFileError, downloading
+from lite_detr.errors import MissingFileError, WeightsError, downloading
 from lite_detr.inference.released import release_config
 from lite_detr.overrides import load_config
 
@@ -55,7 +55,11 @@ def convert_file(config: DictConfig, file: str) -> Conversion:
     Raises:
         LiteDetrError: the file is broken, or does not fit the config.
     """
-    return convert_weights(read_weights(file), instantiate(config.model))
+    weights = read_weights(file)
+    try:
+        return convert_weights(weights, instantiate(config.model))
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
 
 
 def read_own(config: DictConfig, file: str) -> nn.Module:

@@ -23,6 +23,14 @@ CONFIGS = {
     "deformable_detr_r50_single_stage": "deformable_detr/deformable_detr_r50_single_stage_50ep.py",
     "deformable_detr_r50_two_stage": "deformable_detr/deformable_detr_r50_two_stage_50ep.py",
     "h_detr_r50": "h_detr/h_detr_r50_36ep.py",
+    "detrex_dino_r50_4scale": "dino/detrex_dino_r50_4scale_12ep.py",
+    "mmdet_dino_r50_4scale": "dino/mmdet_dino_r50_4scale_12ep.py",
+}
+# These share their names' rules with those above.
+SLOW_CONFIGS = {
+    "detrex_deformable_detr_r50_two_stage": "deformable_detr/"
+    "detrex_deformable_detr_r50_two_stage_50ep.py",
+    "mmdet_deformable_detr_r50_two_stage": "deformable_detr/deformable_detr_r50_two_stage_50ep.py",
 }
 BATCHES = ("single", "padded")
 OUTPUTS = ("memory", "pred_logits", "pred_boxes")
@@ -45,15 +53,18 @@ class Run(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(
+    scope="module",
+    params=[*CONFIGS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CONFIGS)],
+)
 def run(request):
     """One conversion, two forward passes and a training step for all tests of a file."""
     path = GOLDEN / f"{request.param}.npz"
     if "_swin_" in request.param:
         pytest.importorskip("timm")  # Detectron2's Swin takes its stochastic depth from there
     golden = dict(np.load(path))
-    config = model_zoo.get_config(CONFIGS[request.param]).model
-    config.num_classes = 91
+    config = model_zoo.get_config((CONFIGS | SLOW_CONFIGS)[request.param]).model
+    config.num_classes = golden["single.pred_logits"].shape[-1]
     # The losses of the files are without dropout.
     config.encoder.layer.dropout = 0.0
     if "drop_path_rate" in config.backbone:
@@ -89,6 +100,11 @@ def reference_name(loss, golden):
     name = re.sub(r"_one2many_(\d)", r"_\1_one2many", loss)
     if "loss.loss_ce_interm" in golden:
         name = name.replace("_enc", "_interm")
+    if "loss.loss_class" in golden:  # detrex
+        name = name.replace("_ce", "_class")
+    if "loss.loss_cls" in golden:  # MMDetection
+        name = name.replace("_ce", "_cls").replace("_giou", "_iou")
+        name = re.sub(r"(.+)_enc", r"enc_\1", re.sub(r"(.+)_(\d)", r"d\2.\1", name))
     return f"loss.{name}"
 
 
@@ -111,18 +127,25 @@ def test_every_loss_before_weighting(run):
     }
     total = sum(loss.item() for loss in run.losses.values())
     reference = {key: float(value) for key, value in run.golden.items() if key.startswith("loss.")}
-    assert ours | {"loss.total": total} == pytest.approx(reference, rel=1e-6, abs=0)
+    assert total == pytest.approx(reference.pop("loss.total"), rel=1e-7, abs=0)
+    assert ours == pytest.approx(reference, rel=1e-6, abs=0)
 
 
 def test_gradient_norms_of_every_trained_parameter(run):
     """Norms of parameters that were one in the reference, as the query embedding, are added up."""
     reference = dict(zip(map(str, run.golden["gradnorm_names"]), run.golden["gradnorm"]))
     # The references always have an embedding of classes; it learns nothing without denoising.
-    assert reference.pop("label_enc.weight", 0.0) == 0.0
+    for name in ("label_enc.weight", "dn_query_generator.label_embedding.weight"):
+        assert reference.pop(name, 0.0) == 0.0
     squares = dict.fromkeys(reference, 0.0)
     for name, gradient in run.gradients.items():
+        if name in run.conversion.added:
+            continue
         # A parameter that several keys stand for is listed by one of them.
         (key,) = (key for key in run.conversion.used[name] if key in reference)
         squares[key] += gradient.square().sum().item()
     norms = {key: square**0.5 for key, square in squares.items()}
-    assert norms == pytest.approx(reference, rel=1e-5, abs=0)
+    # The code of the two zoos normalises images in other units than ours and the authors', whose
+    # rounding alone moves gradients by up to 2e-5.
+    tolerance = 3e-5 if "loss.loss_ce" not in run.golden else 1e-5
+    assert norms == pytest.approx(reference, rel=tolerance, abs=0)

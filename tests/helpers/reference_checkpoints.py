@@ -71,7 +71,9 @@ def reference_file(name: str) -> dict[str, Tensor]:
     """The names and shapes of a golden file's checkpoint; weights that are one are equal."""
     entries = json.loads(str(np.load(GOLDEN / f"{name}.npz")["state_dict_json"]))
     floats = {key: entry for key, entry in entries.items() if entry["dtype"].startswith("float")}
-    numbers = {key: float(index) for index, key in enumerate(floats)}
+    numbers: dict[str, float] = {}
+    for index, entry in enumerate(floats.values()):
+        numbers.setdefault(entry["like"], float(index))
     return {
         key: torch.tensor(numbers[entry["like"]]).expand(entry["shape"])
         for key, entry in floats.items()

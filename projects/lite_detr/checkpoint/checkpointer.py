@@ -20,10 +20,11 @@ from ..errors import (
     raised_in_all,
 )
 from ..labels import first_line
+from . import mmdetection
 from .convert import CLASS_WEIGHT, NOT_NEEDED, as_tensors, convert_weights
 from .files import (
     AtomicFiles,
-    find_weights,
+    locate_weights,
     read_pickle,
     read_safetensors,
     read_torch,
@@ -62,6 +63,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.fine_tune = bool(self.checkpointables) if fine_tune is None else fine_tune
         self._path = ""
+        # The names in the file that the weights lie below.
+        self._where = ""
         self.path_manager = AtomicFiles(self.path_manager)
         # Whether resume_or_load has found something to resume.
         self.resumed = False
@@ -153,7 +156,7 @@ class DetrCheckpointer(DetectionCheckpointer):
                 else "all weights are random",
             )
             return {}
-        self._path = path
+        self._path, self._where = path, ""
         if "://" in path:
             with downloading(f"weights {path}", "train.init_checkpoint=FILE"):
                 address = urlparse(path)._replace(query="").geturl()
@@ -227,15 +230,22 @@ class DetrCheckpointer(DetectionCheckpointer):
         content = read_torch(filename)
         if filename.endswith(".pyth"):
             return from_pycls(content, self._path)
-        weights = find_weights(content, self._path)
+        weights, self._where = locate_weights(content, self._path)
         result = {"model": weights} if weights is content else {**content, "model": weights}
         query = parse_qs(urlparse(self._path).query)
         if query.get("matching_heuristics") == ["True"]:
             result["matching_heuristics"] = True
+        if names := mmdetection.class_names(content):
+            result["class_names"] = names
         return result
 
+    @property
+    def _source(self) -> str:
+        """The file, and the names in it that the weights lie below, unless it is Detectron2's."""
+        return self._path if self._where in ("", "model") else f"{self._path} (in {self._where})"
+
     def _load_model(self, checkpoint: dict[str, Any]):
-        path = self._path
+        path = self._source
         weights = checkpoint["model"] = as_tensors(checkpoint["model"], f"weights {path}")
         if not weights:
             raise WeightsError(f"weights {path} are an empty dict")
@@ -286,7 +296,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         hint = "Use the config that the weights were trained with"
         if missing:
             raise WeightsError(
-                f"weights {self._path} lack {len(missing)} of the model's, such as {missing[0]}. "
+                f"weights {self._source} lack {len(missing)} of the model's, such as {missing[0]}. "
                 f"{hint}"
             )
         left = [
@@ -296,7 +306,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         ]
         if left:
             raise WeightsError(
-                f"weights {self._path} do not fit the config: the model has no place for "
+                f"weights {self._source} do not fit the config: the model has no place for "
                 f"{len(left)} of them, such as {left[0]}. {hint}"
             )
 
@@ -305,7 +315,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         try:
             conversion = convert_weights(weights, self.model)
         except WeightsError as error:
-            raise WeightsError(f"{self._path}: {error}") from error
+            raise WeightsError(f"{self._source}: {error}") from error
         logger.info("%s", conversion.summary())
         if conversion.renewed:
             self._renew_heads(conversion.num_classes, self.model.num_classes)
@@ -313,7 +323,7 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _renew_heads(self, given: int, expected: int) -> None:
         """Warn that class heads are re-initialised, or refuse if nothing is trained afterwards."""
-        message = f"weights {self._path} are for {given} classes, the model has {expected}"
+        message = f"weights {self._source} are for {given} classes, the model has {expected}"
         if not self.fine_tune:
             raise WeightsError(f"{message}: set model.num_classes={given}")
         logger.warning("%s: its class heads are re-initialised", message)

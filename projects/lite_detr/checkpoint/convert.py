@@ -50,8 +50,13 @@ BOTTOM_UP = "backbone.bottom_up."
 KEY_AWARE_PROJECTION = re.compile(r"(.+_attn)\.(?:query|key)_proj\.(?:weight|bias)")
 KEY_AWARE_ONLY = "only for key-aware attention; the reference does not use it in plain attention"
 OTHER_CLASSES = "for other classes than the model has"
-# What wrappers of a model put before each of its names.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# What wrappers of a model put before each of its names, and what they put before the names of a
+# part that they wrap: torch.compile, FSDP and activation checkpointing.
+PREFIXES = ("module.", "model.")
+INFIX = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What a module that holds a model and its moving average calls either.
+AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.", "teacher.")
+MODEL_PREFIXES = (*PREFIXES, "net.", "detector.", "student.")
 MAX_NAME = 300  # characters
 
 
@@ -243,7 +248,12 @@ def value_problem(value: Any) -> str:
 
 
 def strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that all names share, unless an implementation is known by them."""
+    """Remove what wrappers add to names, unless an implementation is known by it.
+
+    If only some names have a prefix that makes them known, as in the file of a module that holds a
+    model, its moving average and metrics, these are the weights, those of an average first.
+    """
+    tensors = {INFIX.sub("", key): value for key, value in tensors.items()}
     while tensors:
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), "")
         # The names of transformers, which has heads as we do but calls them differently.
@@ -251,7 +261,22 @@ def strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not prefix or not (ours or recognise(tensors) is None):
             break
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    if is_known(tensors):
+        return tensors
+    for prefix in (*AVERAGE_PREFIXES, *MODEL_PREFIXES):
+        part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if part and is_known(part := strip_prefixes(part)):
+            kind = "the moving average" if prefix in AVERAGE_PREFIXES else "the weights"
+            left = len(tensors) - len(part)
+            logger.info("using %s under the names %s*, without %d others", kind, prefix, left)
+            return part
     return tensors
+
+
+def is_known(tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether names are those of a detector of ours, or of an implementation that we know."""
+    ours = "level_embed" in tensors and any(key.startswith("decoder.heads.") for key in tensors)
+    return ours or recognise(tensors) is not None
 
 
 def to_our_names(

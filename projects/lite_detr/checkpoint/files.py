@@ -31,7 +31,14 @@ OLD_MAGIC = (0x1950A86A20F9469CFC6C, 1001)
 AVERAGES = ("ema", "model_ema", "ema_model", "ema_state", "ema_state_dict", "state_dict_ema")
 AVERAGES += ("params_ema",)
 WEIGHTS = ("model", "state_dict", "model_state", "model_state_dict", "params", "weights", "net")
-INNER = ("module", "model", "state_dict", "model_state_dict")
+WRAPPERS = ("module", "model", "state_dict", "model_state_dict")
+INNER = (
+    (),
+    *((name,) for name in WRAPPERS),
+    *((outer, inner) for outer in WRAPPERS for inner in WRAPPERS),
+)
+# In training checkpoints of ours.
+OUR_AVERAGE = "ema"
 
 
 def read_weights(path: str) -> Mapping[str, Any]:
@@ -210,32 +217,53 @@ def explained(path: str) -> Iterator[None]:
 
 
 def find_weights(content: Any, path: str) -> Mapping[str, Any]:
-    """Return the weights among what a file holds, which may lie below other names.
+    """Return the weights of :func:`locate_weights`."""
+    return locate_weights(content, path)[0]
 
-    A moving average is preferred to the weights of the last iteration, with a line in the log; but
-    not in a training checkpoint of Detectron2 or ours, which has the average beside its weights.
+
+def locate_weights(content: Any, path: str) -> tuple[Mapping[str, Any], str]:
+    """Find the weights among what a file holds, which may lie below other names.
+
+    A moving average is preferred to the weights of the last iteration, and a line in the log says
+    so. A training checkpoint of ours is the exception: training goes on from its weights, and
+    ``model_final_ema.pth`` has the average alone.
+
+    Returns:
+        The weights, and the names that they lie below, such as ``ema_state.module``; empty if they
+        are the file.
 
     Raises:
         WeightsError: there are none.
     """
     if isinstance(content, Mapping):
-        resumable = "trainer" in content or "iteration" in content
-        for name in WEIGHTS if resumable else (*AVERAGES, *WEIGHTS):
-            for inner in (None, *INNER):
+        averages = averages_in(content)
+        for name in (*averages, *WEIGHTS):
+            for inner in INNER:
                 weights = content.get(name)
-                if inner is not None:
-                    weights = weights.get(inner) if isinstance(weights, Mapping) else None
+                for key in inner:
+                    weights = weights.get(key) if isinstance(weights, Mapping) else None
                 if has_tensors(weights):
-                    if name in AVERAGES:
-                        where = name if inner is None else f"{name}.{inner}"
+                    where = ".".join((name, *inner))
+                    if name in averages:
                         logger.info("weights %s: using the moving average under %s", path, where)
-                    return weights
+                    return weights, where
         if has_tensors(content):
-            return content
+            return content, ""
         named = [name for name in WEIGHTS if isinstance(content.get(name), Mapping)]
         if named:
-            return content[named[0]]
+            return content[named[0]], named[0]
     raise WeightsError(f"weights {path} hold no weights, but {described(content)}")
+
+
+def averages_in(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names below which a file may have the moving average of its weights."""
+    meta = content.get("meta")
+    if "message_hub" in content or (isinstance(meta, Mapping) and "mmengine_version" in meta):
+        # MMEngine swaps the two when it saves.
+        return ("state_dict",) if "ema_state_dict" in content else ()
+    if "trainer" in content or "iteration" in content:
+        return tuple(name for name in AVERAGES if name != OUR_AVERAGE)
+    return AVERAGES
 
 
 def has_tensors(content: Any) -> bool:

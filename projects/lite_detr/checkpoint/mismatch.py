@@ -18,7 +18,8 @@ from .settings import Setting
 Shapes = Mapping[str, tuple[int, ...]]
 
 ATTENTIONS = {"encoder": "self_attn", "decoder": "cross_attn"}
-META_ARCHITECTURES = {"DINO": "DINO", "H-DETR": "HDETR"}
+# The folders of the configs of detectors other than Deformable DETR.
+FOLDERS = {"DINO": "dino/", "H-DETR": "h_detr/"}
 PLAIN, KEY_AWARE = "MultiScaleDeformableAttention", "KeyAwareDeformableAttention"
 
 
@@ -187,14 +188,18 @@ def suggest_configs(signature: Signature, settings: tuple[Setting, ...]) -> tupl
     """
     found: dict[str, list[str]] = {}
     backbones: dict[str, nn.Module] = {}
+    # Configs of several schedules have one model.
+    detectors: dict[str, nn.Module] = {}
     for name in model_zoo.list_configs():
-        # Their models are those of other configs.
-        if name.startswith("own_data/"):
+        if not name.startswith(FOLDERS.get(signature.detector, "deformable_detr/")):
             continue
         model = model_zoo.get_config(name).model
-        if not may_fit(model, signature):
+        if not may_fit(model.backbone, signature):
             continue
-        detector = build_without_memory(model, backbones)
+        key = str(OmegaConf.to_container(model))
+        if key not in detectors:
+            detectors[key] = build_without_memory(model, backbones)
+        detector = detectors[key]
         differences = signature.differences(signature_of(detector))
         options = [list(needed_options(field, signature, model)) for field in differences]
         options += [setting.options() for setting in settings if not setting.fits(detector)]
@@ -204,16 +209,14 @@ def suggest_configs(signature: Signature, settings: tuple[Setting, ...]) -> tupl
     return [" ".join([name, *options]) for name, options in found.items() if len(options) == fewest]
 
 
-def may_fit(model: DictConfig, signature: Signature) -> bool:
-    """Tell whether detector and backbone are of the right kind, before building the config."""
-    if class_name(model) != META_ARCHITECTURES.get(signature.detector, "DeformableDETR"):
-        return False
-    kind = class_name(model.backbone)
+def may_fit(backbone: DictConfig, signature: Signature) -> bool:
+    """Tell whether a config's backbone is of the right kind, before building its model."""
+    kind = class_name(backbone)
     if kind != "SwinTransformer":
         return signature.backbone.startswith(kind)
     # Large ones take seconds to build.
-    sizes = model.backbone.embed_dim, model.backbone.get("window_size", 7)
-    return signature.backbone == describe_swin(model.backbone.depths, *sizes)
+    sizes = backbone.embed_dim, backbone.get("window_size", 7)
+    return signature.backbone == describe_swin(backbone.depths, *sizes)
 
 
 def class_name(node: Mapping) -> str:

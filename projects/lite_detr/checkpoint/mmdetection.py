@@ -1,6 +1,8 @@
 """The DINO and Deformable DETR of MMDetection 3, and those of its detectors that do not fit."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -112,6 +114,14 @@ def reorder_patches(weights: Weights) -> Weights:
         name: reorder(weight) if MERGING.fullmatch(name) else weight
         for name, weight in weights.items()
     }
+
+
+def class_names(content: Any) -> list[str]:
+    """Return the names of the classes in a checkpoint of MMDetection; empty if it has none."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    dataset = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    names = dataset.get("classes") if isinstance(dataset, Mapping) else None
+    return list(names) if isinstance(names, (list, tuple)) else []
 
 
 HEAD = r"bbox_head\.reg_branches\.0\.0\.weight"

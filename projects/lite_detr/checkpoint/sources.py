@@ -152,7 +152,11 @@ SOURCES = (
     ),
     Source(
         "transformers' Deformable DETR",
-        (r"model\.encoder\.layers\.\d+\.self_attn\.sampling_offsets\.",),
+        (
+            r"model\.encoder\.layers\.\d+\.self_attn\.sampling_offsets\.",
+            # Without it, others in a wrapper that calls them `model` have such names.
+            r"model\.input_proj\.",
+        ),
         TRANSFORMERS,
         settings=OF_DEFORMABLE_DETR,
     ),
