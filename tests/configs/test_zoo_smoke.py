@@ -6,7 +6,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import OmegaConf
-from small_detectors import assert_every_gradient, narrow
+from small_detectors import assert_every_gradient, narrow, sampled
 
 from lite_detr import model_zoo
 from lite_detr.modeling import (
@@ -107,7 +107,7 @@ def test_every_family_has_configs():
     assert set(LITE_SAMPLE) <= set(LITE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(NAMES))
 def test_trains_and_predicts(name):
     config = get_config(name)
     model = instantiate(config.model)

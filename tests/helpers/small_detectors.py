@@ -6,6 +6,7 @@ in ``tests/helpers/configs``, which programs load, use it as well.
 
 from unittest import mock
 
+import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.layers import ShapeSpec
@@ -36,6 +37,17 @@ ATTENTIONS = {"msda": MultiScaleDeformableAttention, "kda": KeyAwareDeformableAt
 CLASSES = 5
 WIDTH, QUERIES = 64, 10
 ONE_TO_MANY = 20
+
+
+def sampled(names):
+    """Parameters of a test of every config, in which most of the other zoos' and large are slow."""
+
+    def is_slow(name):
+        file = name.split("/")[1]
+        variant = file.startswith(("detrex_", "mmdet_")) and not file.endswith("_improved.py")
+        return variant or "_swin_l_" in file
+
+    return [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in names]
 
 
 class TinyBackbone(Backbone):
