@@ -11,6 +11,16 @@ def step_schedule(epochs, drop):
     return L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[drop], num_updates=epochs)
 
 
+def warm_up(schedule, train, iterations=1000):
+    """The learning rate of a schedule rises linearly over the first iterations."""
+    return L(WarmupParamScheduler)(
+        scheduler=schedule,
+        warmup_factor=0.001,
+        warmup_length=iterations / train.max_iter,
+        warmup_method="linear",
+    )
+
+
 def cosine_schedule(warmup):
     """The learning rate rises over the share ``warmup`` of the training and then falls to 0."""
     return L(WarmupParamScheduler)(

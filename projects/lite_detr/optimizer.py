@@ -1,8 +1,12 @@
 """The reference detectors' optimizer: learning rates by parameter name, clipped gradients."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+
+from .errors import ConfigError
 
 
 class LrFactors:
@@ -18,6 +22,62 @@ class LrFactors:
 
     def __call__(self, name: str) -> float:
         return next((factor for part, factor in self.factors.items() if part in name), 1.0)
+
+
+class LayerDecay(LrFactors):
+    """Learning rate factors that fall block by block towards the input of a ViT or Swin backbone.
+
+    The blocks are numbered as Detectron2 does for ViTs, over all stages of a Swin Transformer. What
+    follows the last block, and the rest of a detector, has no such factor.
+
+    Args:
+        decay: the factor from one block to the block before it, above 0 and at most 1.
+        depths: the number of blocks in each stage; a ViT has one stage.
+        factors: see :class:`LrFactors`. They come on top, so ``backbone.`` is rarely among them.
+
+    Raises:
+        ConfigError: ``decay`` is out of its range; and when called, if the backbone is neither
+            Detectron2's ViT nor its Swin Transformer, or has other depths.
+    """
+
+    BLOCK = re.compile(r"backbone\.(?:net\.)?(?:layers\.(\d+)\.)?(?:blocks\.(\d+)|downsample)\.")
+    OTHER = re.compile(
+        r"backbone\.(?:net\.)?(?:patch_embed|pos_embed|absolute_pos_embed|norm\d*|simfp_\d)\b"
+    )
+
+    def __init__(
+        self, decay: float, depths: Sequence[int], factors: Mapping[str, float] | None = None
+    ):
+        super().__init__(factors or {})
+        if not 0 < decay <= 1:
+            raise ConfigError(f"LayerDecay needs a decay above 0 and at most 1, got {decay}")
+        self.decay = decay
+        self.depths = list(depths)
+
+    def __call__(self, name: str) -> float:
+        block = get_vit_lr_decay_rate(self.number_block(name), self.decay, sum(self.depths))
+        return super().__call__(name) * block
+
+    def number_block(self, name: str) -> str:
+        """Return a parameter's name with its block's number over all stages."""
+        found = self.BLOCK.match(name)
+        if found is None:
+            if name.startswith("backbone.") and not self.OTHER.match(name):
+                raise ConfigError(
+                    f"LayerDecay does not know the blocks of this backbone ({name}): use it with "
+                    "Detectron2's ViT or SwinTransformer, or LrFactors"
+                )
+            return name.replace("absolute_pos_embed", "pos_embed")
+        stage = int(found[1] or 0)
+        depth = self.depths[stage] if stage < len(self.depths) else 0
+        # Patches are merged after the last block of a stage.
+        block = depth - 1 if found[2] is None else int(found[2])
+        if not 0 <= block < depth:
+            raise ConfigError(
+                f"LayerDecay has depths {self.depths}, and the backbone has {name}: give the "
+                "backbone's own depths"
+            )
+        return f"backbone.blocks.{sum(self.depths[:stage]) + block}."
 
 
 class ClippedAdamW(torch.optim.AdamW):

@@ -90,7 +90,7 @@ def hyperparameters(name):
     family = name.split("/")[0]
     if name.endswith("_improved.py"):
         return 2e-4, ("backbone.", ".sampling_offsets."), 0.1, 1e-4, 0.1
-    of_dino = family == "dino" or "/detrex_" in name
+    of_dino = family == "dino" or "/detrex_" in name or (family == "recipes" and "dino" in name)
     if of_dino or (family == "baselines" and "/sparse_" not in name):
         return 1e-4, ("backbone.",), 0.1, 1e-4, 0.1
     if name == "own_data/lite_dino_r50.py":

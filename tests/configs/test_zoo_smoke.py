@@ -12,6 +12,7 @@ from lite_detr import model_zoo
 from lite_detr.modeling import (
     InterleavedEncoder,
     KeyAwareDeformableAttention,
+    MixedDecoderLayer,
     MultiScaleDeformableAttention,
 )
 
@@ -21,7 +22,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning"),
 ]
 
-FAMILIES = ("baselines", "bccd", "deformable_detr", "dino", "h_detr", "digits", "own_data")
+FAMILIES = (
+    "baselines",
+    "bccd",
+    "deformable_detr",
+    "dino",
+    "h_detr",
+    "digits",
+    "own_data",
+    "recipes",
+)
 NAMES = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
 LITE = [name for name in NAMES if name.split("/")[1].startswith("lite_") and "_plain_" not in name]
 # One of each family and backbone that there is.
@@ -71,6 +81,8 @@ def expected_losses(config):
         suffixes.append("_enc")
     if "keep_ratio" in config.model.encoder:
         suffixes += [f"_enc_{layer}" for layer in range(config.model.encoder.num_layers - 1)]
+    if config.model.decoder.layer._target_ is MixedDecoderLayer:
+        suffixes += [f"_mixed{layer}" for layer in layers]
     if config.model.get("denoising") is not None:
         suffixes += [f"_dn{layer}" for layer in layers]
     if "one_to_many" in config.model:

@@ -6,7 +6,15 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..modeling.criterion import HungarianMatcher, SetCriterion, Target, generalized_iou
+from ..errors import ConfigError
+from ..modeling.criterion import (
+    HungarianMatcher,
+    Matches,
+    SetCriterion,
+    Target,
+    generalized_iou,
+    share_of_batch,
+)
 from ..modeling.heads import PredictionHeads, Predictions
 from ..modeling.queries import Queries
 from ..modeling.scales import Scales
@@ -100,6 +108,9 @@ class SoftmaxCriterion(SetCriterion):
         matcher: see :class:`SetCriterion`.
         weight_class, weight_bbox, weight_giou: the weights of the three losses.
         weight_no_object: the weight of queries without an object in the cross entropy.
+
+    Raises:
+        ConfigError: the matcher's class cost is not that of a softmax.
     """
 
     def __init__(
@@ -111,13 +122,18 @@ class SoftmaxCriterion(SetCriterion):
         weight_no_object: float = 0.1,
     ):
         super().__init__(matcher, weight_class, weight_bbox, weight_giou)
+        if not isinstance(matcher, SoftmaxMatcher):
+            raise ConfigError(
+                "SoftmaxCriterion trains one class or none for each query, which "
+                f"{type(matcher).__name__} does not match: use SoftmaxMatcher"
+            )
         self.weight_no_object = weight_no_object
 
     def losses(
         self,
         predictions: Predictions,
         targets: list[Target],
-        matches: list[tuple[Tensor, Tensor]],
+        matches: Matches,
         num_objects: Tensor,
     ) -> dict[str, Tensor]:
         """Return the losses of one set of matched predictions before weighting."""
@@ -133,13 +149,3 @@ class SoftmaxCriterion(SetCriterion):
         mean = F.cross_entropy(logits.transpose(1, 2), classes, weight)
         losses = super().losses(predictions, targets, matches, num_objects)
         return losses | {"loss_ce": mean * share_of_batch(targets, num_objects)}
-
-
-def share_of_batch(targets: list[Target], num_objects: Tensor) -> Tensor:
-    """Return the weight of a mean over a part of a batch, by its objects; 1 for a whole batch.
-
-    Args:
-        targets: the objects of the part's images.
-        num_objects: the number that losses of this process are divided by, at least 1.
-    """
-    return max(sum(len(target.labels) for target in targets), 1) / num_objects

@@ -26,33 +26,61 @@ __all__ = [
 
 if has_detectron2():
     from .backbone import TimmBackbone, TorchvisionBackbone
-    from .criterion import HungarianMatcher, SetCriterion
-    from .decoder import DecoderLayer, DeformableDecoder
+    from .criterion import FocalLoss, HungarianMatcher, SetCriterion
+    from .decoder import DecoderLayer, DeformableDecoder, MixedDecoderLayer
     from .deformable_detr import DeformableDETR
     from .dino import DINO, ContrastiveDenoising, DinoQueries, ReferencePosition
     from .h_detr import HDETR, HybridQueries
     from .heads import PredictionHeads
+    from .matching import (
+        HighOrderMatcher,
+        MixedMatcher,
+        OneToManyMatcher,
+        PositionModulatedMatcher,
+    )
     from .neck import MultiScaleNeck
+    from .quality_losses import (
+        GIoUAwareLoss,
+        IoUAwareLoss,
+        MatchabilityLoss,
+        PositionSupervisedLoss,
+        VarifocalLoss,
+    )
     from .queries import LearnedQueries, TwoStageQueries
+    from .supervision import CriteriaByOutput, OneToManyCriterion, UnionCriterion
 
     __all__ += [
         "ContrastiveDenoising",
+        "CriteriaByOutput",
         "DINO",
         "DecoderLayer",
         "DeformableDETR",
         "DeformableDecoder",
         "DinoQueries",
+        "FocalLoss",
+        "GIoUAwareLoss",
         "HDETR",
+        "HighOrderMatcher",
         "HungarianMatcher",
         "HybridQueries",
+        "IoUAwareLoss",
         "LearnedQueries",
+        "MatchabilityLoss",
+        "MixedDecoderLayer",
+        "MixedMatcher",
         "MultiScaleNeck",
+        "OneToManyCriterion",
+        "OneToManyMatcher",
+        "PositionModulatedMatcher",
+        "PositionSupervisedLoss",
         "PredictionHeads",
         "ReferencePosition",
         "SetCriterion",
         "TimmBackbone",
         "TorchvisionBackbone",
         "TwoStageQueries",
+        "UnionCriterion",
+        "VarifocalLoss",
     ]
 else:
 

@@ -1,9 +1,11 @@
 """The decoder: queries attend to each other, then to the memory, and move their boxes."""
 
+import copy
+
 from torch import Tensor, nn
 
 from .attention import DeformableAttention
-from .heads import PredictionHeads, Predictions
+from .heads import MixedPredictions, PredictionHeads, Predictions
 from .layers import FeedForward, clone_layers
 from .queries import Queries
 from .scales import Scales
@@ -64,6 +66,41 @@ class DecoderLayer(nn.Module):
         attended = self.cross_attn(content + pos, reference_points, memory, scales)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn(content)
+
+
+class MixedDecoderLayer(DecoderLayer):
+    """MS-DETR's layer (arXiv 2401.03989): queries see the memory first and each other then.
+
+    In between, a feed-forward network of its own makes what predicts one-to-many in training.
+
+    Args:
+        attention, ffn, dropout: see :class:`DecoderLayer`.
+    """
+
+    def __init__(self, attention: DeformableAttention, ffn: FeedForward, dropout: float = 0.1):
+        super().__init__(attention, ffn, dropout)
+        self.one_to_many_ffn = copy.deepcopy(ffn)
+        self.one_to_many_ffn.reset_parameters()
+
+    def forward(
+        self,
+        content: Tensor,
+        pos: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        scales: Scales,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return ``[B, Q, C]``, in training with that of the one-to-many predictions.
+
+        The arguments are those of :meth:`DecoderLayer.forward`.
+        """
+        attended = self.cross_attn(content + pos, reference_points, memory, scales)
+        early = self.cross_attn_norm(content + self.dropout(attended))
+        query = early + pos
+        attended, _ = self.self_attn(query, query, early, attn_mask=attn_mask, need_weights=False)
+        content = self.ffn(self.self_attn_norm(early + self.dropout(attended)))
+        return (content, self.one_to_many_ffn(early)) if self.training else content
 
 
 class DeformableDecoder(nn.Module):
@@ -128,9 +165,15 @@ class DeformableDecoder(nn.Module):
             if self.query_pos is not None:
                 pos = self.query_pos(reference_points[:, :, 0]).to(content.dtype)
             content = layer(content, pos, reference_points, memory, scales, attn_mask)
+            one_to_many = None
+            if isinstance(content, tuple):
+                content, one_to_many = content
             last = index == len(self.layers) - 1
             if last or not last_only:
                 predictions.append(self.predict(index, content, anchor))
+            if one_to_many is not None:
+                early = self.predict(index, one_to_many, anchor)
+                predictions[-1] = MixedPredictions.join(predictions[-1], early)
             if self.refine and not last:
                 if self.look_forward_twice:
                     anchor = self.heads.refine(index, content, reference)
@@ -141,6 +184,11 @@ class DeformableDecoder(nn.Module):
                 reference = anchor.detach()
                 to_padded = scales.valid_ratios[:, None].repeat(1, 1, 1, 2)
         return predictions
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if its layers also predict one-to-many in training."""
+        return isinstance(self.layers[0], MixedDecoderLayer)
 
     def predict(self, layer: int, content: Tensor, anchor: Tensor) -> Predictions:
         """Predict from a layer's queries ``[B, Q, C]``, with boxes that start from ``anchor``."""

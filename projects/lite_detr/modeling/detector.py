@@ -21,6 +21,7 @@ from .layers import SinePositionEncoding
 from .neck import MultiScaleNeck, extract_maps
 from .postprocessing import detector_instances
 from .scales import Scales, mask_from_sizes, resize_mask
+from .supervision import CriteriaByOutput, check_mixed
 
 
 class Detector(nn.Module):
@@ -52,7 +53,8 @@ class Detector(nn.Module):
         class_names: the names of the classes by number, which checkpoints hold; None if unknown.
 
     Raises:
-        ConfigError: an attention is built for another number of scales than ``num_levels``.
+        ConfigError: an attention is built for another number of scales than ``num_levels``, or the
+            decoder and the criterion do not go together.
     """
 
     lazy_config: ClassVar[str]
@@ -67,7 +69,7 @@ class Detector(nn.Module):
         encoder: nn.Module,
         queries: nn.Module,
         decoder: DeformableDecoder,
-        criterion: SetCriterion,
+        criterion: SetCriterion | CriteriaByOutput,
         embed_dim: int = 256,
         num_classes: int = 80,
         num_levels: int = 4,
@@ -97,6 +99,7 @@ class Detector(nn.Module):
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         check_levels(self, num_levels)
+        check_mixed(decoder, criterion)
 
     @property
     def device(self) -> torch.device:

@@ -64,7 +64,7 @@ class DINO(Detector):
             torch.cat([denoising.queries.reference, queries.reference], dim=1),
         )
         layers = self.decoder(queries, memory, scales, denoising.attn_mask)
-        matching = [Predictions(logits[:, count:], boxes[:, count:]) for logits, boxes in layers]
+        matching = [layer.slice(count) for layer in layers]
         restored = [Predictions(logits[:, :count], boxes[:, :count]) for logits, boxes in layers]
         outputs = by_layer(matching) | {"_enc": proposals}
         denoising_criterion = self.denoising_criterion or self.criterion

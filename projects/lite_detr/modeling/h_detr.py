@@ -46,7 +46,7 @@ class HDETR(Detector):
         is_one_to_many = torch.arange(queries.content.shape[1], device=memory.device) >= split
         attn_mask = is_one_to_many[:, None] != is_one_to_many
         layers = self.decoder(queries, memory, scales, attn_mask)
-        one_to_one = [Predictions(logits[:, :split], boxes[:, :split]) for logits, boxes in layers]
+        one_to_one = [layer.slice(0, split) for layer in layers]
         one_to_many = [Predictions(logits[:, split:], boxes[:, split:]) for logits, boxes in layers]
 
         repeated = [

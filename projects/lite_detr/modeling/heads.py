@@ -20,14 +20,41 @@ class Predictions(NamedTuple):
     logits: Tensor
     boxes: Tensor
 
+    def slice(self, start: int, stop: int | None = None) -> "Predictions":
+        """Return the predictions of some queries, from ``start`` to before ``stop``."""
+        return Predictions(self.logits[:, start:stop], self.boxes[:, start:stop])
+
+
+class MixedPredictions(Predictions):
+    """The predictions of a :class:`MixedDecoderLayer` in training.
+
+    Attributes:
+        one_to_many: those of the same queries before they saw each other.
+    """
+
+    one_to_many: Predictions
+
+    @classmethod
+    def join(cls, one_to_one: Predictions, one_to_many: Predictions) -> "MixedPredictions":
+        joined = cls(*one_to_one)
+        joined.one_to_many = one_to_many
+        return joined
+
+    def slice(self, start: int, stop: int | None = None) -> "MixedPredictions":
+        """See :meth:`Predictions.slice`."""
+        return self.join(super().slice(start, stop), self.one_to_many.slice(start, stop))
+
 
 def by_layer(predictions: list[Predictions], suffix: str = "") -> dict[str, Predictions]:
     """Key the decoder layers' predictions by the suffix of their losses, as the references do.
 
-    The last layer's key is ``suffix``; the others append ``_0``, ``_1`` and so on.
+    The last layer's key is ``suffix``; the others append ``_0``, ``_1`` and so on. One-to-many
+    predictions of mixed layers have the suffix ``_mixed`` before that.
     """
     *auxiliary, last = predictions
-    return {suffix: last} | {f"{suffix}_{layer}": out for layer, out in enumerate(auxiliary)}
+    outputs = {suffix: last} | {f"{suffix}_{layer}": out for layer, out in enumerate(auxiliary)}
+    mixed = [out.one_to_many for out in predictions if isinstance(out, MixedPredictions)]
+    return outputs | by_layer(mixed, f"{suffix}_mixed") if mixed else outputs
 
 
 def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
