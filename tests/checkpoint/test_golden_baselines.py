@@ -17,6 +17,7 @@ CONFIGS = {
     "conditional_detr_dc5_r50": "conditional_detr_dc5_r50_50ep",
     "dab_detr_dc5_r50": "dab_detr_dc5_r50_50ep",
     "anchor_detr_dc5_r50": "anchor_detr_dc5_r50_50ep",
+    "imfa_detr_r50": "imfa_detr_r50_36ep",
     "sparse_detr_r50_rho03": "sparse_detr_r50_rho03_50ep",
 }
 

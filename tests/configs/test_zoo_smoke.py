@@ -88,7 +88,11 @@ def expected_losses(config):
     if "one_to_many" in config.model:
         suffixes += [f"_one2many{layer}" for layer in layers]
     names = {f"loss_{part}{suffix}" for part in ("ce", "bbox", "giou") for suffix in suffixes}
-    return names | ({"loss_mask_prediction"} if "keep_ratio" in config.model.encoder else set())
+    if "keep_ratio" in config.model.encoder:
+        names.add("loss_mask_prediction")
+    if "max_ratio" in config.model.get("sampler", {}):
+        names.add("loss_scores")
+    return names
 
 
 def train_step(model, config):

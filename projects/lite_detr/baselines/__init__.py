@@ -14,10 +14,13 @@ from .conditional_detr import (
     ConditionalDecoderLayer,
     ConditionalDETR,
     PointQueries,
+    SplitSelfAttention,
 )
 from .dab_detr import DABDETR, AnchorBoxes, AnchorDecoder, PReLUFeedForward, ScaledEncoder
 from .detr import DETR, NoObjectHeads, PositionQueries, SoftmaxCriterion, SoftmaxMatcher
 from .dn_detr import DNDETR, LabelledAnchors, QueryDenoising
+from .imfa_detr import IMFADETR, FeatureSampler, SplitEncoderLayer
+from .pnp_detr import PnPDETR, TokenSampler
 from .single_scale import (
     DenseCrossAttention,
     DenseSelfAttention,
@@ -44,10 +47,13 @@ __all__ = [
     "DNDETR",
     "DenseCrossAttention",
     "DenseSelfAttention",
+    "FeatureSampler",
+    "IMFADETR",
     "LabelledAnchors",
     "MemoryQueries",
     "NoObjectHeads",
     "PReLUFeedForward",
+    "PnPDETR",
     "PointQueries",
     "PositionQueries",
     "QueryDenoising",
@@ -61,5 +67,8 @@ __all__ = [
     "SparseEncoder",
     "SparseHDETR",
     "SparseTraining",
+    "SplitEncoderLayer",
+    "SplitSelfAttention",
+    "TokenSampler",
     "dilated_stages",
 ]

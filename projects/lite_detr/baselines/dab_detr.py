@@ -97,10 +97,14 @@ class ScaledEncoder(DeformableEncoder):
 
     def forward(self, tokens: Tensor, pos: Tensor, scales: Scales) -> Tensor:
         """Return the memory, see :meth:`DeformableEncoder.forward`."""
-        for layer in self.layers:
-            scaled = pos * self.pos_scale(tokens)
-            tokens = layer(tokens, scaled, scales.reference_points, tokens, scales)
+        for index in range(len(self.layers)):
+            tokens = self.update(index, tokens, pos, scales)
         return tokens
+
+    def update(self, index: int, tokens: Tensor, pos: Tensor, scales: Scales) -> Tensor:
+        """Apply one layer to tokens ``[B, S, C]``."""
+        pos = pos * self.pos_scale(tokens)
+        return self.layers[index](tokens, pos, scales.reference_points, tokens, scales)
 
 
 class AnchorDecoder(DeformableDecoder):

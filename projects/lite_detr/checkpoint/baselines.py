@@ -143,12 +143,41 @@ ANCHOR_DETR = (
         ours="decoder.heads.",
     ),
 )
+IMFA = (
+    *table(
+        *SPLIT_SELF_ATTENTION,
+        prefix=r"transformer\.encoder\.layers\.(\d+)\.",
+        ours="encoder.layers.{1}.",
+    ),
+    *table(
+        (r"sampling_pt\.layers\.(\d)\.(\w+)", "sampler.points.{1*2}.{2}"),
+        (r"dynamic_layer\.(\w+)", "sampler.matrices.{1}"),
+        (r"dynamic_norm([12])\.(\w+)", "sampler.norm{1}.{2}"),
+        (r"level_embed", "level_embed"),
+        (r"class_embed\.(\w+)", "decoder.heads.class_embed.0.{1}"),
+        prefix=r"transformer\.",
+    ),
+    *table((r"projs\.(\d)\.(\w+)", "neck.lateral_convs.{1}.{2}")),
+    *ANCHORS,
+)
+PNP_DETR = (
+    *table(
+        (r"score_pred_net\.(\d\.\w+)", "score.{1}"),
+        (r"k_proj\.(\w+)", "weights.{1}"),
+        (r"v_proj\.(\w+)", "value.{1}"),
+        prefix=r"transformer\.sampler\.",
+        ours="sampler.",
+    ),
+    *SHARED,
+)
 
 BASELINES = (
     Source(
         "Anchor DETR", (r"transformer\.encoder_layers\.", r"transformer\.position\."), ANCHOR_DETR
     ),
+    Source("PnP-DETR", (r"transformer\.sampler\.",), PNP_DETR),
     Source("DETR", (r"transformer\.decoder\.layers\.\d+\.multihead_attn\.",), SHARED),
+    Source("IMFA", (ANCHOR_HEAD, r"transformer\.sampling_pt\."), IMFA),
     Source("DN-DETR", (ANCHOR_HEAD, r"label_enc\."), ANCHORS),
     Source("DAB-DETR", (ANCHOR_HEAD,), ANCHORS),
     Source(
