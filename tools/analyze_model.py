@@ -22,6 +22,8 @@ from lite_detr.analysis.markdown_page import page, write_tables
 
 REPORTED = Path(__file__).with_name("reported.json")
 FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
+# What the names of configs for weights of other model zoos begin with.
+OTHER_ZOOS = ("detrex_", "mmdet_")
 # The models that are counted with each backbone.
 FULL = "dino/dino_r50_4scale_36ep.py"
 LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
@@ -33,6 +35,12 @@ LIBRARIES = {"TimmBackbone": "timm", "TorchvisionBackbone": "torchvision"}
 def analyze(name: str, height: int, width: int) -> ModelCost:
     """Return the cost of one config, with COCO's classes unless the config has others."""
     return count_cost(instantiate(model_zoo.get_config(name).model), height, width)
+
+
+def is_row(name: str) -> bool:
+    """Tell whether the tables have a row for a config: not if it is another zoo's form of one."""
+    family, file = name.split("/")
+    return family in FAMILIES and not file.startswith(OTHER_ZOOS)
 
 
 def cost_cells(cost: ModelCost) -> list[str]:
@@ -150,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.make_parser(__doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("configs", nargs="*", default=[], help="files or model zoo names")
-    which.add_argument("--all", action="store_true", help="every R50 and Swin-T config of the zoo")
+    which.add_argument("--all", action="store_true", help="every config of the tables")
     which.add_argument(
         "--backbones",
         action="store_true",
@@ -159,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=cli.size, default=(800, 1066), help="HEIGHTxWIDTH")
     parser.add_argument("--markdown", type=page, help="rewrite the tables of this page")
     args = parser.parse_args(argv)
-    zoo = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
+    zoo = [name for name in model_zoo.list_configs() if is_row(name)]
     names = zoo if args.all else args.configs
     if not (names or args.backbones):
         parser.error("name configs, or give --all or --backbones")

@@ -1,7 +1,11 @@
 """detrex's and MMDetection's weights: names, constants, and what is refused."""
 
+import copyreg
 import re
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -9,7 +13,7 @@ from detectron2.modeling.backbone.swin import PatchMerging
 from reference_checkpoints import reference_file
 
 from lite_detr import model_zoo
-from lite_detr.checkpoint import WeightsError, convert_weights
+from lite_detr.checkpoint import WeightsError, convert_weights, read_weights
 from lite_detr.checkpoint.convert import as_tensors
 from lite_detr.checkpoint.files import locate_weights
 from lite_detr.checkpoint.mmdetection import SOURCES, class_names, reorder_patches
@@ -152,6 +156,34 @@ def test_the_names_of_the_classes_are_in_mmdetections_meta():
     content = {"meta": {"dataset_meta": {"classes": ("cat", "dog")}}}
     assert class_names(content) == ["cat", "dog"]
     assert class_names({"meta": 3}) == class_names([]) == []
+
+
+def test_mmengines_log_of_losses_is_left_out(tmp_path, monkeypatch):
+    """Its pickles name a class and look up methods of it; nothing is imported."""
+
+    class HistoryBuffer:
+        def mean(self):
+            """Stand for a method that the pickle names."""
+
+        def __reduce_ex__(self, protocol):
+            state = {"values": np.ones(2), "methods": Method()}
+            return copyreg.__newobj__, (HistoryBuffer,), state
+
+    class Method:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, "mean")
+
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    with monkeypatch.context() as patch:
+        for parent in ("mmengine", "mmengine.logging"):
+            patch.setitem(sys.modules, parent, types.ModuleType(parent))
+        patch.setitem(sys.modules, module.__name__, module)
+        path = str(tmp_path / "a.pth")
+        log = {"train/loss": HistoryBuffer()}
+        torch.save({"state_dict": {"weight": torch.ones(1)}, "message_hub": log}, path)
+    assert read_weights(path)["weight"] == 1
 
 
 @pytest.mark.parametrize("golden", [DETREX_DINO, MMDET_DINO])

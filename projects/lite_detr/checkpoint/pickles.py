@@ -21,6 +21,7 @@ from .rebuild import (
     KEYS,
     NUMERIC,
     ArrayType,
+    Discarded,
     ForbiddenGlobal,
     Global,
     Storage,
@@ -179,6 +180,8 @@ class TensorUnpickler:
             return array
         if isinstance(target, ArrayType):
             target.set_state(state)
+        elif isinstance(target, Discarded):
+            pass
         elif type(target) is argparse.Namespace and type(state) is dict:
             expect(all(type(name) is str for name in state), "attributes without names")
             vars(target).update(state)

@@ -59,6 +59,13 @@ class UnfinishedArray:
         self.memo: list[int] = []
 
 
+class Discarded:
+    """What a checkpoint holds that nobody reads, such as MMEngine's log of the training run."""
+
+    def __init__(self, *_: Any):
+        pass
+
+
 def expect(condition: Any, found: str) -> None:
     if not condition:
         raise pickle.UnpicklingError(f"it holds {found}, which is not accepted")
@@ -218,6 +225,14 @@ def rebuild_complex(args: tuple) -> complex:
     return complex(float(real), float(imaginary))
 
 
+def discard_method(args: tuple) -> Discarded:
+    """A method of MMEngine's log, which its pickles look up by name; nothing is looked up here."""
+    owner, _ = args
+    if not (isinstance(owner, Global) and owner.name == MMENGINE_LOG):
+        raise ForbiddenGlobal("the attribute of an object")
+    return Discarded()
+
+
 def not_called(args: tuple) -> Any:
     raise pickle.UnpicklingError("it calls what is only a name in checkpoints")
 
@@ -244,6 +259,7 @@ STORAGES = {
         "ComplexFloat": torch.cfloat,
     }.items()
 } | {"torch.storage.UntypedStorage": torch.uint8}
+MMENGINE_LOG = "mmengine.logging.history_buffer.HistoryBuffer"
 TENSORS = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
 # What stands for each name that a pickle may refer to.
 REBUILD: dict[str, Callable[[tuple], Any]] = {
@@ -260,6 +276,7 @@ REBUILD: dict[str, Callable[[tuple], Any]] = {
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": rebuild_typed_tensor,
+    MMENGINE_LOG: Discarded,
     "numpy.dtype": lambda args: ArrayType(*args),
     "numpy.ndarray": not_called,
     **dict.fromkeys((*TENSORS, *STORAGES), not_called),
@@ -270,6 +287,7 @@ for _builtins in ("builtins", "__builtin__"):
         f"{_builtins}.bytes": rebuild_bytes,
         f"{_builtins}.bytearray": lambda args: rebuild_bytes(args, bytearray),
         f"{_builtins}.complex": rebuild_complex,
+        f"{_builtins}.getattr": discard_method,
         f"{_builtins}.frozenset": lambda args: frozenset(map(checked_key, *args)),
         f"{_builtins}.set": lambda args: set(map(checked_key, *args)),
         **{f"{_builtins}.{kind}": not_called for kind in ("dict", "float", "int", "list", "str")},
