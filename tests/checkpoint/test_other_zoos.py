@@ -73,15 +73,16 @@ def test_a_model_that_reads_other_images_is_refused():
 
 
 def test_what_is_added_and_what_differs_in_the_losses_is_said():
-    conversion = convert_weights(
-        reference_file("mmdet_deformable_detr_r50_two_stage"), build(TWO_STAGE)
-    )
+    model = build(TWO_STAGE)
+    model.criterion.weights["loss_ce"] = 3.0
+    conversion = convert_weights(reference_file("mmdet_deformable_detr_r50_two_stage"), model)
     assert set(conversion.added) == {
         f"neck.{conv}.0.bias"
         for conv in ("lateral_convs.0", "lateral_convs.1", "lateral_convs.2", "extra_convs.0")
     }
     assert not any(conversion.state_dict[name].any() for name in conversion.added)
     assert "log_eps 0.0, 0.0, 1e-12 in their code" in conversion.summary()
+    assert "criterion.weight_class 2.0 in their code and 3.0 in the model" in conversion.summary()
 
 
 @pytest.mark.parametrize(

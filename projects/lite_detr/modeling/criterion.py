@@ -262,6 +262,10 @@ class SetCriterion(nn.Module):
         }
         self.giou_eps = giou_eps
 
+    @property
+    def weight_class(self) -> float:
+        return self.weights["loss_ce"]
+
     def forward(
         self,
         outputs: Mapping[str, Predictions],
