@@ -26,3 +26,9 @@ train.early_stopping = dict(patience=0)
 # Also write model_final.safetensors, with the config and the names of the classes, for the Hub and
 # for other programs. It is written from the .pth files in a local train.output_dir.
 train.safetensors = False
+# Experiment trackers besides TensorBoard: a project of W&B or an experiment of MLflow turns one on.
+# W&B's mode is "online" or "offline"; MLflow's uri is an address, or "sqlite:///FILE".
+train.trackers = dict(
+    wandb=dict(project=None, mode=None),
+    mlflow=dict(experiment=None, uri=None),
+)

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..modeling.attention import DeformableAttention
-from ..modeling.criterion import Target
+from ..modeling.criterion import Target, share_of_batch
 from ..modeling.detector import Detector
 from ..modeling.encoder import EncoderLayer
 from ..modeling.layers import clone_layers
 from ..modeling.queries import anchor_logits, gather_queries
 from ..modeling.scales import Scales
-from .detr import share_of_batch
 from .single_scale import ExtendedScales
 
 

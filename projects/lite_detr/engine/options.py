@@ -31,7 +31,7 @@ WHOLE_NUMBERS = {
 DECISIVE = re.compile(r"(model|optimizer|lr_multiplier|dataloader\.train|train)\.")
 INDIFFERENT = re.compile(
     r".*\.num_workers|train\.(output_dir|init_checkpoint|device|log_period|eval_period"
-    r"|safetensors|(checkpointer|pictures|ddp|best|early_stopping)\..+)"
+    r"|safetensors|(checkpointer|pictures|ddp|best|early_stopping|trackers)\..+)"
 )
 MAX_LISTED = 10
 # What a run saves, from which it goes on or its weights are used, and its records.

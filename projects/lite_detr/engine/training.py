@@ -33,6 +33,7 @@ from .preemption import Preemption
 from .progress import ProgressBar, set_up_logging
 from .resume import Records, ResumePoint
 from .summary import summarize
+from .trackers import build_trackers, check_trackers
 from .trainer import Trainer
 
 logger = logging.getLogger("lite_detr")
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     """
     cfg = load_config(args.config_file, args.opts)
     check_options(cfg.train)
+    if not args.eval_only:
+        check_trackers(cfg.train)
     resume = not args.eval_only and check_folder(str(cfg.train.output_dir), args.resume)
     set_up_logging(cfg.train.output_dir, comm.get_rank())
     prepare(cfg, args.eval_only)
@@ -163,7 +166,7 @@ def train(cfg: DictConfig, resume: bool) -> None:
     start = trainer.iter + 1 if checkpointer.resumed else 0
     bar = nullcontext()
     if comm.is_main_process():
-        writers = resume_point.writers(resume)
+        writers = [*build_trackers(cfg), *resume_point.writers(resume)]
         bar = ProgressBar(start, cfg.train.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period), bar])
     logger.info("%s", describe(cfg))
