@@ -173,7 +173,8 @@ def add_tokens(scales: LocatedScales, pos: Tensor) -> LocatedScales:
     """Return the positions and padding of tokens with others after them, which are no padding."""
     mask = scales.padding_mask
     if mask is not None:
-        mask = F.pad(mask, (0, pos.shape[1] - mask.shape[1]), value=False)
+        extra = mask.new_zeros(mask.shape[0], pos.shape[1] - mask.shape[1])
+        mask = torch.cat([mask, extra], dim=1)
     return type(scales).extend(scales, pos=pos, padding_mask=mask)
 
 

@@ -13,6 +13,7 @@ from ..modeling.criterion import Target
 from ..modeling.queries import gather_queries
 from .detr import DETR, share_of_batch
 from .single_scale import LocatedScales
+from .sparse_encoder import largest_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +107,7 @@ class TokenSampler(nn.Module):
         ratio = self.draw_ratio()
         # The product in float32, as in the reference.
         counts = ((~padding).sum(1).float() * ratio).long()
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            # Of traced images only shapes are known: at most so many, and one for rounding.
-            largest = int(tokens.shape[1] * ratio) + 1
-        else:
-            largest = int(counts.max())  # the only time that a GPU is waited for
+        largest = largest_count(counts, tokens.shape[1], ratio)
         order = scores.masked_fill(padding, -1.0).argsort(dim=1, descending=True)
         surplus = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
         fine = order[:, :largest]
@@ -123,7 +120,7 @@ class TokenSampler(nn.Module):
         weights = weights.softmax(1).transpose(1, 2).to(tokens.dtype)
         parts = torch.cat([fine_tokens, weights @ self.value(tokens)], dim=1)
         pos = torch.cat([gather_queries(scales.pos, fine), weights @ scales.pos], dim=1)
-        coarse_mask = padding.new_zeros(len(padding), weights.shape[1])
+        coarse_mask = padding.new_zeros(padding.shape[0], weights.shape[1])
         mask = torch.cat([surplus[:, :largest], coarse_mask], dim=1)
         return parts, SampledScales.extend(scales, pos=pos, padding_mask=mask, scores=fine_scores)
 

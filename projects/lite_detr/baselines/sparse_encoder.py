@@ -1,5 +1,6 @@
 """Sparse DETR's encoder, which updates the best-scored tokens only, and the training of scores."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,17 @@ class TokenScorer(nn.Module):
         return scores
 
 
+def largest_count(counts: Tensor, num_tokens: int, ratio: float) -> int:
+    """Return the largest of the counts ``[B]``, which are about this share of the tokens or less.
+
+    A GPU is waited for. Of traced images only shapes are known: then at least that number.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        # In integers, which exports keep as a formula.
+        return num_tokens * math.ceil(ratio * 10**6) // 10**6 + 1
+    return int(counts.max())
+
+
 class SparseEncoder(nn.Module):
     """Update the best-scored tokens in all layers (Sparse DETR, arXiv 2111.14330, section 3).
 
@@ -123,11 +135,7 @@ class SparseEncoder(nn.Module):
             valid = (~scales.padding_mask).sum(1)
         # The product in float32, as in the reference.
         counts = (valid.float() * self.keep_ratio).long() + 1
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            # Of traced images only shapes are known: at most so many, and one for rounding.
-            largest = int(tokens.shape[1] * self.keep_ratio) + 2
-        else:
-            largest = int(counts.max())  # the only time that a GPU is waited for
+        largest = largest_count(counts, tokens.shape[1], self.keep_ratio)
         order = scores.argsort(dim=1, descending=True)
         return Selection(scores, order[:, :largest], counts)
 

@@ -187,7 +187,7 @@ class OnnxFile:
         self.path = path
         model = onnx.load(path)
         self.outputs = list(OUTPUTS)
-        # The last TopK chooses the detections; one before it chooses the proposals.
+        # The last TopK chooses the detections; the one before it chooses the proposals, if any.
         *choices, _ = (node.output[1] for node in model.graph.node if node.op_type == "TopK")
         for order in choices:
             kind = onnx.TensorProto.INT64
@@ -212,7 +212,7 @@ class OnnxFile:
         inputs = {"images": images.numpy(), "image_sizes": sizes.numpy()}
         results = map(torch.from_numpy, self.session.run(self.outputs, inputs))
         boxes, scores, classes, *order = results
-        return list(split_batch(boxes, scores, classes)), order[0] if order else None
+        return list(split_batch(boxes, scores, classes)), order[-1] if order else None
 
 
 class ProposalOrder(TorchFunctionMode):
@@ -232,8 +232,10 @@ class ProposalOrder(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         results = function(*args, **(kwargs or {}))
-        # As in the file, the first TopK chooses the proposals.
+        # As in the file, the first TopK chooses the proposals. Sorted tokens have another shape.
         if function is not Tensor.topk or self.order is None:
+            return results
+        if results.indices.shape != self.order.shape:
             return results
         scores, order, self.order = args[0], self.order, None
         values = scores.gather(1, order)
