@@ -14,8 +14,8 @@ import torch
 USUAL_HOME = Path("/usr/local/cuda")
 # Built for if there is no GPU: the generations since Turing.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-# The driver compiles PTX for GPUs that no binary is for: this one for those between the others, such
-# as 11.0, and that of the newest for even newer ones.
+# The driver compiles PTX for GPUs that no binary is for: this one for those between the others,
+# such as 11.0, and that of the newest for even newer ones.
 PTX_OF_OLDER = "8.0"
 
 
