@@ -266,7 +266,7 @@ def test_batches_and_workers_are_those_of_the_command_line(
             given.append((self.batch_size, self.num_workers))
 
     monkeypatch.setattr(predictor, "BatchPredictor", Recorder)
-    monkeypatch.setattr(runs.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(runs, "count_cores", lambda: 1)
     loader = "dataloader.test.num_workers=4"
     for more in ([], ["--batch-size", "3", "--workers", "0"], [loader]):
         assert demo.main(arguments(images, more=["--output", tmp_path, *more])) == 0

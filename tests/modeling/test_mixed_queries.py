@@ -152,15 +152,15 @@ def test_dino_is_finite_with_fewer_usable_tokens_than_queries(dino, make_scales)
     assert memory.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("training, expected", [(True, 12), (False, 5)])
-def test_hybrid_queries_in_training_and_inference(hybrid, encoded, training, expected):
+@pytest.mark.parametrize("training, expected, proposed", [(True, 12, TOKENS), (False, 5, 5)])
+def test_hybrid_queries_in_training_and_inference(hybrid, encoded, training, expected, proposed):
     queries, proposals = hybrid.train(training)(*encoded)
     assert queries.content.shape == queries.pos.shape == (2, expected, CHANNELS)
     for image in range(2):
         assert torch.equal(queries.content[image], hybrid.content.weight[:expected])
     assert queries.reference.shape == (2, expected, 4)
-    assert proposals.logits.shape == (2, TOKENS, 3)
-    assert proposals.boxes.shape == (2, TOKENS, 4)
+    assert proposals.logits.shape == (2, proposed, 3)
+    assert proposals.boxes.shape == (2, proposed, 4)
 
 
 def test_hybrid_references_are_ranked_by_the_first_class_channel(hybrid, encoded):
