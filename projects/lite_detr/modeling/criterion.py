@@ -7,7 +7,6 @@ import torch
 import torch.distributed
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
@@ -123,6 +122,9 @@ class HungarianMatcher(nn.Module):
 
 def solve(cost: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows and columns of the cheapest assignment of a cost ``[Q, N]``, on the host."""
+    # Imported here, as it takes 0.2 s and only training needs it.
+    from scipy.optimize import linear_sum_assignment
+
     # Less than any cost of finite predictions.
     cost = cost.nan_to_num(nan=-1e9, posinf=-1e9, neginf=-1e9).cpu().numpy()
     rows, columns = linear_sum_assignment(cost)
