@@ -1,5 +1,6 @@
 from detectron2.config import LazyCall as L
 
+from lite_detr.data.mixing import Mixing, MixUp, Mosaic
 from lite_detr.modeling import (
     CriteriaByOutput,
     FocalLoss,
@@ -77,3 +78,13 @@ def use_matchability(model):
     """The matchability-aware loss of DEIM (arXiv 2412.04234)."""
     model.criterion.class_loss = L(MatchabilityLoss)(gamma=1.5)
     model.criterion.weight_class = 1.0
+
+
+def use_dense(dataloader):
+    """DEIM's dense one-to-one matching: mosaic and mixup in the first half of the iterations."""
+    dataloader.train.mixing = L(Mixing)(
+        combinations=[L(Mosaic)(prob=0.5), L(MixUp)(prob=0.5)],
+        num_iters="${train.max_iter}",
+        accumulation="${train.accumulation}",
+        share=0.5,
+    )

@@ -39,6 +39,9 @@ class SampleStream(IterableDataset):
         chunk_size: the number of consecutive samples from one worker, which it batches.
         repeat_factors: ``[len(dataset)]``: how often each sample is in an epoch, on average, if
             there is no ``sampler``. None: once.
+        mixed: another dataset of the same indices, for the first places; see
+            :class:`~lite_detr.data.mixing.MixedDataset`.
+        num_mixed: the number of these places.
 
     Attributes:
         start: the first place that has not been read.
@@ -51,8 +54,11 @@ class SampleStream(IterableDataset):
         sampler: Sampler | None = None,
         chunk_size: int = 1,
         repeat_factors: Tensor | None = None,
+        mixed: Dataset | None = None,
+        num_mixed: int = 0,
     ):
         self.dataset = dataset
+        self.mixed, self.num_mixed = mixed, num_mixed
         self.chunk_size = chunk_size
         self.has_own_sampler = sampler is None
         self.seed = comm.shared_random_seed()
@@ -72,7 +78,8 @@ class SampleStream(IterableDataset):
         for turn, (place, index) in enumerate(places):
             if turn // self.chunk_size % count == number:
                 seed_sample(self.seed, place * self.world_size + self.rank)
-                yield {**self.dataset[index], PLACE: place}
+                dataset = self.mixed if place < self.num_mixed else self.dataset
+                yield {**dataset[index], PLACE: place}
 
     def indices(self) -> Iterator[int]:
         """Return the sampler's indices from ``start`` on."""

@@ -28,6 +28,7 @@ from ..labels import printable
 from .coco_file import clip_boxes
 from .faults import join_first
 from .mapper import DetectionMapper
+from .mixing import MixedDataset, Mixing
 from .stream import SampleStream, StreamedBatches
 
 logger = logging.getLogger("lite_detr")
@@ -264,6 +265,7 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     max_unusable: float = MAX_UNUSABLE,
     repeat_threshold: float | None = None,
+    mixing: Mixing | None = None,
     collate_fn: Callable[[list[dict]], Any] | None = None,
     **kwargs,
 ) -> WatchedBatches:
@@ -281,12 +283,14 @@ def build_train_loader(
         max_unusable: the share of unusable images above which training stops.
         repeat_threshold: images with classes that fewer than this share of the images have are
             seen more often, see :func:`repeat_factors`; None: all are seen alike.
+        mixing: combines several images in one for a first share of the training run; None: never.
         collate_fn: applied to the list of samples, in the training process.
         total_batch_size, aspect_ratio_grouping, **kwargs: see ``build_detection_train_loader``.
 
     Raises:
         TypeError: the dataset is iterable-style, so that no replacement can be chosen.
-        DatasetError: the dataset has annotations, but no object to train on.
+        DatasetError: the dataset has annotations, but no object to train on; or ``mixing`` has only
+            one image.
         ConfigError: ``repeat_threshold`` is not a share, or there is a ``sampler`` as well.
     """
     if isinstance(dataset, IterableDataset):
@@ -305,9 +309,14 @@ def build_train_loader(
             )
         factors = repeat_factors(dataset, repeat_threshold)
     dataset = ReplacingDataset(dataset, mapper, max_unusable)
+    batch_size = total_batch_size // comm.get_world_size()
+    mixed, num_mixed = None, 0
+    if mixing is not None:
+        mixed = MixedDataset(dataset, mixing.combinations)
+        num_mixed = mixing.num_batches * batch_size
     # If images are grouped, workers yield single ones, otherwise whole batches.
-    chunk_size = 1 if aspect_ratio_grouping else total_batch_size // comm.get_world_size()
-    stream = SampleStream(dataset, sampler, chunk_size, factors)
+    chunk_size = 1 if aspect_ratio_grouping else batch_size
+    stream = SampleStream(dataset, sampler, chunk_size, factors, mixed, num_mixed)
     loader = build_detection_train_loader(
         stream,
         mapper=None,
