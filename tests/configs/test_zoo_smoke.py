@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from small_detectors import assert_every_gradient, narrow, sampled
 
 from lite_detr import model_zoo
+from lite_detr.baselines import SparseDETR
 from lite_detr.modeling import (
     InterleavedEncoder,
     KeyAwareDeformableAttention,
@@ -79,7 +80,7 @@ def expected_losses(config):
     suffixes = list(layers)
     if "num_classes" in config.model.queries:  # makes proposals
         suffixes.append("_enc")
-    if "keep_ratio" in config.model.encoder:
+    if config.model._target_ is SparseDETR:
         suffixes += [f"_enc_{layer}" for layer in range(config.model.encoder.num_layers - 1)]
     if config.model.decoder.layer._target_ is MixedDecoderLayer:
         suffixes += [f"_mixed{layer}" for layer in layers]

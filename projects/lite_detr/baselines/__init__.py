@@ -29,6 +29,7 @@ from .single_scale import (
 )
 from .sparse_detr import MemoryQueries, SparseDETR, SparseDINO, SparseHDETR
 from .sparse_encoder import SparseEncoder, SparseTraining
+from .sparse_interleaved_encoder import SparseInterleavedEncoder
 
 __all__ = [
     "AnchorBoxes",
@@ -66,6 +67,7 @@ __all__ = [
     "SparseDINO",
     "SparseEncoder",
     "SparseHDETR",
+    "SparseInterleavedEncoder",
     "SparseTraining",
     "SplitEncoderLayer",
     "SplitSelfAttention",

@@ -27,7 +27,8 @@ class Selection(NamedTuple):
     """The tokens that a sparse encoder updates.
 
     Attributes:
-        scores: ``[B, S]``, the lowest one on padding.
+        scores: ``[B, S]`` of the tokens that there is a choice of, which are the first; the lowest
+            one on padding.
         tokens: ``[B, K]`` int64, the chosen tokens by falling score; ``K`` is the largest number of
             an image of the batch.
         counts: ``[B]``, how many of them are of the image itself; the others are surplus.
@@ -36,6 +37,12 @@ class Selection(NamedTuple):
     scores: Tensor
     tokens: Tensor
     counts: Tensor
+
+    @property
+    def surplus(self) -> Tensor:
+        """``[B, K, 1]`` bool, True on the surplus tokens of an image."""
+        rank = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (rank >= self.counts[:, None])[..., None]
 
 
 class TokenScorer(nn.Module):
@@ -73,10 +80,7 @@ class TokenScorer(nn.Module):
         local, common = self.mix(features).chunk(2, dim=-1)
         # As in the reference, padding counts in the mean.
         mixed = torch.cat([local, common.mean(1, keepdim=True).expand_as(local)], dim=-1)
-        scores = self.score(mixed).squeeze(-1)
-        if scales.padding_mask is not None:
-            scores = scores.masked_fill(scales.padding_mask, scores.min())
-        return scores
+        return self.score(mixed).squeeze(-1)
 
 
 def largest_count(counts: Tensor, num_tokens: int, ratio: float) -> int:
@@ -88,6 +92,30 @@ def largest_count(counts: Tensor, num_tokens: int, ratio: float) -> int:
         # In integers, which exports keep as a formula.
         return num_tokens * math.ceil(ratio * 10**6) // 10**6 + 1
     return int(counts.max())
+
+
+def choose_best(scores: Tensor, padding: Tensor | None, ratio: float) -> Selection:
+    """Choose the share of an image's tokens with the highest scores ``[B, S]``.
+
+    Args:
+        padding: ``[B, S]`` bool, True on padding, which is not chosen; None if there is none.
+    """
+    if padding is None:
+        valid = torch.full((len(scores),), scores.shape[1], device=scores.device)
+    else:
+        scores = scores.masked_fill(padding, scores.min())
+        valid = (~padding).sum(1)
+    # The product in float32, as in the reference.
+    counts = (valid.float() * ratio).long() + 1
+    largest = largest_count(counts, scores.shape[1], ratio)
+    order = scores.argsort(dim=1, descending=True)
+    return Selection(scores, order[:, :largest], counts)
+
+
+def check_keep_ratio(ratio: float) -> None:
+    """Raise a ``ConfigError`` unless a share of tokens to update is above 0 and at most 1."""
+    if not 0 < ratio <= 1:
+        raise ConfigError(f"keep_ratio must be above 0 and at most 1, got {ratio}")
 
 
 class SparseEncoder(nn.Module):
@@ -107,8 +135,7 @@ class SparseEncoder(nn.Module):
 
     def __init__(self, layer: EncoderLayer, num_layers: int = 6, keep_ratio: float = 0.3):
         super().__init__()
-        if not 0 < keep_ratio <= 1:
-            raise ConfigError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}")
+        check_keep_ratio(keep_ratio)
         self.layers = clone_layers(layer, num_layers)
         self.keep_ratio = keep_ratio
         self.scorer = TokenScorer(layer.norm.normalized_shape[0])
@@ -129,15 +156,7 @@ class SparseEncoder(nn.Module):
     def select(self, tokens: Tensor, pos: Tensor, scales: Scales) -> Selection:
         """Choose the tokens to update."""
         scores = self.scorer(tokens + pos, scales)
-        if scales.padding_mask is None:
-            valid = torch.full((len(tokens),), scales.num_tokens, device=tokens.device)
-        else:
-            valid = (~scales.padding_mask).sum(1)
-        # The product in float32, as in the reference.
-        counts = (valid.float() * self.keep_ratio).long() + 1
-        largest = largest_count(counts, tokens.shape[1], self.keep_ratio)
-        order = scores.argsort(dim=1, descending=True)
-        return Selection(scores, order[:, :largest], counts)
+        return choose_best(scores, scales.padding_mask, self.keep_ratio)
 
     def update(
         self, tokens: Tensor, pos: Tensor, scales: Scales, selection: Selection
@@ -149,8 +168,6 @@ class SparseEncoder(nn.Module):
             which the surplus ones are in no memory.
         """
         chosen = selection.tokens
-        rank = torch.arange(chosen.shape[1], device=chosen.device)
-        surplus = (rank >= selection.counts[:, None])[..., None]
         before, pos = gather_queries(tokens, chosen), gather_queries(pos, chosen)
         reference_points = gather_queries(scales.reference_points.flatten(2), chosen)
         reference_points = reference_points.unflatten(-1, (-1, 2))
@@ -158,7 +175,7 @@ class SparseEncoder(nn.Module):
         query, memory, after = before, tokens, []
         for layer in self.layers:
             query = layer(query, pos, reference_points, memory, scales)
-            kept = torch.where(surplus, before, query).to(memory.dtype)
+            kept = torch.where(selection.surplus, before, query).to(memory.dtype)
             memory = memory.scatter(1, places, kept)
             after.append(query)
         return memory, after
@@ -209,12 +226,13 @@ def selection_loss(looks: Tensor, scales: SparseScales) -> Tensor:
         looks: ``[B, S]``, the decoder's attention to each token.
         scales: with the selection, whose counts are those of the target.
     """
-    scores, tokens, counts = scales.selection
+    selection, scores = scales.selection, scales.selection.scores
     if scales.padding_mask is not None:
         looks = looks.masked_fill(scales.padding_mask, looks.min() - 1)
-    best = looks.topk(tokens.shape[1], dim=1).indices
-    rank = torch.arange(best.shape[1], device=best.device)
-    target = torch.zeros_like(scores).scatter(1, best, (rank < counts[:, None]).to(scores.dtype))
+    # There may be scores of the low-level tokens alone, which come first.
+    best = looks[:, : scores.shape[1]].topk(selection.tokens.shape[1], dim=1).indices
+    chosen = (~selection.surplus).squeeze(-1).to(scores.dtype)
+    target = torch.zeros_like(scores).scatter(1, best, chosen)
     return F.multilabel_soft_margin_loss(scores, target)
 
 

@@ -80,9 +80,7 @@ class InterleavedEncoder(nn.Module):
         Raises:
             LevelsError: the scales are of another number, or do not run from fine to coarse.
         """
-        # Sizes are numbers to compare in eager mode only; to a tracer they are variables.
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            check_order(scales.shapes, self.num_levels, self.num_low_levels)
+        self.check_scales(scales)
         split = scales.start(self.num_low_levels)
         high_pos = pos[:, split:]
         high_reference_points = scales.reference_points[:, split:]
@@ -98,6 +96,12 @@ class InterleavedEncoder(nn.Module):
                     tokens, pos, scales.reference_points, tokens, scales, light_ffn, split
                 )
         return tokens
+
+    def check_scales(self, scales: Scales) -> None:
+        """Raise a ``LevelsError`` if the scales are of another number, or in another order."""
+        # Sizes are numbers to compare in eager mode only; to a tracer they are variables.
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            check_order(scales.shapes, self.num_levels, self.num_low_levels)
 
 
 def check_order(shapes: Sequence[tuple[int, int]], num_levels: int, num_low_levels: int) -> None:
