@@ -21,7 +21,12 @@ from lite_detr.analysis.flops import PARTS, ModelCost, count_cost
 from lite_detr.analysis.markdown_page import page, write_tables
 
 REPORTED = Path(__file__).with_name("reported.json")
-FAMILIES = {"deformable_detr": "Deformable DETR", "dino": "DINO", "h_detr": "H-DETR"}
+FAMILIES = {
+    "deformable_detr": "Deformable DETR",
+    "dino": "DINO",
+    "h_detr": "H-DETR",
+    "baselines": "Models to compare with",
+}
 # What the names of configs for weights of other model zoos begin with.
 OTHER_ZOOS = ("detrex_", "mmdet_")
 # The models that are counted with each backbone.
@@ -29,6 +34,7 @@ FULL = "dino/dino_r50_4scale_36ep.py"
 LITE = "dino/lite_dino_r50_h3l1_2p1x3_36ep.py"
 # What a backbone's file may say of the images that its weights were trained with.
 IMAGE_FIELDS = ("pixel_mean", "pixel_std", "input_format")
+NONE = "–"
 LIBRARIES = {"TimmBackbone": "timm", "TorchvisionBackbone": "torchvision"}
 
 
@@ -62,7 +68,8 @@ def text_table(costs: dict[str, ModelCost]) -> str:
 
 def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
     """Return a table for each family: our counts beside what the paper reports."""
-    reported = {entry["config"]: entry for entry in json.loads(REPORTED.read_text())["rows"]}
+    rows = json.loads(REPORTED.read_text())["rows"]
+    reported = {entry["config"]: entry for entry in rows if "config" in entry}
     parts = []
     for folder, title in FAMILIES.items():
         parts += [
@@ -75,17 +82,30 @@ def markdown_tables(costs: dict[str, ModelCost], size: str) -> str:
         for name, cost in costs.items():
             if not name.startswith(f"{folder}/"):
                 continue
-            entry = reported.get(name, {})
-            figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "AP")]
-            theirs = ["–" if figure is None else str(figure) for figure in figures]
             total, _, encoder, _, parameters = cost_cells(cost)
-            cells = [f"`{name.split('/')[1]}`", total, encoder, parameters, *theirs]
-            parts.append(f"| {' | '.join(cells)} |")
+            cells = [f"`{name.split('/')[1]}`", total, encoder, parameters]
+            parts.append(markdown_row(cells + reported_cells(reported.get(name, {}))))
         parts.append("")
+    # The rows of the paper's tables that have no config.
+    for entry in rows:
+        if "config" not in entry:
+            name = ", ".join(filter(None, (entry["model"], entry["backbone"])))
+            parts.insert(-1, markdown_row([name, NONE, NONE, NONE, *reported_cells(entry)]))
     for tokens in sorted({cost.tokens for cost in costs.values()}, reverse=True):
-        shares = ", ".join(f"{count} ({count / sum(tokens):.1%})" for count in tokens)
-        parts.append(f"At {size}, {len(tokens)} scales have {shares} tokens.")
+        if len(tokens) > 1:
+            shares = ", ".join(f"{count} ({count / sum(tokens):.1%})" for count in tokens)
+            parts.append(f"At {size}, {len(tokens)} scales have {shares} tokens.")
     return "\n".join(parts)
+
+
+def reported_cells(entry: dict) -> list[str]:
+    """Return what the paper reports of a row: GFLOPs, those of the encoder, and AP."""
+    figures = [entry.get(key) for key in ("GFLOPs", "encoder_GFLOPs", "AP")]
+    return [NONE if figure is None else str(figure) for figure in figures]
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 class BackboneCosts(NamedTuple):
@@ -149,7 +169,7 @@ def backbone_table(counted: Iterable[BackboneCosts]) -> str:
         ]
         for cost in (full, lite):
             cells += [f"{cost.flops['total'] / 1e9:.1f}", f"{cost.parameters / 1e6:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown_row(cells))
     return "\n".join(lines)
 
 
