@@ -36,6 +36,15 @@ Geometry check_key_aware(
     const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations);
 
+// The same for operators that take offsets from reference points. `sizes` are the heights and widths
+// of the levels in turn.
+Geometry check_fused_msda(
+    const at::Tensor& value, at::IntArrayRef sizes, const at::Tensor& reference_points,
+    const at::Tensor& sampling_offsets, const at::Tensor& attention_logits);
+Geometry check_fused_key_aware(
+    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
+    at::IntArrayRef sizes, const at::Tensor& reference_points, const at::Tensor& sampling_offsets);
+
 // Checks that a tensor has the given shape, and the dtype and device of another tensor.
 void check_like(
     const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const char* layout,
@@ -45,8 +54,21 @@ void check_like(
 void check_output(
     const char* name, const at::Tensor& tensor, const Geometry& geometry, const at::Tensor& value);
 
+// Checks a logsumexp [B, Q, M], in the dtype of sums.
+void check_logsumexp(
+    const at::Tensor& logsumexp, const Geometry& geometry, const at::Tensor& value);
+
 // The dtype of locations and sums: float64 for float64, float32 for all others.
 at::ScalarType compute_dtype(at::ScalarType dtype);
+
+// The unit of an offset from a box, as a share of its width and height: 0.5 / P.
+double box_step(const Geometry& geometry);
+
+// The gradient of reference points, from that of the points' positions in cells,
+// [B, Q, M, L, P, 2].
+at::Tensor grad_references(
+    const at::Tensor& grad_positions, const at::Tensor& sampling_offsets, const Geometry& geometry,
+    const at::Tensor& reference_points);
 
 // The scale of key-aware attention's logits, 1 / sqrt(D), where D does not count padding.
 double logit_scale(const Geometry& geometry);

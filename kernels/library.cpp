@@ -1,5 +1,5 @@
-// The operators' schemas. Their kernels register themselves in autograd.cpp, in autocast.cpp and in
-// the folders of the devices; lite_detr/ops/native.py registers what tracers need.
+// The operators' schemas. Their kernels register themselves in the folders of the devices;
+// lite_detr/ops/native.py registers derivatives and what tracers need.
 #include <torch/library.h>
 
 TORCH_LIBRARY(lite_detr, library) {
@@ -20,6 +20,24 @@ TORCH_LIBRARY(lite_detr, library) {
       "Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor sampling_locations, "
       "Tensor output, Tensor logsumexp) -> "
       "(Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_locations)");
+  // The fused operators compute locations and the softmax themselves. `sizes` are the heights and
+  // widths of the levels in turn. Gradients of reference points are empty unless asked for.
+  library.def(
+      "fused_ms_deform_attn(Tensor value, SymInt[] sizes, Tensor reference_points, "
+      "Tensor sampling_offsets, Tensor attention_logits) -> Tensor");
+  library.def(
+      "fused_ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] sizes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, Tensor output, "
+      "bool with_references) -> "
+      "(Tensor grad_value, Tensor grad_references, Tensor grad_offsets, Tensor grad_logits)");
+  library.def(
+      "fused_key_aware_ms_deform_attn(Tensor query, Tensor? key, Tensor value, SymInt[] sizes, "
+      "Tensor reference_points, Tensor sampling_offsets) -> (Tensor output, Tensor logsumexp)");
+  library.def(
+      "fused_key_aware_ms_deform_attn_backward(Tensor grad_output, Tensor query, Tensor? key, "
+      "Tensor value, SymInt[] sizes, Tensor reference_points, Tensor sampling_offsets, "
+      "Tensor output, Tensor logsumexp, bool with_references) -> (Tensor grad_query, "
+      "Tensor grad_key, Tensor grad_value, Tensor grad_references, Tensor grad_offsets)");
   // The instruction set that the CPU kernels use: portable, avx2 or avx512.
   library.def("cpu_capability() -> str");
   // The GPUs that the CUDA kernels were compiled for: 800,900 is 8.0 and 9.0.

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../number_types.h"
+#include "../points.h"
 
 namespace lite_detr::cpu {
 
@@ -21,7 +21,9 @@ struct KernelGeometry {
   int64_t heads;     // M
   int64_t channels;  // D, padded
   int64_t points;    // L * P
+  int64_t levels;    // L
   // The level of each point, and zeros after the last one: a map without cells.
+  const int32_t* level;
   const int32_t* width;
   const int32_t* height;
   const int32_t* start;
@@ -45,59 +47,68 @@ struct Task {
   TokenRows<const T> key;  // `first` is null where the values are the keys
   TokenRows<compute_t<T>> grad_value;  // backward kernels add to both
   TokenRows<compute_t<T>> grad_key;
-  compute_t<T>* scratch;  // kScratchRows rows, of which the first one stays zero
+  compute_t<T>* scratch;  // kScratchRows rows, of which the first one stays zero, and weights
 };
 
-// Zeros, a row for what is discarded, and two rows for each point of a group.
+// A task's scratch memory: a row of zeros, a row for what is discarded, and two rows for each point
+// of a group; then the weights of all points of a query, up to a whole group.
 constexpr int kScratchRows = 2 + 2 * kGroup;
 
-// All tensors are contiguous: locations [B, Q, M, L * P, 2], weights [B, Q, M, L * P], queries and
-// outputs [B, Q, M, D], logsumexp [B, Q, M].
-template <typename T>
+// All tensors are contiguous: weights [B, Q, M, L * P], queries and outputs [B, Q, M, D], logsumexp
+// [B, Q, M].
+template <typename T, typename Points>
 struct MsdaForward {
-  const compute_t<T>* locations;
-  const T* weights;
+  Points points;  // Locations<T> or Offsets<T>
+  const T* weights;  // or logits
   T* output;
 };
 
-template <typename T>
+template <typename T, typename Points>
 struct MsdaBackward {
-  const compute_t<T>* locations;
-  const T* weights;
+  Points points;
+  const T* weights;  // or logits
+  const T* output;   // null unless the weights are logits
   const T* grad_output;
-  compute_t<T>* grad_locations;
   T* grad_weights;
 };
 
-template <typename T>
+template <typename T, typename Points>
 struct KeyAwareForward {
+  Points points;
   const T* query;
-  const compute_t<T>* locations;
   compute_t<T> scale;  // of the logits
   T* output;
   compute_t<T>* logsumexp;
 };
 
-template <typename T>
+template <typename T, typename Points>
 struct KeyAwareBackward {
+  Points points;
   const T* query;
-  const compute_t<T>* locations;
   const T* output;
   const compute_t<T>* logsumexp;
   const T* grad_output;
   compute_t<T> scale;
   T* grad_query;
-  compute_t<T>* grad_locations;
+};
+
+template <typename T, typename Tensors>
+using Kernel = void (*)(const KernelGeometry&, const Task<T>&, const Tensors&);
+
+// The kernels for one of the two ways in which points are given.
+template <typename T, typename Points>
+struct PointKernels {
+  Kernel<T, MsdaForward<T, Points>> msda_forward;
+  Kernel<T, MsdaBackward<T, Points>> msda_backward;
+  Kernel<T, KeyAwareForward<T, Points>> key_aware_forward;
+  Kernel<T, KeyAwareBackward<T, Points>> key_aware_backward;
 };
 
 // The kernels of one instruction set.
 template <typename T>
 struct Kernels {
-  void (*msda_forward)(const KernelGeometry&, const Task<T>&, const MsdaForward<T>&);
-  void (*msda_backward)(const KernelGeometry&, const Task<T>&, const MsdaBackward<T>&);
-  void (*key_aware_forward)(const KernelGeometry&, const Task<T>&, const KeyAwareForward<T>&);
-  void (*key_aware_backward)(
-      const KernelGeometry&, const Task<T>&, const KeyAwareBackward<T>&);
+  PointKernels<T, Locations<T>> at_locations;
+  PointKernels<T, Offsets<T>> at_offsets;
   // Copies `count` rows of padded channels to rows of `channels`, in the type of storage.
   void (*store_rows)(
       const compute_t<T>* source, int64_t padded_channels, const TokenRows<T>& target,

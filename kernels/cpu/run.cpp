@@ -39,14 +39,21 @@ const AllKernels& kernels() {
   return chosen;
 }
 
+ThreadMemory& thread_memory() {
+  static thread_local ThreadMemory memory;
+  return memory;
+}
+
 PointLevels::PointLevels(const Geometry& geometry) {
   const int64_t count = geometry.points_in_all();
   const int64_t padded = round_up(count, kGroup);
+  level_.resize(padded);
   width_.resize(padded);
   height_.resize(padded);
   start_.resize(padded);
   for (int64_t point = 0; point < count; ++point) {
-    const Level& level = geometry.levels[point / geometry.points];
+    level_[point] = point / geometry.points;
+    const Level& level = geometry.levels[level_[point]];
     width_[point] = level.width;
     height_[point] = level.height;
     start_[point] = level.start;
@@ -60,6 +67,8 @@ KernelGeometry PointLevels::for_kernel(const Geometry& geometry) const {
       geometry.heads,
       padded_channels(geometry.channels),
       geometry.points_in_all(),
+      int64_t(geometry.levels.size()),
+      level_.data(),
       width_.data(),
       height_.data(),
       start_.data()};

@@ -3,14 +3,14 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/alloc_cpu.h>
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
 
-#include "../geometry.h"
-#include "../storage.h"
+#include "../point_tensors.h"
 #include "kernels.h"
 
 namespace lite_detr::cpu {
@@ -30,7 +30,27 @@ inline const Kernels<Float16>& kernels_for<Float16>() { return kernels().float16
 template <>
 inline const Kernels<BFloat16>& kernels_for<BFloat16>() { return kernels().bfloat16; }
 
+// The kernels for the way in which points are given.
+template <typename T>
+const PointKernels<T, Locations<T>>& kernels_at(const Locations<T>&) {
+  return kernels_for<T>().at_locations;
+}
+template <typename T>
+const PointKernels<T, Offsets<T>>& kernels_at(const Offsets<T>&) {
+  return kernels_for<T>().at_offsets;
+}
+
+// The numbers of a task's scratch memory.
+inline int64_t scratch_size(const KernelGeometry& geometry) {
+  return kScratchRows * geometry.channels + round_up(geometry.points, kGroup);
+}
+
 inline int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelMultiple); }
+
+// [B, Q, M * D] -> contiguous [B, Q, M, D'], with the channels of kernels.
+inline at::Tensor padded_heads(const at::Tensor& tensor, const Geometry& geometry) {
+  return pad_channels(tensor.unflatten(2, {geometry.heads, geometry.channels}), kChannelMultiple);
+}
 
 // The levels of a call, point by point.
 class PointLevels {
@@ -39,7 +59,7 @@ class PointLevels {
   KernelGeometry for_kernel(const Geometry& geometry) const;
 
  private:
-  std::vector<int32_t> width_, height_, start_;
+  std::vector<int32_t> level_, width_, height_, start_;
 };
 
 // A tensor [B, S, M, D] to read the rows of a head from; empty if there is no separate key.
@@ -64,71 +84,106 @@ struct Source {
   }
 };
 
+// Memory that a thread keeps for its next call, aligned to cache lines and, for the processor's
+// table of addresses, to large pages.
+class KeptMemory {
+ public:
+  // The numbers that were there are lost.
+  template <typename T>
+  T* reserve(int64_t count) {
+    const size_t bytes = count * sizeof(T);
+    if (bytes > size_) {
+      memory_.reset(c10::alloc_cpu(bytes));
+      size_ = bytes;
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { c10::free_cpu(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t size_ = 0;
+};
+
+// Memory of this thread, for its copies and sums of the value's and the key's rows.
+struct ThreadMemory {
+  KeptMemory rows[2];
+  KeptMemory sums[2];
+};
+ThreadMemory& thread_memory();
+
+// How many rows ahead of their copy tokens are prefetched.
+constexpr int64_t kRowsAhead = 16;
+
 // A thread's contiguous copy of a head's rows. In a usual tensor they are 1 KiB apart, so that they
 // would share an eighth of the cache's sets; side by side they fit into it.
+//
+// Copies and pads rows that will be read more than once; returns others as they are.
 template <typename T>
-class PackedRows {
- public:
-  // Copies and pads rows that will be read more than once; returns others as they are.
-  TokenRows<const T> pack(const TokenRows<const T>& rows, const Geometry& geometry) {
-    const int64_t padded = padded_channels(geometry.channels);
-    const bool read_often = geometry.queries * geometry.points_in_all() > geometry.tokens;
-    if (rows.first == nullptr || (padded == geometry.channels && !read_often)) return rows;
-    if (!storage_) storage_.reset(new T[geometry.tokens * padded]);
+TokenRows<const T> pack(const TokenRows<const T>& rows, const Geometry& geometry, KeptMemory& kept) {
+  const int64_t padded = padded_channels(geometry.channels);
+  const bool read_often = geometry.queries * geometry.points_in_all() > geometry.tokens;
+  if (rows.first == nullptr || (padded == geometry.channels && !read_often)) return rows;
+  T* copy = kept.reserve<T>(geometry.tokens * padded);
+  const auto bytes = geometry.channels * sizeof(T);
+  // With a size that the compiler knows, a copy is a few instructions instead of a call.
+  const auto copy_rows = [&](auto size) {
     for (int64_t token = 0; token < geometry.tokens; ++token) {
-      T* target = storage_.get() + token * padded;
-      std::memcpy(target, rows.first + token * rows.stride, geometry.channels * sizeof(T));
+      const T* source = rows.first + token * rows.stride;
+      for (size_t line = 0; line < size; line += 64) {
+        __builtin_prefetch(source + kRowsAhead * rows.stride + line / sizeof(T));
+      }
+      T* target = copy + token * padded;
+      std::memcpy(target, source, size);
       std::memset(target + geometry.channels, 0, (padded - geometry.channels) * sizeof(T));
     }
-    return {storage_.get(), padded};
+  };
+  if (bytes == 128) {
+    copy_rows(std::integral_constant<size_t, 128>());
+  } else if (bytes == 64) {
+    copy_rows(std::integral_constant<size_t, 64>());
+  } else {
+    copy_rows(bytes);
   }
+  return {copy, padded};
+}
 
- private:
-  std::unique_ptr<T[]> storage_;
-};
+// Zeros for the gradient of one head's rows, which kernels add to.
+template <typename A>
+TokenRows<A> clear(const Geometry& geometry, KeptMemory& kept) {
+  const int64_t padded = padded_channels(geometry.channels);
+  A* sums = kept.reserve<A>(geometry.tokens * padded);
+  std::memset(sums, 0, geometry.tokens * padded * sizeof(A));
+  return {sums, padded};
+}
 
-// A thread's sums for the gradient of one head's rows.
+// Writes these sums to a head's place in a contiguous [B, S, M, D].
 template <typename T>
-class GradRows {
-  using A = compute_t<T>;
-
- public:
-  // Sets the sums to zero.
-  TokenRows<A> clear(const Geometry& geometry) {
-    const int64_t padded = padded_channels(geometry.channels);
-    if (!storage_) storage_.reset(new A[geometry.tokens * padded]);
-    std::memset(storage_.get(), 0, geometry.tokens * padded * sizeof(A));
-    return {storage_.get(), padded};
-  }
-
-  // Writes the sums to a head's place in a contiguous [B, S, M, D].
-  void store(T* gradient, const Geometry& geometry, int64_t image, int64_t head) const {
-    const int64_t stride = geometry.heads * geometry.channels;
-    const TokenRows<T> target{
-        gradient + image * geometry.tokens * stride + head * geometry.channels, stride};
-    kernels_for<T>().store_rows(
-        storage_.get(), padded_channels(geometry.channels), target, geometry.tokens,
-        geometry.channels);
-  }
-
- private:
-  std::unique_ptr<A[]> storage_;
-};
+void store_sums(
+    const TokenRows<compute_t<T>>& sums, T* gradient, const Geometry& geometry, int64_t image,
+    int64_t head) {
+  const int64_t stride = geometry.heads * geometry.channels;
+  const TokenRows<T> target{
+      gradient + image * geometry.tokens * stride + head * geometry.channels, stride};
+  kernels_for<T>().store_rows(sums.first, sums.stride, target, geometry.tokens, geometry.channels);
+}
 
 // Runs a forward kernel over all queries, in chunks. A result belongs to one query, so that it does
 // not depend on the thread that takes the chunk. The chunks of a head follow one another.
 template <typename T, typename Tensors>
 void run_forward(
     const Geometry& geometry, const Source<T>& value, const Source<T>& key,
-    void (*kernel)(const KernelGeometry&, const Task<T>&, const Tensors&), const Tensors& tensors) {
+    Kernel<T, Tensors> kernel, const Tensors& tensors) {
   constexpr int64_t kQueries = 128;
   const PointLevels levels(geometry);
   const KernelGeometry kernel_geometry = levels.for_kernel(geometry);
   const int64_t chunks = (geometry.queries + kQueries - 1) / kQueries;
   const int64_t slices = geometry.batch * geometry.heads;
   at::parallel_for(0, slices * chunks, 1, [&](int64_t first, int64_t last) {
-    std::vector<compute_t<T>> scratch(kScratchRows * kernel_geometry.channels);
-    PackedRows<T> packed_value, packed_key;
+    std::vector<compute_t<T>> scratch(scratch_size(kernel_geometry));
+    ThreadMemory& memory = thread_memory();
     Task<T> task{};
     task.scratch = scratch.data();
     int64_t packed_slice = -1;
@@ -138,8 +193,8 @@ void run_forward(
         packed_slice = slice;
         task.image = slice / geometry.heads;
         task.head = slice % geometry.heads;
-        task.value = packed_value.pack(value.slice(task.image, task.head), geometry);
-        task.key = packed_key.pack(key.slice(task.image, task.head), geometry);
+        task.value = pack(value.slice(task.image, task.head), geometry, memory.rows[0]);
+        task.key = pack(key.slice(task.image, task.head), geometry, memory.rows[1]);
       }
       task.begin = item % chunks * kQueries;
       task.end = std::min(task.begin + kQueries, geometry.queries);
@@ -154,27 +209,27 @@ void run_forward(
 template <typename T, typename Tensors>
 void run_backward(
     const Geometry& geometry, const Source<T>& value, const Source<T>& key, T* grad_value,
-    T* grad_key, void (*kernel)(const KernelGeometry&, const Task<T>&, const Tensors&),
-    const Tensors& tensors) {
+    T* grad_key, Kernel<T, Tensors> kernel, const Tensors& tensors) {
   const PointLevels levels(geometry);
   const KernelGeometry kernel_geometry = levels.for_kernel(geometry);
   at::parallel_for(0, geometry.batch * geometry.heads, 1, [&](int64_t first, int64_t last) {
-    std::vector<compute_t<T>> scratch(kScratchRows * kernel_geometry.channels);
-    PackedRows<T> packed_value, packed_key;
-    GradRows<T> value_sums, key_sums;
+    std::vector<compute_t<T>> scratch(scratch_size(kernel_geometry));
+    ThreadMemory& memory = thread_memory();
     Task<T> task{};
     task.scratch = scratch.data();
     task.end = geometry.queries;
     for (int64_t slice = first; slice < last; ++slice) {
       task.image = slice / geometry.heads;
       task.head = slice % geometry.heads;
-      task.value = packed_value.pack(value.slice(task.image, task.head), geometry);
-      task.key = packed_key.pack(key.slice(task.image, task.head), geometry);
-      task.grad_value = value_sums.clear(geometry);
-      if (grad_key != nullptr) task.grad_key = key_sums.clear(geometry);
+      task.value = pack(value.slice(task.image, task.head), geometry, memory.rows[0]);
+      task.key = pack(key.slice(task.image, task.head), geometry, memory.rows[1]);
+      task.grad_value = clear<compute_t<T>>(geometry, memory.sums[0]);
+      if (grad_key != nullptr) task.grad_key = clear<compute_t<T>>(geometry, memory.sums[1]);
       kernel(kernel_geometry, task, tensors);
-      value_sums.store(grad_value, geometry, task.image, task.head);
-      if (grad_key != nullptr) key_sums.store(grad_key, geometry, task.image, task.head);
+      store_sums(task.grad_value, grad_value, geometry, task.image, task.head);
+      if (grad_key != nullptr) {
+        store_sums(task.grad_key, grad_key, geometry, task.image, task.head);
+      }
     }
   });
 }

@@ -6,13 +6,15 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if LITE_DETR_VECTOR_BYTES > 16
 #include <immintrin.h>
 #endif
 
-#include "../bilinear.h"
 #include "kernels.h"
+
+#define LITE_DETR_INLINE inline __attribute__((always_inline))
 
 namespace lite_detr::cpu::LITE_DETR_ISA {
 
@@ -27,6 +29,9 @@ template <typename A>
 using Vec = typename VectorOf<A, kLanes<A>>::type;
 template <typename E>
 using FloatLanes = typename VectorOf<E, kLanes<float>>::type;
+// As many 32-bit integers as a vector has lanes.
+template <typename A>
+using Ints = typename VectorOf<int32_t, kLanes<A>>::type;
 
 template <typename V>
 LITE_DETR_INLINE V load_bytes(const void* source) {
@@ -44,13 +49,16 @@ LITE_DETR_INLINE Vec<float> load(const BFloat16* source) {
 
 LITE_DETR_INLINE void store(float* target, Vec<float> v) { std::memcpy(target, &v, sizeof(v)); }
 LITE_DETR_INLINE void store(double* target, Vec<double> v) { std::memcpy(target, &v, sizeof(v)); }
-LITE_DETR_INLINE void store(BFloat16* target, Vec<float> v) {
+// The bits of bfloat16 numbers, each in an integer.
+LITE_DETR_INLINE FloatLanes<uint32_t> round_to_bfloat16(Vec<float> v) {
   const auto bits = (FloatLanes<uint32_t>)v;
   // Rounds to nearest, ties to even; a NaN must not become infinity.
   const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const auto is_nan = (FloatLanes<uint32_t>)(v != v);
-  const auto chosen = (rounded & ~is_nan) | (0x7fc0 & is_nan);
-  const auto narrow = __builtin_convertvector(chosen, FloatLanes<uint16_t>);
+  return (rounded & ~is_nan) | (0x7fc0 & is_nan);
+}
+LITE_DETR_INLINE void store(BFloat16* target, Vec<float> v) {
+  const auto narrow = __builtin_convertvector(round_to_bfloat16(v), FloatLanes<uint16_t>);
   std::memcpy(target, &narrow, sizeof(narrow));
 }
 
@@ -89,9 +97,31 @@ LITE_DETR_INLINE void store(Float16* target, Vec<float> v) {
 }
 #endif
 
+// Copies kGroup numbers of a table. Compilers avoid the instructions for it, but they are faster.
+LITE_DETR_INLINE void gather(const float* table, const int32_t* indices, float* target) {
+#if LITE_DETR_VECTOR_BYTES == 64
+  _mm512_storeu_ps(target, _mm512_i32gather_ps(load_bytes<__m512i>(indices), table, 4));
+#elif LITE_DETR_VECTOR_BYTES == 32
+  for (int i = 0; i < kGroup; i += 8) {
+    _mm256_storeu_ps(target + i, _mm256_i32gather_ps(table, load_bytes<__m256i>(indices + i), 4));
+  }
+#else
+  for (int i = 0; i < kGroup; ++i) target[i] = table[indices[i]];
+#endif
+}
+LITE_DETR_INLINE void gather(const double* table, const int32_t* indices, double* target) {
+  for (int i = 0; i < kGroup; ++i) target[i] = table[indices[i]];
+}
+
 template <typename A>
 LITE_DETR_INLINE Vec<A> broadcast(A value) {
   return value - Vec<A>{};
+}
+
+// Every second lane of a and b, from the first one or the second one on.
+template <int kFirst, typename V, int... kLane>
+LITE_DETR_INLINE V every_second(V a, V b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
 }
 
 // Adds lanes of a and b pairwise: lane i becomes x[i] + x[i ^ kSpan] of x = (i & kSpan ? b : a).
@@ -156,31 +186,37 @@ LITE_DETR_INLINE A max_lanes(Vec<A> vector) {
 LITE_DETR_INLINE float logarithm(float x) { return __builtin_logf(x); }
 LITE_DETR_INLINE double logarithm(double x) { return __builtin_log(x); }
 
-LITE_DETR_INLINE double exponential(double x) { return __builtin_exp(x); }
+LITE_DETR_INLINE Vec<double> exponential(Vec<double> x) {
+  for (int lane = 0; lane < kLanes<double>; ++lane) x[lane] = __builtin_exp(x[lane]);
+  return x;
+}
 
-// exp to about 1e-7: 2^n * p(r) with x = n ln 2 + r. Scalar and free of branches, so that compilers
-// vectorise the loops around it. A softmax needs x <= 0; x is clamped to 88.
-LITE_DETR_INLINE float exponential(float x) {
+// exp to about 1e-7: 2^n * p(r) with x = n ln 2 + r. A softmax needs x <= 0; x is clamped to 88.
+LITE_DETR_INLINE Vec<float> exponential(Vec<float> x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  const Vec<float> lowest = broadcast(-87.0f), highest = broadcast(88.0f);
   // Below -87 the result is subnormal, and taken as zero. NaN has no integer part: see the end.
-  const float above = x > -87.0f ? x : -87.0f;
-  const float bounded = above < 88.0f ? above : 88.0f;
-  const float shifted = bounded * kLog2E;
-  const int32_t n = int32_t(shifted + (shifted < 0 ? -0.5f : 0.5f));
-  const float r = (bounded - float(n) * kLn2High) - float(n) * kLn2Low;
-  float p = 1.9875691500e-4f;
+  const Vec<float> above = x > lowest ? x : lowest;
+  const Vec<float> bounded = above < highest ? above : highest;
+  const Vec<float> shifted = bounded * kLog2E;
+  const Vec<float> half = shifted < 0 ? broadcast(-0.5f) : broadcast(0.5f);
+  const auto n = __builtin_convertvector(shifted + half, FloatLanes<int32_t>);
+  const Vec<float> whole = __builtin_convertvector(n, Vec<float>);
+  const Vec<float> r = (bounded - whole * kLn2High) - whole * kLn2Low;
+  Vec<float> p = broadcast(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const uint32_t power = uint32_t(n + 127) << 23;
-  float two_to_n;
-  std::memcpy(&two_to_n, &power, sizeof(power));
-  const float result = x < -87.0f ? 0.0f : p * two_to_n;
-  return x == x ? result : x;
+  const Vec<float> result = p * (Vec<float>)((n + 127) << 23);
+  const Vec<float> positive = x < lowest ? Vec<float>{} : result;
+  return x == x ? positive : x;
 }
+
+LITE_DETR_INLINE float exponential(float x) { return exponential(broadcast(x))[0]; }
+LITE_DETR_INLINE double exponential(double x) { return __builtin_exp(x); }
 
 }  // namespace lite_detr::cpu::LITE_DETR_ISA

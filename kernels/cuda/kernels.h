@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../number_types.h"
+#include "../points.h"
 
 namespace lite_detr::cuda {
 
@@ -54,49 +54,48 @@ struct TokenRows {
   int32_t token_stride;
 };
 
-// All other tensors are contiguous and start at a multiple of kVectorBytes: locations
-// [B, Q, M, L * P, 2], weights [B, Q, M, L * P], queries and outputs [B, Q, M, D], logsumexp
-// [B, Q, M].
-template <typename T>
+// All other tensors are contiguous and start at a multiple of kVectorBytes: weights
+// [B, Q, M, L * P], queries and outputs [B, Q, M, D], logsumexp [B, Q, M].
+template <typename T, typename Points>
 struct MsdaForward {
   KernelGeometry geometry;
   TokenRows<const T> value;
-  const compute_t<T>* locations;
-  const T* weights;
+  Points points;  // Locations<T> or Offsets<T>
+  const T* weights;  // or logits
   T* output;
 };
 
-template <typename T>
+template <typename T, typename Points>
 struct MsdaBackward {
   KernelGeometry geometry;
   TokenRows<const T> value;
-  const compute_t<T>* locations;
-  const T* weights;
+  Points points;
+  const T* weights;  // or logits
+  const T* output;   // null unless the weights are logits
   const T* grad_output;
   TokenRows<compute_t<T>> grad_value;  // added to
-  compute_t<T>* grad_locations;
   T* grad_weights;
 };
 
-template <typename T>
+template <typename T, typename Points>
 struct KeyAwareForward {
   KernelGeometry geometry;
   TokenRows<const T> value;
   TokenRows<const T> key;  // `data` is null if the values are the keys
   const T* query;
-  const compute_t<T>* locations;
+  Points points;
   compute_t<T> scale;  // of the logits
   T* output;
   compute_t<T>* logsumexp;
 };
 
-template <typename T>
+template <typename T, typename Points>
 struct KeyAwareBackward {
   KernelGeometry geometry;
   TokenRows<const T> value;
   TokenRows<const T> key;
   const T* query;
-  const compute_t<T>* locations;
+  Points points;
   compute_t<T> scale;
   const T* output;
   const compute_t<T>* logsumexp;
@@ -104,19 +103,18 @@ struct KeyAwareBackward {
   TokenRows<compute_t<T>> grad_value;  // added to; of key and value if they are one
   TokenRows<compute_t<T>> grad_key;    // added to; `data` is null if the values are the keys
   T* grad_query;  // added to in float64, whose sums do not all fit into registers
-  compute_t<T>* grad_locations;
 };
 
 // Launch one kernel on a stream, without waiting for it. T is float, double, Float16 or BFloat16,
 // each with a file of instances.
-template <typename T>
-cudaError_t launch(const MsdaForward<T>& arguments, cudaStream_t stream);
-template <typename T>
-cudaError_t launch(const MsdaBackward<T>& arguments, cudaStream_t stream);
-template <typename T>
-cudaError_t launch(const KeyAwareForward<T>& arguments, cudaStream_t stream);
-template <typename T>
-cudaError_t launch(const KeyAwareBackward<T>& arguments, cudaStream_t stream);
+template <typename T, typename Points>
+cudaError_t launch(const MsdaForward<T, Points>& arguments, cudaStream_t stream);
+template <typename T, typename Points>
+cudaError_t launch(const MsdaBackward<T, Points>& arguments, cudaStream_t stream);
+template <typename T, typename Points>
+cudaError_t launch(const KeyAwareForward<T, Points>& arguments, cudaStream_t stream);
+template <typename T, typename Points>
+cudaError_t launch(const KeyAwareBackward<T, Points>& arguments, cudaStream_t stream);
 
 // The GPUs that the kernels are compiled for, as the compiler lists them: "800,900".
 const char* architectures();

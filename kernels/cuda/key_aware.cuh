@@ -4,29 +4,15 @@
 // Backward computes the weights from the logsumexp that forward leaves.
 #pragma once
 
-#include <cfloat>
-
 #include "scatter.cuh"
+#include "weights.cuh"
 
 namespace lite_detr::cuda {
 
-constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-
-// By powers of two, which the hardware computes.
-__device__ __forceinline__ float exponential(float x) { return exp2f(x * float(kLog2E)); }
-__device__ __forceinline__ double exponential(double x) { return exp2(x * kLog2E); }
-__device__ __forceinline__ float logarithm(float x) { return log2f(x) * float(kLn2); }
-__device__ __forceinline__ double logarithm(double x) { return log2(x) * kLn2; }
-
-// Below every logit, and finite: logits that are all -inf must not compute inf - inf.
-template <typename A>
-constexpr A kLowest = sizeof(A) == sizeof(double) ? A(-DBL_MAX) : A(-FLT_MAX);
-
 // kShared: the values are the keys, and are read once.
-template <typename T, int kHeadWidth, bool kShared>
+template <typename T, typename Points, int kHeadWidth, bool kShared>
 __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
-    key_aware_forward(const __grid_constant__ KeyAwareForward<T> arguments) {
+    key_aware_forward(const __grid_constant__ KeyAwareForward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, kShared>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
@@ -46,9 +32,8 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   A maximum = kLowest<A>, total = 0;
 
   for (int32_t first = 0; first < points; first += kLanes) {
-    const int64_t first_point = int64_t(pin(group.item)) * points;
-    const Point<A> own =
-        find_point(geometry, arguments.locations, first_point, first + group.lane);
+    const PointRange range{pin(group.query), int64_t(pin(group.item)) * points};
+    const Point<A> own = find_point(geometry, arguments.points, range, first + group.lane);
     const int count = min(kLanes, points - first);
 #pragma unroll 1
     for (int start = 0; start < count; start += kBatch) {
@@ -119,9 +104,9 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   }
 }
 
-template <typename T, int kHeadWidth, bool kShared>
+template <typename T, typename Points, int kHeadWidth, bool kShared>
 __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
-    key_aware_backward(const __grid_constant__ KeyAwareBackward<T> arguments) {
+    key_aware_backward(const __grid_constant__ KeyAwareBackward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kKeyAwareBackward<T, kHeadWidth, kShared>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
@@ -140,25 +125,14 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const int32_t points = geometry.levels * geometry.points;
   const A logsumexp = load_number(arguments.logsumexp + group.item);
 
-  // The softmax's Jacobian subtracts the mean of the weights' gradients, which is the product of
-  // the output and its gradient.
-  A mean = 0;
-  {
-    const Row grads(arguments.grad_output, group.item, group.lane);
-    const Row output(arguments.output, group.item, group.lane);
-#pragma unroll
-    for (int vector = 0; vector < kVectors; ++vector) {
-      mean += dot(grads.at(vector), output.at(vector));
-    }
-    mean = sum_lanes<kLanes>(mean);
-  }
+  const A mean = row_product<kWidth, kLanes, kVectors>(
+      arguments.grad_output, arguments.output, group.item, group.lane);
 
   Part grad_query[kSummed ? kVectors : 1] = {};
   for (int32_t first = 0; first < points; first += kLanes) {
     const int32_t item = pin(group.item);
-    const int64_t first_point = int64_t(item) * points;
-    const Point<A> own =
-        find_point(geometry, arguments.locations, first_point, first + group.lane);
+    const PointRange range{pin(group.query), int64_t(item) * points};
+    const Point<A> own = find_point(geometry, arguments.points, range, first + group.lane);
     const int count = min(kLanes, points - first);
     const Row query(arguments.query, item, group.lane);
     const Row grads(arguments.grad_output, item, group.lane);
@@ -196,9 +170,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
       A by_y = weight * by_grads.along_y + grad_logit * by_query.along_y;
       sum_lanes<kLanes>(by_x, by_y, group.lane);
       if (group.exists && group.lane == 0) {
-        store_pair(
-            arguments.grad_locations + 2 * first_point, first + index, A(width) * by_x,
-            A(geometry.height[point.level()]) * by_y);
+        store_grad_point(
+            geometry, arguments.points, range, first + index, point.level(), by_x, by_y);
       }
 #pragma unroll
       for (int vector = 0; vector < kVectors; ++vector) {

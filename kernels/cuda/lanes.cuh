@@ -6,7 +6,6 @@
 
 #include <cuda_runtime.h>
 
-#include "../bilinear.h"
 #include "tuning.h"
 
 namespace lite_detr::cuda {
@@ -17,16 +16,17 @@ constexpr unsigned kWholeWarp = 0xffffffff;
 // image; groups beyond the last query repeat it, and write nothing.
 template <int kLanes, int kThreads>
 struct Group {
-  int32_t item;  // of B * Q * M
-  int32_t lane;  // of kLanes
+  int32_t query;  // of B * Q
+  int32_t item;   // of B * Q * M
+  int32_t lane;   // of kLanes
   bool exists;
 
   __device__ __forceinline__ explicit Group(const KernelGeometry& geometry) {
-    const int32_t query = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
-    exists = query < geometry.queries;
+    const int32_t number = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
+    exists = number < geometry.queries;
     const int32_t last = geometry.queries - 1;
-    const int32_t image_start = blockIdx.z * geometry.queries;
-    item = (image_start + (exists ? query : last)) * geometry.heads + blockIdx.y;
+    query = blockIdx.z * geometry.queries + (exists ? number : last);
+    item = query * geometry.heads + blockIdx.y;
     lane = threadIdx.x % kLanes;
   }
 };
@@ -82,6 +82,16 @@ __device__ __forceinline__ A sum_lanes(A value) {
 #pragma unroll
   for (int span = kLanes / 2; span > 0; span /= 2) {
     value += __shfl_xor_sync(kWholeWarp, value, span, kLanes);
+  }
+  return value;
+}
+
+// The maximum over the lanes of a group, for all of them.
+template <int kLanes, typename A>
+__device__ __forceinline__ A max_lanes(A value) {
+#pragma unroll
+  for (int span = kLanes / 2; span > 0; span /= 2) {
+    value = max(value, __shfl_xor_sync(kWholeWarp, value, span, kLanes));
   }
   return value;
 }

@@ -37,52 +37,59 @@ cudaError_t launch_kernel(
   return cudaLaunchKernel(kernel, blocks, dim3(layout.threads), pointers, 0, stream);
 }
 
-template <typename T>
-cudaError_t launch(const MsdaForward<T>& arguments, cudaStream_t stream) {
+template <typename T, typename Points>
+cudaError_t launch(const MsdaForward<T, Points>& arguments, cudaStream_t stream) {
   return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
     constexpr int kHeadWidth = width;
     constexpr Layout kLayout = kMsdaForward<T, kHeadWidth>;
-    return launch_kernel(msda_forward<T, kHeadWidth>, kLayout, arguments, stream);
+    return launch_kernel(msda_forward<T, Points, kHeadWidth>, kLayout, arguments, stream);
   });
 }
 
-template <typename T>
-cudaError_t launch(const MsdaBackward<T>& arguments, cudaStream_t stream) {
+template <typename T, typename Points>
+cudaError_t launch(const MsdaBackward<T, Points>& arguments, cudaStream_t stream) {
   return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
     constexpr int kHeadWidth = width;
     constexpr Layout kLayout = kMsdaBackward<T, kHeadWidth>;
-    return launch_kernel(msda_backward<T, kHeadWidth>, kLayout, arguments, stream);
+    return launch_kernel(msda_backward<T, Points, kHeadWidth>, kLayout, arguments, stream);
   });
 }
 
-template <typename T>
-cudaError_t launch(const KeyAwareForward<T>& arguments, cudaStream_t stream) {
+template <typename T, typename Points>
+cudaError_t launch(const KeyAwareForward<T, Points>& arguments, cudaStream_t stream) {
   return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
     constexpr int kHeadWidth = width;
     constexpr Layout kSharedLayout = kKeyAwareForward<T, kHeadWidth, true>;
     constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, false>;
     return arguments.key.data == nullptr
-        ? launch_kernel(key_aware_forward<T, kHeadWidth, true>, kSharedLayout, arguments, stream)
-        : launch_kernel(key_aware_forward<T, kHeadWidth, false>, kLayout, arguments, stream);
+        ? launch_kernel(
+              key_aware_forward<T, Points, kHeadWidth, true>, kSharedLayout, arguments, stream)
+        : launch_kernel(
+              key_aware_forward<T, Points, kHeadWidth, false>, kLayout, arguments, stream);
   });
 }
 
-template <typename T>
-cudaError_t launch(const KeyAwareBackward<T>& arguments, cudaStream_t stream) {
+template <typename T, typename Points>
+cudaError_t launch(const KeyAwareBackward<T, Points>& arguments, cudaStream_t stream) {
   return for_head_width<T>(arguments.geometry.channels, [&](auto width) {
     constexpr int kHeadWidth = width;
     constexpr Layout kSharedLayout = kKeyAwareBackward<T, kHeadWidth, true>;
     constexpr Layout kLayout = kKeyAwareBackward<T, kHeadWidth, false>;
     return arguments.key.data == nullptr
-        ? launch_kernel(key_aware_backward<T, kHeadWidth, true>, kSharedLayout, arguments, stream)
-        : launch_kernel(key_aware_backward<T, kHeadWidth, false>, kLayout, arguments, stream);
+        ? launch_kernel(
+              key_aware_backward<T, Points, kHeadWidth, true>, kSharedLayout, arguments, stream)
+        : launch_kernel(
+              key_aware_backward<T, Points, kHeadWidth, false>, kLayout, arguments, stream);
   });
 }
 
-#define LITE_DETR_INSTANCES(T)                                              \
-  template cudaError_t launch(const MsdaForward<T>&, cudaStream_t);        \
-  template cudaError_t launch(const MsdaBackward<T>&, cudaStream_t);       \
-  template cudaError_t launch(const KeyAwareForward<T>&, cudaStream_t);     \
-  template cudaError_t launch(const KeyAwareBackward<T>&, cudaStream_t);
+#define LITE_DETR_INSTANCES_AT(T, Points)                                           \
+  template cudaError_t launch(const MsdaForward<T, Points<T>>&, cudaStream_t);      \
+  template cudaError_t launch(const MsdaBackward<T, Points<T>>&, cudaStream_t);     \
+  template cudaError_t launch(const KeyAwareForward<T, Points<T>>&, cudaStream_t);  \
+  template cudaError_t launch(const KeyAwareBackward<T, Points<T>>&, cudaStream_t);
+#define LITE_DETR_INSTANCES(T)         \
+  LITE_DETR_INSTANCES_AT(T, Locations) \
+  LITE_DETR_INSTANCES_AT(T, Offsets)
 
 }  // namespace lite_detr::cuda

@@ -1,13 +1,14 @@
-// Multi-scale deformable attention: the weights of the points are given.
+// Multi-scale deformable attention: the weights of the points are given, or their logits.
 #pragma once
 
 #include "scatter.cuh"
+#include "weights.cuh"
 
 namespace lite_detr::cuda {
 
-template <typename T, int kHeadWidth>
+template <typename T, typename Points, int kHeadWidth>
 __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
-    msda_forward(const __grid_constant__ MsdaForward<T> arguments) {
+    msda_forward(const __grid_constant__ MsdaForward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kMsdaForward<T, kHeadWidth>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
@@ -16,15 +17,16 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const int32_t points = geometry.levels * geometry.points;
-  const int64_t first_point = int64_t(group.item) * points;
+  const PointRange range{group.query, int64_t(group.item) * points};
+  const PointWeights<kLanes, T, Points::kLogits> weights(
+      arguments.weights + range.first, points, group.lane);
   Channels<A, kWidth> sums[kVectors] = {};
 
   // Each lane finds a point; then all of them add up their channels, point by point.
   for (int32_t first = 0; first < points; first += kLanes) {
     const int32_t own_point = first + group.lane;
-    const Point<A> own = find_point(geometry, arguments.locations, first_point, own_point);
-    const A own_weight =
-        own_point < points ? load_number(arguments.weights + first_point + own_point) : A(0);
+    const Point<A> own = find_point(geometry, arguments.points, range, own_point);
+    const A own_weight = own_point < points ? weights.at(own_point) : A(0);
     const int count = min(kLanes, points - first);
 #pragma unroll 1
     for (int start = 0; start < count; start += kLayout.batch) {
@@ -47,9 +49,9 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   if (group.exists) store_row<kLanes>(arguments.output, group.item, group.lane, sums);
 }
 
-template <typename T, int kHeadWidth>
+template <typename T, typename Points, int kHeadWidth>
 __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
-    msda_backward(const __grid_constant__ MsdaBackward<T> arguments) {
+    msda_backward(const __grid_constant__ MsdaBackward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kMsdaBackward<T, kHeadWidth>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
@@ -65,13 +67,19 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const QueryAddend<T, kWidth, kLanes, kVectors, true> added_grads(
       grads, arguments.grad_output, group.item, group.lane);
   const int32_t points = geometry.levels * geometry.points;
+  const PointWeights<kLanes, T, Points::kLogits> weights(
+      arguments.weights + int64_t(group.item) * points, points, group.lane);
+  A mean = 0;
+  if constexpr (Points::kLogits) {
+    mean = row_product<kWidth, kLanes, kVectors>(
+        arguments.grad_output, arguments.output, group.item, group.lane);
+  }
 
   for (int32_t first = 0; first < points; first += kLanes) {
-    const int64_t first_point = int64_t(pin(group.item)) * points;
+    const PointRange range{pin(group.query), int64_t(pin(group.item)) * points};
     const int32_t own_point = first + group.lane;
-    const Point<A> own = find_point(geometry, arguments.locations, first_point, own_point);
-    const A own_weight =
-        own_point < points ? load_number(arguments.weights + first_point + own_point) : A(0);
+    const Point<A> own = find_point(geometry, arguments.points, range, own_point);
+    const A own_weight = own_point < points ? weights.at(own_point) : A(0);
     A grad_weight = 0, grad_x = 0, grad_y = 0;
     const int count = min(kLanes, points - first);
 #pragma unroll 1
@@ -110,11 +118,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
       }
     }
     if (group.exists && own_point < points) {
-      store_number(arguments.grad_weights + first_point + own_point, grad_weight);
-      store_pair(
-          arguments.grad_locations + 2 * first_point, own_point,
-          own_weight * A(geometry.width[own.level()]) * grad_x,
-          own_weight * A(geometry.height[own.level()]) * grad_y);
+      if constexpr (Points::kLogits) grad_weight = own_weight * (grad_weight - mean);
+      store_number(arguments.grad_weights + range.first + own_point, grad_weight);
+      store_grad_point(
+          geometry, arguments.points, range, own_point, own.level(), own_weight * grad_x,
+          own_weight * grad_y);
     }
   }
 }

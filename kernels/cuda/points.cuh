@@ -1,6 +1,7 @@
 // Where a query's points lie, and the rows that are read for them: of tokens, and of the query.
 #pragma once
 
+#include "bilinear.cuh"
 #include "lanes.cuh"
 #include "vectors.cuh"
 
@@ -23,15 +24,66 @@ struct Point {
   }
 };
 
-// One of a query's L * P points. Points beyond the last one have no corners.
+// The first of an item's points, and the query that they belong to.
+struct PointRange {
+  int32_t query;  // of B * Q
+  int64_t first;  // of B * Q * M * L * P
+};
+
+// Where a point lies, in cells of its level.
 template <typename A>
+struct Position {
+  A column;
+  A row;
+};
+
+template <typename T>
+__device__ __forceinline__ Position<compute_t<T>> find_position(
+    const KernelGeometry& geometry, const Locations<T>& points, const PointRange& range,
+    int32_t point, int32_t level) {
+  const auto location = load_pair(points.locations + 2 * range.first, point);
+  return {
+      to_cells(location.x, geometry.width[level]), to_cells(location.y, geometry.height[level])};
+}
+
+// The extent of a box in units of its points' offsets, in cells; one cell for reference points.
+template <typename T>
+__device__ __forceinline__ Position<compute_t<T>> offset_units(
+    const KernelGeometry& geometry, const Offsets<T>& points, const PointRange& range,
+    int32_t level) {
+  using A = compute_t<T>;
+  if (points.coordinates == 2) return {A(1), A(1)};
+  const A* boxes = points.references + int64_t(range.query) * geometry.levels * 4;
+  const auto extent = load_pair(boxes, 2 * level + 1);
+  return {
+      extent.x * points.step * A(geometry.width[level]),
+      extent.y * points.step * A(geometry.height[level])};
+}
+
+template <typename T>
+__device__ __forceinline__ Position<compute_t<T>> find_position(
+    const KernelGeometry& geometry, const Offsets<T>& points, const PointRange& range,
+    int32_t point, int32_t level) {
+  using A = compute_t<T>;
+  const A* references =
+      points.references + int64_t(range.query) * geometry.levels * points.coordinates;
+  const auto reference = load_pair(references, points.coordinates == 2 ? level : 2 * level);
+  const auto offset = load_pair(points.offsets + 2 * range.first, point);
+  const Position<A> units = offset_units(geometry, points, range, level);
+  return {
+      to_cells(reference.x, geometry.width[level]) + offset.x * units.column,
+      to_cells(reference.y, geometry.height[level]) + offset.y * units.row};
+}
+
+// One of a query's L * P points. Points beyond the last one have no corners.
+template <typename Points, typename A = typename Points::Exact>
 __device__ __forceinline__ Point<A> find_point(
-    const KernelGeometry& geometry, const A* locations, int64_t first_point, int32_t point) {
+    const KernelGeometry& geometry, const Points& points, const PointRange& range, int32_t point) {
   if (point >= geometry.levels * geometry.points) return {0, 0, A(0), A(0)};
   const uint32_t level = uint32_t(point) / uint32_t(geometry.points);
-  const auto location = load_pair(locations + 2 * first_point, point);
+  const Position<A> position = find_position(geometry, points, range, point, level);
   const Corners<A> corners = find_corners(
-      location.x, location.y, geometry.width[level], geometry.height[level],
+      position.column, position.row, geometry.width[level], geometry.height[level],
       geometry.start[level]);
   uint32_t flags = level << 4;
 #pragma unroll
@@ -39,6 +91,28 @@ __device__ __forceinline__ Point<A> find_point(
     flags |= uint32_t(corners.token[corner] >= 0) << corner;
   }
   return {corners.first, flags, corners.right, corners.lower};
+}
+
+// Stores the gradient of where a point lies, from that of its position in cells.
+template <typename T, typename A>
+__device__ __forceinline__ void store_grad_point(
+    const KernelGeometry& geometry, const Locations<T>& points, const PointRange& range,
+    int32_t point, int32_t level, A along_x, A along_y) {
+  store_pair(
+      points.gradient + 2 * range.first, point, along_x * A(geometry.width[level]),
+      along_y * A(geometry.height[level]));
+}
+
+template <typename T, typename A>
+__device__ __forceinline__ void store_grad_point(
+    const KernelGeometry& geometry, const Offsets<T>& points, const PointRange& range,
+    int32_t point, int32_t level, A along_x, A along_y) {
+  if (points.grad_positions != nullptr) {
+    store_pair(points.grad_positions + 2 * range.first, point, along_x, along_y);
+  }
+  const Position<A> units = offset_units(geometry, points, range, level);
+  store_pair(
+      points.gradient + 2 * range.first, point, along_x * units.column, along_y * units.row);
 }
 
 template <int kLanes, typename A>
@@ -137,5 +211,17 @@ class QueryRow {
   int32_t channel_;
   Part held_;
 };
+
+// The product of two rows of a query, for all lanes: of the output and its gradient, it is the mean
+// of the weights' gradients, which a softmax's Jacobian subtracts.
+template <int kWidth, int kLanes, int kVectors, typename T>
+__device__ __forceinline__ compute_t<T> row_product(
+    const T* a, const T* b, int32_t item, int32_t lane) {
+  const QueryRow<T, kWidth, kLanes, kVectors> left(a, item, lane), right(b, item, lane);
+  compute_t<T> sum = 0;
+#pragma unroll
+  for (int vector = 0; vector < kVectors; ++vector) sum += dot(left.at(vector), right.at(vector));
+  return sum_lanes<kLanes>(sum);
+}
 
 }  // namespace lite_detr::cuda

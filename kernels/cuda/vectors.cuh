@@ -158,11 +158,20 @@ __device__ __forceinline__ float2 load_pair(const float* pairs, int index) {
 __device__ __forceinline__ double2 load_pair(const double* pairs, int index) {
   return __ldg(reinterpret_cast<const double2*>(pairs) + index);
 }
+template <typename T>
+__device__ __forceinline__ float2 load_pair(const T* pairs, int index) {
+  return unpack<T>(__ldg(reinterpret_cast<const uint32_t*>(pairs) + index));
+}
 __device__ __forceinline__ void store_pair(float* pairs, int index, float x, float y) {
   __stwb(reinterpret_cast<float2*>(pairs) + index, make_float2(x, y));
 }
 __device__ __forceinline__ void store_pair(double* pairs, int index, double x, double y) {
   __stwb(reinterpret_cast<double2*>(pairs) + index, make_double2(x, y));
+}
+
+template <typename T>
+__device__ __forceinline__ void store_pair(T* pairs, int index, float x, float y) {
+  __stwb(reinterpret_cast<uint32_t*>(pairs) + index, pack<T>(make_float2(x, y)));
 }
 
 }  // namespace lite_detr::cuda

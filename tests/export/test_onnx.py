@@ -248,8 +248,8 @@ def test_the_file_names_no_folder_of_this_machine(exported):
 def test_program_keeps_the_native_operators_and_gives_the_same(exported):
     targets = {str(node.target) for node in exported.program.graph.nodes}
     assert {
-        "lite_detr.ms_deform_attn.default",
-        "lite_detr.key_aware_ms_deform_attn.default",
+        "lite_detr.fused_ms_deform_attn.default",
+        "lite_detr.fused_key_aware_ms_deform_attn.default",
     } <= targets
     program, expected = exported.program.module(), check.run_detector(exported.detector)
     batches = check.sample_batches(exported.detector)

@@ -15,7 +15,7 @@ from programs import run_program
 from torch import Tensor
 
 from lite_detr import ops
-from lite_detr.ops.sampling import sample_levels
+from lite_detr.ops.sampling import flatten, sample_levels
 
 Sizes = tuple[tuple[int, int], ...]
 # The tensors of a problem by name, and ``sizes``. The key may be the very tensor ``value``.
@@ -135,7 +135,11 @@ def operator(attention: str, form: str) -> Callable[..., Tensor]:
 
     def on_device(*tensors: Tensor) -> Tensor:
         arguments = dict(zip(names, tensors))
-        levels = {name: arguments.pop(name) for name in ("spatial_shapes", "level_start_index")}
+        levels = {
+            name: arguments.pop(name)
+            for name in ("spatial_shapes", "level_start_index")
+            if name in arguments
+        }
         moved = transform(arguments, lambda tensor: move(tensor, "cuda"))
         return move(function(**moved, **levels), "cpu")
 
@@ -144,10 +148,13 @@ def operator(attention: str, form: str) -> Callable[..., Tensor]:
 
 def _in_the_harness(attention: str) -> Callable[..., Tensor]:
     def by_kernels(*tensors: Tensor) -> Tensor:
-        if attention == "key_aware_ms_deform_attn":
+        if attention.endswith("key_aware_ms_deform_attn"):
             query, key, value, *others = tensors
             tensors = (query, None if key is value else key, value, *others)
-        return Kernels.apply(attention, *tensors)
+        # The sizes of levels, which the registered operators take flat.
+        return Kernels.apply(
+            attention, *(flatten(t) if isinstance(t, tuple) else t for t in tensors)
+        )
 
     return by_kernels
 
@@ -300,6 +307,9 @@ def _forward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the output, and what the backward operator takes beside the arguments."""
     result = cuda_harness.operator(attention, arch)(*arguments)
+    if attention.startswith("fused"):
+        # Also the gradient of the reference points.
+        return (result, (result, True)) if torch.is_tensor(result) else (result[0], (*result, True))
     return (result, ()) if torch.is_tensor(result) else (result[0], result)
 
 
@@ -320,7 +330,9 @@ class Kernels(torch.autograd.Function):
     @staticmethod
     def forward(context, attention: str, *arguments: Tensor | None) -> Tensor:
         with cuda_harness.device_memory():
-            moved = [None if t is None else cuda_harness.to_device(t.detach()) for t in arguments]
+            moved = [
+                cuda_harness.to_device(t.detach()) if torch.is_tensor(t) else t for t in arguments
+            ]
             output, saved = _forward(attention, moved, arch=90)
         context.attention, context.moved, context.saved = attention, moved, saved
         return output.clone()
@@ -332,12 +344,15 @@ class Kernels(torch.autograd.Function):
             grads = iter(_backward(context.attention, moved, context.moved, context.saved, arch=90))
         # Sizes and starts of levels are integers; the gradient of a missing key is empty.
         results = [
-            None if tensor is not None and not tensor.is_floating_point() else next(grads)
-            for tensor in context.moved
+            next(grads) if entry is None or is_float(entry) else None for entry in context.moved
         ]
         return None, *(
-            result if tensor is not None else None for tensor, result in zip(context.moved, results)
+            result if entry is not None else None for entry, result in zip(context.moved, results)
         )
+
+
+def is_float(entry: Tensor | list[int]) -> bool:
+    return torch.is_tensor(entry) and entry.is_floating_point()
 
 
 # Without Detectron2, which the operators do not need and which takes seconds to import.

@@ -21,8 +21,8 @@ from lite_detr.modeling.detector import Detector
 from lite_detr.overrides import load_config
 
 PYTORCH = {
-    MultiScaleDeformableAttention: ops.ms_deform_attn_pytorch,
-    KeyAwareDeformableAttention: ops.key_aware_ms_deform_attn_pytorch,
+    MultiScaleDeformableAttention: ops.fused_ms_deform_attn_pytorch,
+    KeyAwareDeformableAttention: ops.fused_key_aware_ms_deform_attn_pytorch,
 }
 
 OFF, ON, MEMORY = "off", "on", "freed-memory"

@@ -302,12 +302,16 @@ def demangle(symbols: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Return the name of each kernel without its namespace, and its template arguments."""
     lines = run("c++filt", *symbols).splitlines()
     for symbol, line in zip(symbols, lines, strict=True):
-        match = re.search(r"(\w+)<([^<>]*)>\(", line)
+        match = re.search(r"(\w+)<(.*?)>\(", line)
         if match is None:
             raise ValueError(f"given {symbol} ({line}), accepted are instances of templates")
-        arguments = (argument.split("::")[-1] for argument in match[2].split(", "))
+        arguments = [argument.split("::")[-1] for argument in match[2].split(", ")]
+        # How points are given is an argument of ours; the kernels for offsets are called fused.
+        fused = any(argument.startswith("Offsets<") for argument in arguments)
+        arguments = [a for a in arguments if not a.startswith(("Offsets<", "Locations<"))]
         # Unsigned numbers end in u.
-        yield match[1], tuple(re.sub(r"^(\d+)u$", r"\1", argument) for argument in arguments)
+        arguments = [re.sub(r"^(\d+)u$", r"\1", argument) for argument in arguments]
+        yield f"{'fused_' if fused else ''}{match[1]}", tuple(arguments)
 
 
 def read_kernels(cubin: Path, log: str, architecture: str, tools: dict[str, Path]) -> list[Kernel]:

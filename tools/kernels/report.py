@@ -67,9 +67,9 @@ def label(kernel: Kernel) -> str:
 
 def describe(kernel: Kernel) -> dict:
     """Describe what a kernel is for, in the words of the report."""
-    ours = kernel.name.startswith(("msda", "key_aware"))
+    ours = kernel.name.startswith(("msda", "key_aware", "fused"))
     width, keys = kernel.arguments[-1], ""
-    if kernel.name.startswith("key_aware"):
+    if "key_aware" in kernel.name:
         width, keys = kernel.arguments[1], kernel.arguments[2]
     elif "im2col" in kernel.name and "col2im" not in kernel.name:
         # One kernel for all widths.
@@ -88,7 +88,8 @@ def describe(kernel: Kernel) -> dict:
 def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[str, float]:
     """Count the instructions that a warp issues for a point of one query and head."""
     code, points, skipped = kernel.code, LEVELS * POINTS, frozenset()
-    if layout := layouts.get(label(kernel)):
+    # Fused kernels have the layout of the others.
+    if layout := layouts.get(label(kernel).removeprefix("fused_")):
         pairs, lanes = WARP // layout["lanes"], layout["lanes"]
         trips = (-(-points // lanes), -(-min(lanes, points) // layout["batch"]))
         alone = len(trips)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..modeling.attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from ..modeling.detector import Detector, evaluating
-from ..ops import key_aware_ms_deform_attn, ms_deform_attn
+from ..ops import fused_key_aware_ms_deform_attn, fused_ms_deform_attn
 
 # The parts that are counted separately; the total also includes the neck and the proposals.
 PARTS = ("backbone", "encoder", "decoder")
@@ -79,13 +79,47 @@ class SingleImageDetector(nn.Module):
 
 
 # The operators under names of their own, which a tracer does not look into.
+@torch.library.custom_op("lite_detr_flops::ms_deform_attn", mutates_args=())
+def _ms_deform_attn(
+    value: Tensor,
+    sizes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    pairs = list(zip(sizes[::2], sizes[1::2]))
+    return fused_ms_deform_attn(value, pairs, reference_points, sampling_offsets, attention_logits)
+
+
+@torch.library.custom_op("lite_detr_flops::key_aware_ms_deform_attn", mutates_args=())
+def _key_aware_ms_deform_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+) -> Tensor:
+    pairs = list(zip(sizes[::2], sizes[1::2]))
+    return fused_key_aware_ms_deform_attn(
+        query, key, value, pairs, reference_points, sampling_offsets
+    )
+
+
+def msda_by_numbers(value: Tensor, sizes: Sequence[tuple], *others: Tensor) -> Tensor:
+    return _ms_deform_attn(value, [int(n) for size in sizes for n in size], *others)
+
+
+def key_aware_by_numbers(
+    query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[tuple], *others: Tensor
+) -> Tensor:
+    numbers = [int(n) for size in sizes for n in size]
+    return _key_aware_ms_deform_attn(query, key, value, numbers, *others)
+
+
 SINGLE_OPERATORS = {
-    MultiScaleDeformableAttention: torch.library.custom_op(
-        "lite_detr_flops::ms_deform_attn", ms_deform_attn, mutates_args=()
-    ),
-    KeyAwareDeformableAttention: torch.library.custom_op(
-        "lite_detr_flops::key_aware_ms_deform_attn", key_aware_ms_deform_attn, mutates_args=()
-    ),
+    MultiScaleDeformableAttention: msda_by_numbers,
+    KeyAwareDeformableAttention: key_aware_by_numbers,
 }
 
 

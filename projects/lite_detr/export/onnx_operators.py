@@ -67,12 +67,29 @@ def key_aware_ms_deform_attn(
     return merge_heads(output, value), op.Transpose(logsumexp, perm=[0, 2, 1])
 
 
+def fused_ms_deform_attn(value, sizes, reference_points, sampling_offsets, attention_logits):
+    """See :func:`lite_detr.ops.fused_ms_deform_attn`; ``sizes`` are flat, integers or values."""
+    heads, levels, points = sampling_offsets.shape[2:5]
+    logits = op.Reshape(attention_logits, ints(0, 0, heads, levels * points))
+    weights = op.Reshape(op.Softmax(logits, axis=-1), ints(0, 0, heads, levels, points))
+    places = locate_points(sizes, reference_points, sampling_offsets)
+    return ms_deform_attn(value, *places, weights)
+
+
+def fused_key_aware_ms_deform_attn(query, key, value, sizes, reference_points, sampling_offsets):
+    """See :func:`lite_detr.ops.fused_key_aware_ms_deform_attn`; a key of None is the value."""
+    places = locate_points(sizes, reference_points, sampling_offsets)
+    return key_aware_ms_deform_attn(query, key, value, *places)
+
+
 def translations() -> dict[torch._ops.OpOverload, Callable]:
     """Return the ``custom_translation_table`` for ``torch.onnx.export``."""
     operators, aten = torch.ops.lite_detr, torch.ops.aten
     return {
         operators.ms_deform_attn.default: ms_deform_attn,
         operators.key_aware_ms_deform_attn.default: key_aware_ms_deform_attn,
+        operators.fused_ms_deform_attn.default: fused_ms_deform_attn,
+        operators.fused_key_aware_ms_deform_attn.default: fused_key_aware_ms_deform_attn,
         aten.all.dim: all_of,
         aten.amax.default: largest,
         aten.pad.default: pad,
@@ -140,6 +157,35 @@ def split(x, split_size: int, dim: int = 0) -> list:
         op.Slice(x, ints(start), ints(start + split_size), ints(dim))
         for start in range(0, x.shape[dim], split_size)
     ]
+
+
+def locate_points(sizes, reference_points, sampling_offsets) -> tuple:
+    """Return ``spatial_shapes``, ``level_start_index`` and ``sampling_locations``.
+
+    Args:
+        sizes: heights and widths of the levels in turn, integers or values.
+        reference_points: ``[B, Q, L, 2]`` points or ``[B, Q, L, 4]`` boxes.
+        sampling_offsets: ``[B, Q, M, L, P, 2]``
+    """
+    levels, points = sampling_offsets.shape[3:5]
+    sides = [ints(n) if isinstance(n, int) else op.Reshape(n, ints(1)) for n in sizes]
+    starts = [ints(0)]
+    for height, width in zip(sides[:-2:2], sides[1:-2:2]):
+        starts.append(op.Add(starts[-1], op.Mul(height, width)))
+    spatial_shapes = op.Reshape(op.Concat(*sides, axis=0), ints(levels, 2))
+    if reference_points.shape[3] == 2:
+        extents = op.Concat(*(sides[i ^ 1] for i in range(2 * levels)), axis=0)
+        extents = op.Reshape(op.Cast(extents, to=TensorProto.FLOAT), ints(1, 1, 1, levels, 1, 2))
+        steps, centres = op.Reciprocal(extents), reference_points
+    else:
+        centres, half = (
+            op.Slice(reference_points, ints(start), ints(start + 2), ints(3)) for start in (0, 2)
+        )
+        steps = op.Mul(op.Unsqueeze(half, ints(2, 4)), op.Constant(value_float=0.5 / points))
+    moves = op.Mul(sampling_offsets, steps)
+    locations = op.Add(op.Unsqueeze(centres, ints(2, 4)), moves)
+    locations.shape = sampling_offsets.shape
+    return spatial_shapes, op.Concat(*starts, axis=0), locations
 
 
 def sample_levels(tokens, spatial_shapes, level_start_index, sampling_locations) -> list:

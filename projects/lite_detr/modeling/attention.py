@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import key_aware_ms_deform_attn, key_aware_weights, ms_deform_attn
+from ..ops import fused_key_aware_ms_deform_attn, fused_ms_deform_attn, key_aware_weights
+from ..ops.sampling import locate_points
 from .scales import Scales
 
 
@@ -24,7 +25,7 @@ class DeformableAttention(nn.Module):
         num_points: ``P``, for each head and scale.
 
     Attributes:
-        operator: samples and sums up; one of :mod:`lite_detr.ops`.
+        operator: samples and sums up; one of the fused forms of :mod:`lite_detr.ops`.
 
     Raises:
         ConfigError: ``embed_dim`` is not a multiple of ``num_heads``.
@@ -78,11 +79,12 @@ class DeformableAttention(nn.Module):
         Returns:
             ``[B, Q, C]``
         """
-        locations = self.sampling_locations(query, reference_points, scales)
-        return self.output_proj(self.attend(query, memory, locations, scales))
+        return self.output_proj(self.attend(query, reference_points, memory, scales))
 
-    def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
-        """Sum ``memory`` at locations ``[B, Q, M, L, P, 2]``, weighted: ``[B, Q, C]``."""
+    def attend(
+        self, query: Tensor, reference_points: Tensor, memory: Tensor, scales: Scales
+    ) -> Tensor:
+        """Sum ``memory`` around the reference points, weighted: ``[B, Q, C]``."""
         raise NotImplementedError(f"{type(self).__name__} must define `attend`")
 
     def point_weights(
@@ -91,35 +93,14 @@ class DeformableAttention(nn.Module):
         """Return the weights ``[B, Q, M, L, P]`` of :meth:`attend`, a softmax over ``L * P``."""
         raise NotImplementedError(f"{type(self).__name__} must define `point_weights`")
 
+    def offsets(self, query: Tensor) -> Tensor:
+        """Return the offsets from the reference points, ``[B, Q, M, L, P, 2]``."""
+        offsets = self.sampling_offsets(query)
+        return offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+
     def sampling_locations(self, query: Tensor, reference_points: Tensor, scales: Scales) -> Tensor:
-        """Return where queries sample: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale.
-
-        The unit of offsets is a cell around a point, and the half extent over ``P`` around a box.
-        """
-        batch, queries, _ = query.shape
-        if reference_points.shape[-1] == 2:
-            steps = scales.cell_sizes[None, None]
-        elif reference_points.shape[-1] == 4:
-            steps = reference_points[..., 2:] * (0.5 / self.num_points)
-        else:
-            raise ValueError(
-                "reference_points must be [B, Q, L, 2] points or [B, Q, L, 4] boxes, "
-                f"got {tuple(reference_points.shape)}"
-            )
-        # Heads share centres and steps. Repeating them for each point first allows one pass over
-        # whole rows, which is several times faster than one over pairs (x, y).
-        offsets = self.sampling_offsets(query).to(reference_points.dtype)
-        locations = torch.addcmul(
-            self.repeat_points(reference_points[..., :2]),
-            offsets.view(batch, queries, self.num_heads, -1),
-            self.repeat_points(steps),
-        )
-        return locations.view(batch, queries, self.num_heads, self.num_levels, self.num_points, 2)
-
-    def repeat_points(self, pairs: Tensor) -> Tensor:
-        """``[..., L, 2]`` of a query's levels -> ``[..., 1, L * P * 2]`` of its points."""
-        points = pairs.unsqueeze(-2).expand(*pairs.shape[:-1], self.num_points, 2)
-        return points.flatten(-3).unsqueeze(-2)
+        """Return where queries sample: ``[B, Q, M, L, P, 2]`` in the padded frame of each scale."""
+        return locate_points(reference_points, self.offsets(query), scales.cell_sizes)
 
     def project(self, projection: nn.Linear, memory: Tensor, scales: Scales) -> Tensor:
         """``[B, S, C]`` -> ``[B, S, M, D]``, zero on padding as outside the maps."""
@@ -132,7 +113,7 @@ class DeformableAttention(nn.Module):
 class MultiScaleDeformableAttention(DeformableAttention):
     """Weights regressed from the query (Deformable DETR, arXiv 2010.04159, section 4.1)."""
 
-    operator = staticmethod(ms_deform_attn)
+    operator = staticmethod(fused_ms_deform_attn)
 
     def __init__(
         self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
@@ -146,23 +127,27 @@ class MultiScaleDeformableAttention(DeformableAttention):
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
 
-    def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
-        value = self.project(self.value_proj, memory, scales)
+    def attend(
+        self, query: Tensor, reference_points: Tensor, memory: Tensor, scales: Scales
+    ) -> Tensor:
         return self.operator(
-            value,
-            scales.spatial_shapes,
-            scales.level_start_index,
-            locations,
-            self.point_weights(query, memory, locations, scales),
+            self.project(self.value_proj, memory, scales),
+            scales.shapes,
+            reference_points,
+            self.offsets(query),
+            self.logits(query),
         )
+
+    def logits(self, query: Tensor) -> Tensor:
+        """Return the logits of the points' weights, ``[B, Q, M, L, P]``."""
+        logits = self.attention_weights(query)
+        return logits.unflatten(-1, (self.num_heads, self.num_levels, self.num_points))
 
     def point_weights(
         self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales
     ) -> Tensor:
-        logits = self.attention_weights(query)
-        weights = logits.unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        # Under autocast a softmax is float32, while the value has the dtype of linear layers.
-        return weights.unflatten(-1, (self.num_levels, self.num_points)).to(logits.dtype)
+        logits = self.logits(query)
+        return logits.flatten(-2).softmax(-1).view_as(logits)
 
 
 class KeyAwareDeformableAttention(DeformableAttention):
@@ -174,7 +159,7 @@ class KeyAwareDeformableAttention(DeformableAttention):
             released models do.
     """
 
-    operator = staticmethod(key_aware_ms_deform_attn)
+    operator = staticmethod(fused_key_aware_ms_deform_attn)
 
     def __init__(
         self,
@@ -198,16 +183,18 @@ class KeyAwareDeformableAttention(DeformableAttention):
         if self.key_proj is not None:
             reset_projection(self.key_proj)
 
-    def attend(self, query: Tensor, memory: Tensor, locations: Tensor, scales: Scales) -> Tensor:
+    def attend(
+        self, query: Tensor, reference_points: Tensor, memory: Tensor, scales: Scales
+    ) -> Tensor:
         value = self.project(self.value_proj, memory, scales)
         key = value if self.key_proj is None else self.project(self.key_proj, memory, scales)
         return self.operator(
             self.query_proj(query).unflatten(-1, (self.num_heads, -1)),
             key,
             value,
-            scales.spatial_shapes,
-            scales.level_start_index,
-            locations,
+            scales.shapes,
+            reference_points,
+            self.offsets(query),
         )
 
     def point_weights(

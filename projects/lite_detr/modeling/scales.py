@@ -1,11 +1,12 @@
 """The geometry of the feature scales, as one immutable value that every layer gets."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..ops.sampling import level_tensors, sizes_to_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,7 @@ class Scales(Levels):
             dtype: of the floating-point attributes.
         """
         shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
-        spatial_shapes = sizes_to_tensor(shapes)
-        sizes = spatial_shapes.prod(1)
+        spatial_shapes, level_start_index = level_tensors(shapes)
         extents = spatial_shapes.flip(1).to(masks[0].device)
         valid_ratios = torch.stack([_valid_cells(mask) for mask in masks], dim=1) / extents
         centers = torch.cat(
@@ -89,21 +89,8 @@ class Scales(Levels):
             reference_points=(centers[:, :, None] * valid_ratios[:, None]).to(dtype),
             cell_sizes=1.0 / extents.to(dtype),
             spatial_shapes=spatial_shapes,
-            level_start_index=sizes.cumsum(0) - sizes,
+            level_start_index=level_start_index,
         )
-
-
-def sizes_to_tensor(sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """``(height, width)`` of each -> ``[N, 2]`` int64 on the host.
-
-    ``torch.jit.trace`` turns sizes into tensors; stacked, they stay a function of the images.
-    """
-    if torch.jit.is_tracing():
-        # Here, as the parts of detectors also run where Detectron2 is not installed.
-        from detectron2.layers import shapes_to_tensor
-
-        return torch.stack([shapes_to_tensor(size) for size in sizes])
-    return torch.tensor(sizes, dtype=torch.int64)
 
 
 def resize_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -1,5 +1,7 @@
 """Argument checks of the sampling operators, in words that the compiled ones share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,24 +46,58 @@ def check_key_aware(
         key: None if the values are the keys.
     """
     check_sampling(value, spatial_shapes, level_start_index, sampling_locations)
-    if key is not None:
-        check_like("key", key, value.shape, "[B, S, M, D]", value)
-    batch, _, heads, channels = value.shape
-    query_shape = (batch, sampling_locations.shape[1], heads, channels)
-    check_like("query", query, query_shape, "[B, Q, M, D]", value)
+    check_query_and_key(query, key, value, sampling_locations)
+
+
+def check_fused_msda(
+    value: Tensor,
+    sizes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> None:
+    """Check the arguments of the fused deformable attention, as :func:`check_msda` does.
+
+    Args:
+        sizes: heights and widths of the levels, in turn.
+    """
+    check_offsets(value, sizes, reference_points, sampling_offsets)
+    shape = sampling_offsets.shape[:-1]
+    check_like("attention_logits", attention_logits, shape, "[B, Q, M, L, P]", value)
+
+
+def check_fused_key_aware(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    sizes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+) -> None:
+    """Check the arguments of the fused key-aware attention, as :func:`check_fused_msda` does.
+
+    Args:
+        key: None if the values are the keys.
+    """
+    check_offsets(value, sizes, reference_points, sampling_offsets)
+    check_query_and_key(query, key, value, sampling_offsets)
 
 
 def check_saved(
     grad_output: Tensor,
     value: Tensor,
-    sampling_locations: Tensor,
+    points: Tensor,
     output: Tensor,
     logsumexp: Tensor,
 ) -> None:
-    """Check what the backward pass of key-aware attention takes beside these arguments."""
-    check_output("grad_output", grad_output, value, sampling_locations)
-    check_output("output", output, value, sampling_locations)
-    shape = sampling_locations.shape[:3]
+    """Check what the backward pass of key-aware attention takes beside these arguments.
+
+    Args:
+        points: the sampling locations or offsets.
+    """
+    check_output("grad_output", grad_output, value, points)
+    check_output("output", output, value, points)
+    shape = points.shape[:3]
     if logsumexp.shape != shape:
         raise ValueError(
             f"logsumexp must be [B, Q, M] = {tuple(shape)}, got {tuple(logsumexp.shape)}"
@@ -76,6 +112,37 @@ def check_sampling(
     check_value("value", value)
     check_levels(spatial_shapes, level_start_index, value)
     check_locations(sampling_locations, value, spatial_shapes.shape[0])
+
+
+def check_offsets(
+    value: Tensor, sizes: Sequence[int], reference_points: Tensor, sampling_offsets: Tensor
+) -> None:
+    """Check what the fused attentions sample: values at offsets from references on levels."""
+    check_value("value", value)
+    if len(sizes) == 0 or len(sizes) % 2:
+        raise ValueError(
+            f"sizes must be the height and width of one level or more, got {list(sizes)}"
+        )
+    levels = len(sizes) // 2
+    check_points("sampling_offsets", sampling_offsets, value, levels)
+    check_like(
+        "sampling_offsets", sampling_offsets, sampling_offsets.shape, "[B, Q, M, L, P, 2]", value
+    )
+    shape = tuple(reference_points.shape)
+    expected = (*sampling_offsets.shape[:2], levels)
+    if len(shape) != 4 or shape[:3] != expected or shape[3] not in (2, 4):
+        raise ValueError(
+            "reference_points must be [B, Q, L, 2] points or [B, Q, L, 4] boxes with "
+            f"B = {expected[0]}, Q = {expected[1]}, L = {levels}, got {shape}"
+        )
+    check_exact("reference_points", reference_points, value)
+
+
+def check_query_and_key(query: Tensor, key: Tensor | None, value: Tensor, points: Tensor) -> None:
+    if key is not None:
+        check_like("key", key, value.shape, "[B, S, M, D]", value)
+    batch, _, heads, channels = value.shape
+    check_like("query", query, (batch, points.shape[1], heads, channels), "[B, Q, M, D]", value)
 
 
 def check_value(name: str, value: Tensor) -> None:
@@ -108,31 +175,40 @@ def check_levels(spatial_shapes: Tensor, level_start_index: Tensor, value: Tenso
 
 
 def check_locations(sampling_locations: Tensor, value: Tensor, num_levels: int) -> None:
-    """Check that ``sampling_locations`` is ``[B, Q, M, L, P, 2]`` and fits ``value``.
+    """Check that ``sampling_locations`` is ``[B, Q, M, L, P, 2]`` and fits ``value``."""
+    check_points("sampling_locations", sampling_locations, value, num_levels)
+    check_exact("sampling_locations", sampling_locations, value)
 
-    float32 locations go with every dtype of ``value``: the 8 bits of a bfloat16 mantissa could not
-    even number the columns of a wide feature map.
-    """
-    shape = tuple(sampling_locations.shape)
+
+def check_points(name: str, points: Tensor, value: Tensor, num_levels: int) -> None:
+    """Check the shape of locations or offsets, ``[B, Q, M, L, P, 2]``."""
+    shape = tuple(points.shape)
     batch, _, heads, _ = value.shape
     if len(shape) != 6 or shape[0] != batch or shape[2:4] != (heads, num_levels) or shape[5] != 2:
         raise ValueError(
-            "sampling_locations must be [B, Q, M, L, P, 2] with "
+            f"{name} must be [B, Q, M, L, P, 2] with "
             f"B = {batch}, M = {heads}, L = {num_levels}, got {shape}"
         )
     if shape[4] == 0:
-        raise ValueError(f"sampling_locations must hold at least one point a level, got {shape}")
-    if sampling_locations.dtype not in (value.dtype, torch.float32):
+        raise ValueError(f"{name} must hold at least one point a level, got {shape}")
+
+
+def check_exact(name: str, tensor: Tensor, value: Tensor) -> None:
+    """Check the dtype and device of locations or reference points.
+
+    float32 goes with every dtype of ``value``: the 8 bits of a bfloat16 mantissa could not even
+    number the columns of a wide feature map.
+    """
+    if tensor.dtype not in (value.dtype, torch.float32):
         raise TypeError(
-            f"sampling_locations must be {value.dtype} (as the value) or torch.float32, "
-            f"got {sampling_locations.dtype}"
+            f"{name} must be {value.dtype} (as the value) or torch.float32, got {tensor.dtype}"
         )
-    check_device("sampling_locations", sampling_locations, value)
+    check_device(name, tensor, value)
 
 
-def check_output(name: str, tensor: Tensor, value: Tensor, sampling_locations: Tensor) -> None:
+def check_output(name: str, tensor: Tensor, value: Tensor, points: Tensor) -> None:
     batch, _, heads, channels = value.shape
-    shape = (batch, sampling_locations.shape[1], heads * channels)
+    shape = (batch, points.shape[1], heads * channels)
     check_like(name, tensor, shape, "[B, Q, M * D]", value)
 
 

@@ -1,11 +1,20 @@
 """Key-aware multi-scale deformable attention (Lite DETR, arXiv 2303.07335, section 3.4)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from . import native
-from .checks import check_key_aware, check_value, level_sizes
-from .sampling import sample_levels, sampling_dtype
+from .checks import check_fused_key_aware, check_key_aware, check_value, level_sizes
+from .sampling import (
+    cell_sizes,
+    flatten,
+    level_tensors,
+    locate_points,
+    sample_levels,
+    sampling_dtype,
+)
 
 
 def key_aware_ms_deform_attn(
@@ -40,13 +49,12 @@ def key_aware_ms_deform_attn(
     """
     if native.runs_on(value.device):
         # If key and value are one tensor, it is read once.
+        query, key, value = native.autocast(
+            value.device, query, None if key is value else key, value
+        )
+        sampling_locations = native.autocast_locations(value.device, sampling_locations)
         output, _ = torch.ops.lite_detr.key_aware_ms_deform_attn(
-            query,
-            None if key is value else key,
-            value,
-            spatial_shapes,
-            level_start_index,
-            sampling_locations,
+            query, key, value, spatial_shapes, level_start_index, sampling_locations
         )
         return output
     return key_aware_ms_deform_attn_pytorch(
@@ -72,6 +80,80 @@ def key_aware_ms_deform_attn_pytorch(
     weights = attention_weights(query.to(dtype), sampled_key)  # [B, M, Q, L * P]
     output = (sampled_value * weights.unsqueeze(2)).sum(-1)  # [B, M, D, Q]
     return output.permute(0, 3, 1, 2).flatten(2).to(value.dtype)
+
+
+def fused_key_aware_ms_deform_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+) -> Tensor:
+    """Compute :func:`key_aware_ms_deform_attn` from what a layer regresses, in one pass.
+
+    Args:
+        query: ``[B, Q, M, D]``, already projected.
+        key: ``[B, S, M, D]``; may be the same tensor object as ``value``.
+        value: ``[B, S, M, D]``
+        sizes, reference_points, sampling_offsets: see :func:`fused_ms_deform_attn`.
+
+    Returns:
+        ``[B, Q, M * D]`` in the value's dtype.
+
+    Raises:
+        ValueError: a shape, device or level size does not fit.
+        TypeError: a dtype does not fit.
+    """
+    # torch.jit.trace would record the sizes as constants.
+    if native.runs_on(value.device) and not torch.jit.is_tracing():
+        query, key, value, sampling_offsets = native.autocast(
+            value.device, query, None if key is value else key, value, sampling_offsets
+        )
+        reference_points = native.autocast_locations(value.device, reference_points)
+        output, _ = torch.ops.lite_detr.fused_key_aware_ms_deform_attn(
+            query, key, value, flatten(sizes), reference_points, sampling_offsets
+        )
+        return output
+    return _in_steps(
+        key_aware_ms_deform_attn, query, key, value, sizes, reference_points, sampling_offsets
+    )
+
+
+def fused_key_aware_ms_deform_attn_pytorch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+) -> Tensor:
+    """Compute :func:`fused_key_aware_ms_deform_attn` with second derivatives."""
+    return _in_steps(
+        key_aware_ms_deform_attn_pytorch,
+        query,
+        key,
+        value,
+        sizes,
+        reference_points,
+        sampling_offsets,
+    )
+
+
+def _in_steps(
+    operator: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+) -> Tensor:
+    check_fused_key_aware(query, key, value, flatten(sizes), reference_points, sampling_offsets)
+    spatial_shapes, level_start_index = level_tensors(sizes)
+    cells = cell_sizes(spatial_shapes, reference_points)
+    locations = locate_points(reference_points, sampling_offsets, cells)
+    return operator(query, key, value, spatial_shapes, level_start_index, locations)
 
 
 def key_aware_weights(

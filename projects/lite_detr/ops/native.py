@@ -6,7 +6,7 @@ import logging
 import torch
 from torch import Tensor
 
-from .checks import check_key_aware, check_msda, check_saved
+from .registrations import register_derivatives, register_fakes
 
 logger = logging.getLogger("lite_detr")
 
@@ -56,69 +56,31 @@ def backend(device: torch.device | str = "cpu") -> str:
     return "native" if runs_on(torch.device(device)) else "pytorch"
 
 
-def register_fakes() -> None:
-    """Register the shapes of the results for tracers, and checks of the arguments.
+def autocast(device: torch.device, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast tensors as autocast on a device casts those of a matrix product; float64 stays.
 
-    These functions also run if any tensor is on the meta device: unless they check all devices, a
-    call with tensors of several devices returns memory that nothing has written to.
+    In Python, as autocast casts all arguments of an operator or none: locations must stay float32,
+    since 16 bits cannot tell neighbouring cells of a wide map apart.
     """
-
-    @torch.library.register_fake("lite_detr::ms_deform_attn")
-    def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
-        check_msda(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-        batch, _, heads, channels = value.shape
-        return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
-
-    @torch.library.register_fake("lite_detr::ms_deform_attn_backward")
-    def _(
-        grad_output,
-        value,
-        spatial_shapes,
-        level_start_index,
-        sampling_locations,
-        attention_weights,
-    ):
-        check_msda(
-            value,
-            spatial_shapes,
-            level_start_index,
-            sampling_locations,
-            attention_weights,
-            grad_output,
-        )
-        return _like(value), _like(sampling_locations), _like(attention_weights)
-
-    @torch.library.register_fake("lite_detr::key_aware_ms_deform_attn")
-    def _(query, key, value, spatial_shapes, level_start_index, sampling_locations):
-        check_key_aware(query, key, value, spatial_shapes, level_start_index, sampling_locations)
-        batch, queries, heads, channels = query.shape
-        exact = torch.float64 if value.dtype == torch.float64 else torch.float32
-        return (
-            value.new_empty(batch, queries, heads * channels),
-            value.new_empty(batch, queries, heads, dtype=exact),
-        )
-
-    @torch.library.register_fake("lite_detr::key_aware_ms_deform_attn_backward")
-    def _(
-        grad_output,
-        query,
-        key,
-        value,
-        spatial_shapes,
-        level_start_index,
-        sampling_locations,
-        output,
-        logsumexp,
-    ):
-        check_key_aware(query, key, value, spatial_shapes, level_start_index, sampling_locations)
-        check_saved(grad_output, value, sampling_locations, output, logsumexp)
-        grad_key = value.new_empty(0) if key is None else _like(key)
-        return _like(query), grad_key, _like(value), _like(sampling_locations)
+    if not torch.is_autocast_enabled(device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device.type)
+    return tuple(
+        tensor.to(dtype) if tensor is not None and is_cast(tensor) else tensor for tensor in tensors
+    )
 
 
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def autocast_locations(device: torch.device, locations: Tensor) -> Tensor:
+    """Cast locations or reference points to float32 under autocast; float64 stays."""
+    if torch.is_autocast_enabled(device.type) and is_cast(locations):
+        return locations.float()
+    return locations
+
+
+def is_cast(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 if AVAILABLE:
     register_fakes()
+    register_derivatives()

@@ -249,12 +249,12 @@ def test_parts_are_compiled_each_alone_and_still_timed(monkeypatch):
 
 def test_operators_are_put_back():
     attention = MultiScaleDeformableAttention(8, 2)
-    assert attention.operator is ops.ms_deform_attn
+    assert attention.operator is ops.fused_ms_deform_attn
     with subjects.operators("pytorch"):
-        assert attention.operator is ops.ms_deform_attn_pytorch
-    assert attention.operator is ops.ms_deform_attn
+        assert attention.operator is ops.fused_ms_deform_attn_pytorch
+    assert attention.operator is ops.fused_ms_deform_attn
     with subjects.operators("native"):
-        assert attention.operator is ops.ms_deform_attn
+        assert attention.operator is ops.fused_ms_deform_attn
 
 
 def test_inference_is_optimized_wholly_or_by_a_step(monkeypatch, capsys, tmp_path):

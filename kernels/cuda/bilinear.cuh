@@ -1,18 +1,19 @@
-// Where a sampling location lies on a feature map: the arithmetic that the CPU and the CUDA kernels
-// share.
+// Where a sampled point lies on a feature map.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define LITE_DETR_INLINE __host__ __device__ __forceinline__
-#else
-#define LITE_DETR_INLINE inline __attribute__((always_inline))
-#endif
+namespace lite_detr::cuda {
 
-namespace lite_detr {
+// The position in cells of a coordinate from 0 to 1 across `cells` cells.
+template <typename Real>
+__device__ __forceinline__ Real to_cells(Real coordinate, int32_t cells) {
+  return coordinate * Real(cells) - Real(0.5);
+}
 
-// The four cells around a location: top left, top right, bottom left, bottom right.
+// The four cells around a position: top left, top right, bottom left, bottom right.
 template <typename Real>
 struct Corners {
   int32_t token[4];  // index into the S tokens, or -1 outside the map, where values are zero
@@ -21,17 +22,14 @@ struct Corners {
   Real lower;        // weight of the two lower cells, 0 to 1
 };
 
-// Finds the corners of (x, y), given in [0, 1] across a map of width x height cells that begins at
-// token `start`. The centre of the first cell is at (0.5 / width, 0.5 / height).
+// Finds the corners of a position in cells, on a map of width x height cells that begins at token
+// `start`. The centre of the first cell is at (0, 0).
 //
-// Free of branches, so that compilers can vectorise it. A location that is NaN, infinite or outside
-// the map fails the comparison and becomes a cell that is never read, before a conversion to an
-// integer could overflow.
+// Free of branches. A position that is NaN, infinite or outside the map fails the comparison and
+// becomes a cell that is never read, before a conversion to an integer could overflow.
 template <typename Real>
-LITE_DETR_INLINE Corners<Real> find_corners(
-    Real x, Real y, int32_t width, int32_t height, int32_t start) {
-  Real column = x * Real(width) - Real(0.5);
-  Real row = y * Real(height) - Real(0.5);
+__device__ __forceinline__ Corners<Real> find_corners(
+    Real column, Real row, int32_t width, int32_t height, int32_t start) {
   const bool inside = (column > Real(-1)) & (column < Real(width)) & (row > Real(-1)) &
       (row < Real(height));
   column = inside ? column : Real(0);
@@ -59,4 +57,4 @@ LITE_DETR_INLINE Corners<Real> find_corners(
   return corners;
 }
 
-}  // namespace lite_detr
+}  // namespace lite_detr::cuda
