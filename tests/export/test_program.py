@@ -1,11 +1,16 @@
 """Exported programs: TorchScript by Detectron2's exporter, and padding to the same size."""
 
+from functools import partial
+from importlib import import_module
+
 import pytest
 import torch
 from small_detectors import CONFIGS, small_detector
 
+from lite_detr import ops
 from lite_detr.export import check, export_torchscript
 from lite_detr.export.program import traceable_same_padding
+from lite_detr.modeling import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 
 timm_layers = pytest.importorskip("timm.layers")
 
@@ -39,10 +44,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_traced_once_it_takes_images_of_any_size(name, tmp_path):
+def test_traced_once_it_takes_images_of_any_size(name, tmp_path, monkeypatch):
     detector = small_detector(name).float()
     path = tmp_path / "detector.ts"
     export_torchscript(detector, path)
+    # A traced program computes locations and weights before it samples, which rounds otherwise.
+    for attention, operator in (
+        (MultiScaleDeformableAttention, "ms_deform_attn"),
+        (KeyAwareDeformableAttention, "key_aware_ms_deform_attn"),
+    ):
+        in_steps = import_module(f"lite_detr.ops.{operator}")._in_steps
+        in_steps = staticmethod(partial(in_steps, getattr(ops, operator)))
+        monkeypatch.setattr(attention, "operator", in_steps)
     run, expected = check.run_torchscript(path), check.run_detector_one_by_one(detector)
     batches = list(check.sample_batches(detector))
     assert len({images.shape[2:] for images, _ in batches}) == 3

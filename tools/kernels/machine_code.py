@@ -305,13 +305,13 @@ def demangle(symbols: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
         match = re.search(r"(\w+)<(.*?)>\(", line)
         if match is None:
             raise ValueError(f"given {symbol} ({line}), accepted are instances of templates")
-        arguments = [argument.split("::")[-1] for argument in match[2].split(", ")]
         # How points are given is an argument of ours; the kernels for offsets are called fused.
-        fused = any(argument.startswith("Offsets<") for argument in arguments)
-        arguments = [a for a in arguments if not a.startswith(("Offsets<", "Locations<"))]
+        others = re.sub(r"[\w:]+::(Offsets|Locations)<[^<>]*>, ", "", match[2])
+        fused = "fused_" if "::Offsets<" in match[2] else ""
+        arguments = (argument.split("::")[-1] for argument in others.split(", "))
         # Unsigned numbers end in u.
-        arguments = [re.sub(r"^(\d+)u$", r"\1", argument) for argument in arguments]
-        yield f"{'fused_' if fused else ''}{match[1]}", tuple(arguments)
+        found = tuple(re.sub(r"^(\d+)u$", r"\1", argument) for argument in arguments)
+        yield f"{fused}{match[1]}", found
 
 
 def read_kernels(cubin: Path, log: str, architecture: str, tools: dict[str, Path]) -> list[Kernel]:
