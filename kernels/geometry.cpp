@@ -237,24 +237,38 @@ at::ScalarType compute_dtype(at::ScalarType dtype) {
 
 double box_step(const Geometry& geometry) { return 0.5 / double(geometry.points); }
 
-at::Tensor grad_references(
-    const at::Tensor& grad_positions, const at::Tensor& sampling_offsets, const Geometry& geometry,
-    const at::Tensor& reference_points) {
+// The widths and heights of the levels, [L, 2].
+static at::Tensor find_extents(const Geometry& geometry, const at::Tensor& like) {
   std::vector<double> sides;
   for (const Level& level : geometry.levels) {
     sides.push_back(level.width);
     sides.push_back(level.height);
   }
-  const at::Tensor extents =
-      at::tensor(sides, grad_positions.options().device(at::kCPU))
-          .view({int64_t(geometry.levels.size()), 2})
-          .to(grad_positions.device());
+  return at::tensor(sides, like.options().device(at::kCPU))
+      .view({int64_t(geometry.levels.size()), 2})
+      .to(like.device());
+}
+
+at::Tensor grad_references(
+    const at::Tensor& grad_positions, const at::Tensor& sampling_offsets, const Geometry& geometry,
+    const at::Tensor& reference_points) {
+  const at::Tensor extents = find_extents(geometry, grad_positions);
   at::Tensor gradient = grad_positions.sum({2, 4}) * extents;
   if (reference_points.size(3) == 4) {
     const at::Tensor by_extent = (grad_positions * sampling_offsets).sum({2, 4}) * extents;
     gradient = at::cat({gradient, by_extent * box_step(geometry)}, 3);
   }
   return gradient.to(reference_points.scalar_type());
+}
+
+at::Tensor grad_offsets(
+    const at::Tensor& grad_positions, const at::Tensor& reference_points, const Geometry& geometry,
+    at::ScalarType dtype) {
+  // Around a point the unit of an offset is a cell.
+  if (reference_points.size(3) == 2) return grad_positions.to(dtype);
+  const at::Tensor units = reference_points.narrow(3, 2, 2) *
+      (find_extents(geometry, grad_positions) * box_step(geometry));
+  return (grad_positions * units.unsqueeze(2).unsqueeze(4)).to(dtype);
 }
 
 double logit_scale(const Geometry& geometry) { return 1.0 / std::sqrt(double(geometry.channels)); }

@@ -64,11 +64,14 @@ at::ScalarType compute_dtype(at::ScalarType dtype);
 // The unit of an offset from a box, as a share of its width and height: 0.5 / P.
 double box_step(const Geometry& geometry);
 
-// The gradient of reference points, from that of the points' positions in cells,
+// The gradients of reference points and of offsets, from that of the points' positions in cells,
 // [B, Q, M, L, P, 2].
 at::Tensor grad_references(
     const at::Tensor& grad_positions, const at::Tensor& sampling_offsets, const Geometry& geometry,
     const at::Tensor& reference_points);
+at::Tensor grad_offsets(
+    const at::Tensor& grad_positions, const at::Tensor& reference_points, const Geometry& geometry,
+    at::ScalarType dtype);
 
 // The scale of key-aware attention's logits, 1 / sqrt(D), where D does not count padding.
 double logit_scale(const Geometry& geometry);

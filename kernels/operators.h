@@ -11,7 +11,8 @@
 namespace lite_detr {
 
 // `Device` is a call on a device, of a checked geometry. It has the passes of both attentions for
-// points of either kind, and `lay_out`, which makes a tensor as kernels take it.
+// points of either kind, `lay_out`, which makes a tensor as kernels take it, and
+// `kGivesPositions`, whether its kernels give the gradient of positions instead of offsets.
 template <typename Device>
 struct Operators {
   using Tensor = at::Tensor;
@@ -58,12 +59,12 @@ struct Operators {
         check_fused_msda(value, sizes, reference_points, sampling_offsets, attention_logits);
     const Device device(geometry, value);
     OffsetTensors points(reference_points, sampling_offsets, geometry, Device::lay_out);
-    points.make_gradient(with_references);
+    points.make_gradient(with_references, Device::kGivesPositions);
     const auto [grad_value, grad_logits] =
         device.backward(grad_output, value, points, attention_logits, output);
     return {
-        grad_value, points.reference_gradient(reference_points, geometry), points.gradient(),
-        grad_logits};
+        grad_value, points.reference_gradient(reference_points, geometry),
+        points.gradient(geometry), grad_logits};
   }
 
   static std::tuple<Tensor, Tensor> key_aware_ms_deform_attn(
@@ -111,12 +112,12 @@ struct Operators {
         check_fused_key_aware(query, key, value, sizes, reference_points, sampling_offsets);
     const Device device(geometry, value);
     OffsetTensors points(reference_points, sampling_offsets, geometry, Device::lay_out);
-    points.make_gradient(with_references);
+    points.make_gradient(with_references, Device::kGivesPositions);
     const auto [grad_query, grad_key, grad_value] =
         device.key_aware_backward(grad_output, query, key, value, points, output, logsumexp);
     return {
         grad_query, grad_key, grad_value, points.reference_gradient(reference_points, geometry),
-        points.gradient()};
+        points.gradient(geometry)};
   }
 
   static void add_to(torch::Library& library) {

@@ -42,14 +42,21 @@ class OffsetTensors {
             reference_points.to(compute_dtype(sampling_offsets.scalar_type())))),
         offsets_(lay_out(sampling_offsets)) {}
 
-  void make_gradient(bool with_references) {
-    gradient_ = at::empty(offsets_.sizes(), offsets_.options());
-    if (with_references) grad_positions_ = at::empty(offsets_.sizes(), references_.options());
+  // `of_positions`: kernels write only the gradient of positions.
+  void make_gradient(bool with_references, bool of_positions) {
+    if (!of_positions) gradient_ = at::empty(offsets_.sizes(), offsets_.options());
+    if (with_references || of_positions) {
+      grad_positions_ = at::empty(offsets_.sizes(), references_.options());
+    }
+    with_references_ = with_references;
   }
-  at::Tensor gradient() const { return gradient_; }
+  at::Tensor gradient(const Geometry& geometry) const {
+    if (gradient_.defined()) return gradient_;
+    return grad_offsets(grad_positions_, references_, geometry, offsets_.scalar_type());
+  }
   // Empty unless it was asked for.
   at::Tensor reference_gradient(const at::Tensor& reference_points, const Geometry& geometry) const {
-    if (!grad_positions_.defined()) return at::empty({0}, reference_points.options());
+    if (!with_references_) return at::empty({0}, reference_points.options());
     return grad_references(grad_positions_, offsets_, geometry, reference_points);
   }
 
@@ -64,6 +71,7 @@ class OffsetTensors {
 
  private:
   double step_;
+  bool with_references_ = false;
   at::Tensor references_, offsets_, gradient_, grad_positions_;
 };
 

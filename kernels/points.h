@@ -25,8 +25,10 @@ struct Offsets {
   int32_t coordinates;  // 2 or 4
   Exact step;           // the unit of an offset from a box, as a share of its width and height
   const T* offsets;
-  T* gradient;
-  Exact* grad_positions;  // [B, Q, M, L * P, 2], in cells; null if not needed
+  // What backward kernels write, [B, Q, M, L * P, 2]. On GPUs only the second, from which the first
+  // follows.
+  T* gradient;            // null on GPUs
+  Exact* grad_positions;  // by positions in cells; on CPUs null if it is not needed
 };
 
 }  // namespace lite_detr

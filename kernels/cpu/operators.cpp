@@ -11,6 +11,7 @@ namespace {
 class Call {
  public:
   using Tensor = at::Tensor;
+  static constexpr bool kGivesPositions = false;
 
   Call(Geometry geometry, const Tensor&) : geometry_(std::move(geometry)) {}
 

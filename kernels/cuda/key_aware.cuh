@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   A maximum = kLowest<A>, total = 0;
 
   for (int32_t first = 0; first < points; first += kLanes) {
-    const PointRange range{pin(group.query), int64_t(pin(group.item)) * points};
+    const PointRange range(pin(group.item), points);
     const Point<A> own = find_point(geometry, arguments.points, range, first + group.lane);
     const int count = min(kLanes, points - first);
 #pragma unroll 1
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   Part grad_query[kSummed ? kVectors : 1] = {};
   for (int32_t first = 0; first < points; first += kLanes) {
     const int32_t item = pin(group.item);
-    const PointRange range{pin(group.query), int64_t(item) * points};
+    const PointRange range(item, points);
     const Point<A> own = find_point(geometry, arguments.points, range, first + group.lane);
     const int count = min(kLanes, points - first);
     const Row query(arguments.query, item, group.lane);
@@ -170,8 +170,10 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
       A by_y = weight * by_grads.along_y + grad_logit * by_query.along_y;
       sum_lanes<kLanes>(by_x, by_y, group.lane);
       if (group.exists && group.lane == 0) {
+        // The range again, whose registers the loop does not have.
+        const PointRange stored(pin(group.item), points);
         store_grad_point(
-            geometry, arguments.points, range, first + index, point.level(), by_x, by_y);
+            geometry, arguments.points, stored, first + index, point.level(), by_x, by_y);
       }
 #pragma unroll
       for (int vector = 0; vector < kVectors; ++vector) {

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const int32_t points = geometry.levels * geometry.points;
-  const PointRange range{group.query, int64_t(group.item) * points};
+  const PointRange range(group.item, points);
   const PointWeights<kLanes, T, Points::kLogits> weights(
       arguments.weights + range.first, points, group.lane);
   Channels<A, kWidth> sums[kVectors] = {};
@@ -69,14 +69,16 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const int32_t points = geometry.levels * geometry.points;
   const PointWeights<kLanes, T, Points::kLogits> weights(
       arguments.weights + int64_t(group.item) * points, points, group.lane);
+  const auto find_mean = [&] {
+    return row_product<kWidth, kLanes, kVectors>(
+        arguments.grad_output, arguments.output, pin(group.item), group.lane);
+  };
+  // In float64 it is found again for each group of points, for want of registers.
   A mean = 0;
-  if constexpr (Points::kLogits) {
-    mean = row_product<kWidth, kLanes, kVectors>(
-        arguments.grad_output, arguments.output, group.item, group.lane);
-  }
+  if constexpr (Points::kLogits && !kIs64Bit<T>) mean = find_mean();
 
   for (int32_t first = 0; first < points; first += kLanes) {
-    const PointRange range{pin(group.query), int64_t(pin(group.item)) * points};
+    const PointRange range(pin(group.item), points);
     const int32_t own_point = first + group.lane;
     const Point<A> own = find_point(geometry, arguments.points, range, own_point);
     const A own_weight = own_point < points ? weights.at(own_point) : A(0);
@@ -117,11 +119,13 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         grad_y = total_by_y;
       }
     }
+    if constexpr (Points::kLogits && kIs64Bit<T>) mean = find_mean();
     if (group.exists && own_point < points) {
       if constexpr (Points::kLogits) grad_weight = own_weight * (grad_weight - mean);
-      store_number(arguments.grad_weights + range.first + own_point, grad_weight);
+      const PointRange stored(pin(group.item), points);
+      store_number(arguments.grad_weights + stored.first + own_point, grad_weight);
       store_grad_point(
-          geometry, arguments.points, range, own_point, own.level(), own_weight * grad_x,
+          geometry, arguments.points, stored, own_point, own.level(), own_weight * grad_x,
           own_weight * grad_y);
     }
   }

@@ -16,6 +16,7 @@ namespace {
 class Call {
  public:
   using Tensor = at::Tensor;
+  static constexpr bool kGivesPositions = true;
 
   Call(const Geometry& geometry, const Tensor& value)
       : geometry_(geometry),

@@ -24,10 +24,18 @@ struct Point {
   }
 };
 
-// The first of an item's points, and the query that they belong to.
+// The points of an item.
 struct PointRange {
-  int32_t query;  // of B * Q
+  int32_t item;   // of B * Q * M
   int64_t first;  // of B * Q * M * L * P
+
+  __device__ __forceinline__ PointRange(int32_t item, int32_t points)
+      : item(item), first(int64_t(item) * points) {}
+
+  // Of B * Q: a division instead of a register that would be taken all the time.
+  __device__ __forceinline__ int32_t query(const KernelGeometry& geometry) const {
+    return uint32_t(item) / uint32_t(geometry.heads);
+  }
 };
 
 // Where a point lies, in cells of its level.
@@ -53,7 +61,7 @@ __device__ __forceinline__ Position<compute_t<T>> offset_units(
     int32_t level) {
   using A = compute_t<T>;
   if (points.coordinates == 2) return {A(1), A(1)};
-  const A* boxes = points.references + int64_t(range.query) * geometry.levels * 4;
+  const A* boxes = points.references + int64_t(range.query(geometry)) * geometry.levels * 4;
   const auto extent = load_pair(boxes, 2 * level + 1);
   return {
       extent.x * points.step * A(geometry.width[level]),
@@ -66,7 +74,7 @@ __device__ __forceinline__ Position<compute_t<T>> find_position(
     int32_t point, int32_t level) {
   using A = compute_t<T>;
   const A* references =
-      points.references + int64_t(range.query) * geometry.levels * points.coordinates;
+      points.references + int64_t(range.query(geometry)) * geometry.levels * points.coordinates;
   const auto reference = load_pair(references, points.coordinates == 2 ? level : 2 * level);
   const auto offset = load_pair(points.offsets + 2 * range.first, point);
   const Position<A> units = offset_units(geometry, points, range, level);
@@ -107,12 +115,9 @@ template <typename T, typename A>
 __device__ __forceinline__ void store_grad_point(
     const KernelGeometry& geometry, const Offsets<T>& points, const PointRange& range,
     int32_t point, int32_t level, A along_x, A along_y) {
-  if (points.grad_positions != nullptr) {
-    store_pair(points.grad_positions + 2 * range.first, point, along_x, along_y);
-  }
-  const Position<A> units = offset_units(geometry, points, range, level);
-  store_pair(
-      points.gradient + 2 * range.first, point, along_x * units.column, along_y * units.row);
+  // Scaling it for offsets from boxes would take registers that the loops around this lack: it is
+  // a pass of its own.
+  store_pair(points.grad_positions + 2 * range.first, point, along_x, along_y);
 }
 
 template <int kLanes, typename A>

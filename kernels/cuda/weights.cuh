@@ -31,11 +31,13 @@ class PointWeights {
   __device__ __forceinline__ PointWeights(const T* weights, int32_t points, int32_t lane)
       : weights_(weights) {
     if constexpr (kLogits) {
+#pragma unroll 1
       for (int32_t point = lane; point < points; point += kLanes) {
         maximum_ = max(maximum_, load_number(weights + point));
       }
       maximum_ = max_lanes<kLanes>(maximum_);
       A total = 0;
+#pragma unroll 1
       for (int32_t point = lane; point < points; point += kLanes) {
         total += exponential(load_number(weights + point) - maximum_);
       }

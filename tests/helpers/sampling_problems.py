@@ -26,6 +26,11 @@ LEAVES = {
     "ms_deform_attn": ("value", "locations", "weights"),
     "key_aware_ms_deform_attn": ("query", "key", "value", "locations"),
 }
+# The arguments of the fused operators, by their names in a problem.
+ARGUMENTS = {
+    "fused_ms_deform_attn": ("value", "sizes", "references", "offsets", "logits"),
+    "fused_key_aware_ms_deform_attn": ("query", "key", "value", "sizes", "references", "offsets"),
+}
 SIZES = ((4, 5), (3, 2), (2, 2), (1, 3))
 # Where the forms of an operator run. Problems and results are on the CPU, whatever the form.
 DEVICES = {"native": "cpu", "pytorch": "cpu", "harness": "cpu", "cuda": "cuda"}
@@ -68,6 +73,36 @@ def make_problem(
         "query": randn(batch, queries, heads, channels),
         "weights": randn(batch, queries, heads, len(sizes), points),
         "locations": (whole + part + 0.5) / cells,
+    }
+
+
+def make_fused_problem(
+    coordinates: int, dtype: torch.dtype = torch.float64, **sizes: object
+) -> Problem:
+    """Make a problem whose points are those of `make_problem`, off the kinks of the sampling."""
+    return fuse(make_problem(**sizes), coordinates, dtype)
+
+
+def fuse(problem: Problem, coordinates: int, dtype: torch.dtype) -> Problem:
+    """Give the points of a problem by offsets from random points or boxes, and logits."""
+    problem = dict(problem)
+    locations = problem.pop("locations")
+    batch, queries, _, levels, points, _ = locations.shape
+    generator = torch.Generator().manual_seed(3)
+    references = torch.rand(
+        (batch, queries, levels, coordinates), generator=generator, dtype=torch.float64
+    )
+    extents = torch.tensor([[width, height] for height, width in problem["sizes"]]).double()
+    if coordinates == 4:
+        references[..., 2:] += 0.1
+        units = references[..., 2:] * (0.5 / points)
+    else:
+        units = 1 / extents.expand(batch, queries, -1, -1)
+    offsets = (locations - references[:, :, None, :, None, :2]) / units[:, :, None, :, None]
+    problem |= {"offsets": offsets, "logits": problem.pop("weights"), "references": references}
+    exact = torch.promote_types(dtype, torch.float32)
+    return transform(problem, lambda tensor: tensor.to(dtype)) | {
+        "references": references.to(exact)
     }
 
 
@@ -288,7 +323,11 @@ def run_kernels(
         inputs = transform(problem, move)
         levels = level_tensors(problem["sizes"])
         key = None if inputs["key"] is inputs["value"] else inputs["key"]
-        if attention == "ms_deform_attn":
+        if attention in ARGUMENTS:
+            inputs |= {"key": key, "sizes": flatten(problem["sizes"])}
+            arguments = tuple(inputs[name] for name in ARGUMENTS[attention])
+            names = tuple(name for name in ARGUMENTS[attention] if name != "sizes")
+        elif attention == "ms_deform_attn":
             arguments = (inputs["value"], *levels, inputs["locations"], inputs["weights"])
             names = ("value", "locations", "weights")
         else:

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from sampling_problems import (
+    ARGUMENTS,
     DEVICES,
     SIZES,
+    make_fused_problem,
     make_problem,
     move,
     needs_native,
@@ -21,11 +23,6 @@ from lite_detr.ops.sampling import flatten
 
 FUSED = ("fused_ms_deform_attn", "fused_key_aware_ms_deform_attn")
 FIVE_LEVELS = ((3, 4), (2, 2), (1, 1), (1, 5), (2, 1))
-# Names of the arguments; the level sizes come before the reference points.
-ARGUMENTS = {
-    "fused_ms_deform_attn": ("value", "sizes", "references", "offsets", "logits"),
-    "fused_key_aware_ms_deform_attn": ("query", "key", "value", "sizes", "references", "offsets"),
-}
 
 
 @pytest.fixture(params=FUSED)
@@ -36,29 +33,6 @@ def attention(request):
 @pytest.fixture(params=[2, 4], ids=["points", "boxes"])
 def coordinates(request):
     return request.param
-
-
-def make_fused_problem(coordinates, dtype=torch.float64, **sizes):
-    """Make a problem whose points are those of `make_problem`, off the kinks of the sampling."""
-    problem = make_problem(**sizes)
-    locations = problem.pop("locations")
-    batch, queries, _, levels, points, _ = locations.shape
-    generator = torch.Generator().manual_seed(3)
-    references = torch.rand(
-        (batch, queries, levels, coordinates), generator=generator, dtype=torch.float64
-    )
-    extents = torch.tensor([[width, height] for height, width in problem["sizes"]]).double()
-    if coordinates == 4:
-        references[..., 2:] += 0.1
-        units = references[..., 2:] * (0.5 / points)
-    else:
-        units = 1 / extents.expand(batch, queries, -1, -1)
-    offsets = (locations - references[:, :, None, :, None, :2]) / units[:, :, None, :, None]
-    problem |= {"offsets": offsets, "logits": problem.pop("weights"), "references": references}
-    exact = torch.promote_types(dtype, torch.float32)
-    return transform(problem, lambda tensor: tensor.to(dtype)) | {
-        "references": references.to(exact)
-    }
 
 
 def call(attention, form, problem):

@@ -194,7 +194,11 @@ class Code:
         return sum(self.instructions[index].kind == "loads" for index in indices)
 
     def executed(
-        self, trips: Sequence[float], alone: int, skipped: Set[int] = frozenset()
+        self,
+        trips: Sequence[float],
+        alone: int,
+        skipped: Set[int] = frozenset(),
+        beside: int = 0,
     ) -> Counter[str]:
         """Count the instructions that a warp issues from start to end, by kind and in total.
 
@@ -205,18 +209,23 @@ class Code:
                 innermost.
             alone: the number of outer loops that must exist, with no other loop beside them.
             skipped: instructions that do not run.
+            beside: the number of loops that stand before or after the outermost one and run as
+                often as it does.
 
         Raises:
             ValueError: the code has other loops.
         """
         loops = self.memory_loops()
         depths = sorted(sum(loop <= other for other in loops) for loop in loops)
-        if depths[:alone] != [*range(1, alone + 1)] or not set(depths[alone:]) <= {
-            *range(alone + 1, len(trips) + 1)
-        }:
+        nested = depths[beside:]
+        if (
+            depths[:beside] != [1] * beside
+            or nested[:alone] != [*range(1, alone + 1)]
+            or not set(nested[alone:]) <= {*range(alone + 1, len(trips) + 1)}
+        ):
             raise ValueError(
-                f"expected {alone} to {len(trips)} loops, each within the one before; "
-                f"they are at depths {depths}"
+                f"expected {alone} to {len(trips)} loops, each within the one before, and {beside} "
+                f"beside them; they are at depths {depths}"
             )
         counts: Counter[str] = Counter()
         for index in self.reachable() - skipped:

@@ -87,13 +87,15 @@ def describe(kernel: Kernel) -> dict:
 
 def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[str, float]:
     """Count the instructions that a warp issues for a point of one query and head."""
-    code, points, skipped = kernel.code, LEVELS * POINTS, frozenset()
+    code, points, skipped, beside = kernel.code, LEVELS * POINTS, frozenset(), 0
     # Fused kernels have the layout of the others.
     if layout := layouts.get(label(kernel).removeprefix("fused_")):
         pairs, lanes = WARP // layout["lanes"], layout["lanes"]
         trips = (-(-points // lanes), -(-min(lanes, points) // layout["batch"]))
         alone = len(trips)
         trips += (CORNERS / layout["corners"],) if layout["corners"] < CORNERS else ()
+        # The maximum and the total of the logits.
+        beside = 2 if kernel.name.startswith("fused_msda") else 0
     else:
         pairs, alone, innermost = 1, 3, code.innermost()
         batch, rest = divmod(code.loads(innermost), ORIGINAL_POINT_LOADS)
@@ -107,7 +109,7 @@ def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[
             skipped = code.skipped_by_a_branch(rounds, kept=innermost)
             if not skipped:
                 raise ValueError("remaining points have no code of their own")
-    counts = code.executed(trips, alone, skipped)
+    counts = code.executed(trips, alone, skipped, beside)
     return {kind: counts[kind] / (points * pairs) for kind in ("instructions", *COUNTED)}
 
 
