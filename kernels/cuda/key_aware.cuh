@@ -125,8 +125,9 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const int32_t points = geometry.levels * geometry.points;
   const A logsumexp = load_number(arguments.logsumexp + group.item);
 
-  const A mean = row_product<kWidth, kLanes, kVectors>(
-      arguments.grad_output, arguments.output, group.item, group.lane);
+  const A mean = row_product(
+      Row(arguments.grad_output, group.item, group.lane), arguments.output, group.item,
+      group.lane);
 
   Part grad_query[kSummed ? kVectors : 1] = {};
   for (int32_t first = 0; first < points; first += kLanes) {

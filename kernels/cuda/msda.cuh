@@ -70,8 +70,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const PointWeights<kLanes, T, Points::kLogits> weights(
       arguments.weights + int64_t(group.item) * points, points, group.lane);
   const auto find_mean = [&] {
-    return row_product<kWidth, kLanes, kVectors>(
-        arguments.grad_output, arguments.output, pin(group.item), group.lane);
+    return row_product(grads, arguments.output, pin(group.item), group.lane);
   };
   // In float64 it is found again for each group of points, for want of registers.
   A mean = 0;

@@ -219,10 +219,10 @@ class QueryRow {
 
 // The product of two rows of a query, for all lanes: of the output and its gradient, it is the mean
 // of the weights' gradients, which a softmax's Jacobian subtracts.
-template <int kWidth, int kLanes, int kVectors, typename T>
+template <typename T, int kWidth, int kLanes, int kVectors>
 __device__ __forceinline__ compute_t<T> row_product(
-    const T* a, const T* b, int32_t item, int32_t lane) {
-  const QueryRow<T, kWidth, kLanes, kVectors> left(a, item, lane), right(b, item, lane);
+    const QueryRow<T, kWidth, kLanes, kVectors>& left, const T* rows, int32_t item, int32_t lane) {
+  const QueryRow<T, kWidth, kLanes, kVectors> right(rows, item, lane);
   compute_t<T> sum = 0;
 #pragma unroll
   for (int vector = 0; vector < kVectors; ++vector) sum += dot(left.at(vector), right.at(vector));

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+from collections import Counter
 
 import cuda_harness
 import machine_code
@@ -185,6 +186,22 @@ def test_points_left_over_do_not_count():
     assert code.executed((3, 2), alone=2)["loads"] == 3 * (1 + 2 * 2 + 1)
     assert code.executed((3, 2), alone=2, skipped=skipped)["loads"] == 3 * (1 + 2 * 2)
     assert code.skipped_by_a_branch(rounds, kept=innermost) == set()
+
+
+def test_loops_beside_the_others_run_as_often_as_the_outermost():
+    first = """
+.text._Z3barPf:
+.L_x_0:
+        /*0000*/                   LDG.E R1, desc[UR4][R2.64] ;
+        /*0010*/               @P0 BRA `(.L_x_0) ;"""
+    (code,) = machine_code.parse_code(UNROLLED.replace("\n.text._Z3barPf:", first)).values()
+    (alone,) = machine_code.parse_code(UNROLLED).values()
+    assert code.executed((3, 2), alone=2, beside=1) == alone.executed((3, 2), alone=2) + Counter(
+        {"loads": 3, "instructions": 6}
+    )
+    for beside in (0, 2):
+        with pytest.raises(ValueError, match=rf"and {beside} beside them; .* depths \[1, 1, 2\]"):
+            code.executed((3, 2), alone=2, beside=beside)
 
 
 def test_a_computed_branch_is_refused():
