@@ -2,6 +2,7 @@
 
 import math
 
+import cuda_harness
 import pytest
 import torch
 from sampling_problems import (
@@ -14,6 +15,7 @@ from sampling_problems import (
     needs_native,
     operator,
     relative_error,
+    run_kernels,
     transform,
 )
 
@@ -93,6 +95,39 @@ def test_16_bits_round_the_results(attention, form, coordinates, dtype):
         bound = 2 * torch.finfo(dtype).eps
         if form == "pytorch":
             bound *= 4  # Its weights have 16 bits.
+        assert relative_error(result, expected[name]) <= bound, name
+
+
+@cuda_harness.needs_harness
+@pytest.mark.parametrize("channels", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize(
+    "attention, shared_key",
+    [
+        ("fused_ms_deform_attn", True),
+        ("fused_key_aware_ms_deform_attn", True),
+        ("fused_key_aware_ms_deform_attn", False),
+    ],
+)
+@pytest.mark.parametrize(
+    "dtype, arch, bound",
+    [
+        (torch.float32, 80, 1e-5),
+        (torch.float32, 90, 1e-5),
+        (torch.float64, 90, 1e-12),
+        (torch.float16, 80, 2e-3),
+        (torch.bfloat16, 90, 2e-2),
+    ],
+)
+def test_every_cuda_kernel(attention, shared_key, dtype, arch, bound, channels):
+    """Odd numbers of levels and points, and of queries in the last block; several images."""
+    sizes = dict(points=3, channels=channels, queries=5, heads=3, shared_key=shared_key)
+    coordinates = 2 if arch == 80 else 4
+    problem = make_fused_problem(coordinates, dtype, sizes=((4, 5), (3, 2), (1, 3)), **sizes)
+    exact = transform(problem, lambda tensor: tensor.double())
+    expected = call_with_gradients(attention, "pytorch", exact)
+    results = run_kernels(attention, problem, arch=arch)
+    assert results.keys() == expected.keys()
+    for name, result in results.items():
         assert relative_error(result, expected[name]) <= bound, name
 
 
