@@ -3,7 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -237,16 +237,16 @@ at::ScalarType compute_dtype(at::ScalarType dtype) {
 
 double box_step(const Geometry& geometry) { return 0.5 / double(geometry.points); }
 
-// The widths and heights of the levels, [L, 2].
+// The widths and heights of the levels, [L, 2]. A copy from the host would wait for the device, and
+// no CUDA graph could hold it.
 static at::Tensor find_extents(const Geometry& geometry, const at::Tensor& like) {
-  std::vector<double> sides;
-  for (const Level& level : geometry.levels) {
-    sides.push_back(level.width);
-    sides.push_back(level.height);
+  const int64_t count = geometry.levels.size();
+  const at::Tensor extents = at::empty({count, 2}, like.options());
+  for (int64_t level = 0; level < count; ++level) {
+    extents.select(0, level).select(0, 0).fill_(geometry.levels[level].width);
+    extents.select(0, level).select(0, 1).fill_(geometry.levels[level].height);
   }
-  return at::tensor(sides, like.options().device(at::kCPU))
-      .view({int64_t(geometry.levels.size()), 2})
-      .to(like.device());
+  return extents;
 }
 
 at::Tensor grad_references(

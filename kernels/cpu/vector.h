@@ -100,7 +100,11 @@ LITE_DETR_INLINE void store(Float16* target, Vec<float> v) {
 // Copies kGroup numbers of a table. Compilers avoid the instructions for it, but they are faster.
 LITE_DETR_INLINE void gather(const float* table, const int32_t* indices, float* target) {
 #if LITE_DETR_VECTOR_BYTES == 64
-  _mm512_storeu_ps(target, _mm512_i32gather_ps(load_bytes<__m512i>(indices), table, 4));
+  // With a mask, as GCC warns of what the plain one leaves undefined on purpose.
+  _mm512_storeu_ps(
+      target,
+      _mm512_mask_i32gather_ps(
+          _mm512_setzero_ps(), 0xffff, load_bytes<__m512i>(indices), table, 4));
 #elif LITE_DETR_VECTOR_BYTES == 32
   for (int i = 0; i < kGroup; i += 8) {
     _mm256_storeu_ps(target + i, _mm256_i32gather_ps(table, load_bytes<__m256i>(indices + i), 4));
