@@ -102,6 +102,9 @@ def check_saved(
         raise ValueError(
             f"logsumexp must be [B, Q, M] = {tuple(shape)}, got {tuple(logsumexp.shape)}"
         )
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if logsumexp.dtype != exact:
+        raise TypeError(f"logsumexp must be {exact}, got {logsumexp.dtype}")
     check_device("logsumexp", logsumexp, value)
 
 
@@ -248,19 +251,25 @@ def level_sizes(
                 "device do not: give them on the CPU"
             )
     sizes = [(height, width) for height, width in spatial_shapes.tolist()]
+    check_level_sizes(sizes, num_tokens, level_start_index.tolist())
+    return sizes
+
+
+def check_level_sizes(
+    sizes: list[tuple[int, int]], num_tokens: int, given_starts: list[int] | None = None
+) -> None:
+    """Check that levels of these ``(height, width)`` tile the tokens of a value."""
     if any(height <= 0 or width <= 0 for height, width in sizes):
         raise ValueError(f"every level needs a positive height and width, got {sizes}")
     starts, end = [], 0
     for height, width in sizes:
         starts.append(end)
         end += height * width
-    if level_start_index.tolist() != starts:
+    if given_starts is not None and given_starts != starts:
         raise ValueError(
-            f"level_start_index must be {starts} for the levels {sizes}, "
-            f"got {level_start_index.tolist()}"
+            f"level_start_index must be {starts} for the levels {sizes}, got {given_starts}"
         )
     if end != num_tokens:
         raise ValueError(
             f"the levels {sizes} have {end} tokens in all, but the value has S = {num_tokens}"
         )
-    return sizes

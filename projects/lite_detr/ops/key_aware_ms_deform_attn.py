@@ -53,10 +53,12 @@ def key_aware_ms_deform_attn(
             value.device, query, None if key is value else key, value
         )
         sampling_locations = native.autocast_locations(value.device, sampling_locations)
-        output, _ = torch.ops.lite_detr.key_aware_ms_deform_attn(
-            query, key, value, spatial_shapes, level_start_index, sampling_locations
-        )
-        return output
+        if native.has_kernels(value, "key_aware", shared=key is None):
+            output, _ = torch.ops.lite_detr.key_aware_ms_deform_attn(
+                query, key, value, spatial_shapes, level_start_index, sampling_locations
+            )
+            return output
+        key = value if key is None else key
     return key_aware_ms_deform_attn_pytorch(
         query, key, value, spatial_shapes, level_start_index, sampling_locations
     )
@@ -111,10 +113,12 @@ def fused_key_aware_ms_deform_attn(
             value.device, query, None if key is value else key, value, sampling_offsets
         )
         reference_points = native.autocast_locations(value.device, reference_points)
-        output, _ = torch.ops.lite_detr.fused_key_aware_ms_deform_attn(
-            query, key, value, flatten(sizes), reference_points, sampling_offsets
-        )
-        return output
+        if native.has_kernels(value, "key_aware", fused=True, shared=key is None):
+            output, _ = torch.ops.lite_detr.fused_key_aware_ms_deform_attn(
+                query, key, value, flatten(sizes), reference_points, sampling_offsets
+            )
+            return output
+        key = value if key is None else key
     return _in_steps(
         key_aware_ms_deform_attn, query, key, value, sizes, reference_points, sampling_offsets
     )

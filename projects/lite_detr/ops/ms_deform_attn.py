@@ -44,9 +44,10 @@ def ms_deform_attn(
     if native.runs_on(value.device):
         value, attention_weights = native.autocast(value.device, value, attention_weights)
         sampling_locations = native.autocast_locations(value.device, sampling_locations)
-        return torch.ops.lite_detr.ms_deform_attn(
-            value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-        )
+        if native.has_kernels(value, "msda"):
+            return torch.ops.lite_detr.ms_deform_attn(
+                value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+            )
     return ms_deform_attn_pytorch(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
@@ -102,9 +103,10 @@ def fused_ms_deform_attn(
             value.device, value, sampling_offsets, attention_logits
         )
         reference_points = native.autocast_locations(value.device, reference_points)
-        return torch.ops.lite_detr.fused_ms_deform_attn(
-            value, flatten(sizes), reference_points, sampling_offsets, attention_logits
-        )
+        if native.has_kernels(value, "msda", fused=True):
+            return torch.ops.lite_detr.fused_ms_deform_attn(
+                value, flatten(sizes), reference_points, sampling_offsets, attention_logits
+            )
     return _in_steps(
         ms_deform_attn, value, sizes, reference_points, sampling_offsets, attention_logits
     )
