@@ -1,6 +1,7 @@
 """Build the native operators, if possible; everything else is in pyproject.toml."""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -53,7 +54,11 @@ def native_extension(toolkit=None) -> Extension:
         # nvcc passes the host compiler flags through a shell. PyTorch would add the architectures,
         # but not if any flag contains "arch", as the name of a folder may.
         host = [part for flag in headers for part in ("-Xcompiler", shlex.quote(flag))]
-        flags["nvcc"] = ["-O3", *host, *toolkit.architecture_flags()]
+        architectures = toolkit.architecture_flags()
+        # As it takes the names of GPUs, times ten; nvcc would split the flag at commas.
+        ptx = sorted(set(re.findall(r"code=compute_(\d+)", " ".join(architectures))), key=int)
+        named = "+".join(f"{number}0" for number in ptx)
+        flags["nvcc"] = ["-O3", *host, *architectures, f"-DLITE_DETR_PTX={named}"]
     return create("lite_detr._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"])
 
 

@@ -40,6 +40,7 @@ TORCH_LIBRARY(lite_detr, library) {
       "Tensor grad_key, Tensor grad_value, Tensor grad_references, Tensor grad_offsets)");
   // The instruction set that the CPU kernels use: portable, avx2 or avx512.
   library.def("cpu_capability() -> str");
-  // The GPUs that the CUDA kernels were compiled for: 800,900 is 8.0 and 9.0.
+  // The GPUs that the CUDA kernels were compiled for, and those that they have PTX of: 800,900/900
+  // is 8.0 and 9.0, with PTX of 9.0.
   library.def("cuda_architectures() -> str");
 }

@@ -31,8 +31,8 @@ def no_gpu_reason() -> str:
     missing = []
     if not torch.cuda.is_available():
         missing.append("a CUDA device (PyTorch finds none)")
-    if ops.backend("cuda") != "native":
-        missing.append("CUDA kernels (the extension has none: see docs/kernels.md)")
+    if ops.backend("cuda") == "pytorch":
+        missing.append("CUDA kernels (see docs/kernels.md)")
     return f"needs {' and '.join(missing)}" if missing else ""
 
 

@@ -80,6 +80,14 @@ def test_a_plain_installation_finds_every_config_from_any_directory(wheel, tmp_p
     assert run.stdout.split() == model_zoo.list_configs() + model_zoo.list_configs(".yaml")
 
 
+def test_a_wheel_has_what_kernels_are_compiled_from_at_run_time(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {path for path in (ROOT / "kernels").rglob("*") if path.suffix in (".h", ".cuh")}
+    wanted = {path.relative_to(ROOT) for path in sources if "cpu" not in path.parts}
+    assert {f"lite_detr/{path}" for path in wanted} <= names
+    assert not [name for name in names if name.endswith((".cpp", ".cu"))]
+
+
 def test_the_list_of_configs_holds_the_models_and_not_their_parts():
     names = model_zoo.list_configs()
     assert "deformable_detr/deformable_detr_r50_single_stage_50ep.py" in names

@@ -116,7 +116,8 @@ cudaError_t launch(const KeyAwareForward<T, Points>& arguments, cudaStream_t str
 template <typename T, typename Points>
 cudaError_t launch(const KeyAwareBackward<T, Points>& arguments, cudaStream_t stream);
 
-// The GPUs that the kernels are compiled for, as the compiler lists them: "800,900".
+// The GPUs that the kernels are compiled for, as the compiler lists them, and those that they have PTX
+// of: "800,900/800+900".
 const char* architectures();
 
 }  // namespace lite_detr::cuda

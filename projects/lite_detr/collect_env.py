@@ -21,7 +21,7 @@ PACKAGES = (
     "timm safetensors transformers onnx onnxruntime onnxruntime-gpu"
 ).split()
 VARIABLES = (
-    "LITE_DETR_CPU_CAPABILITY LITE_DETR_NO_EXT FORCE_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME "
+    "LITE_DETR_CPU_CAPABILITY LITE_DETR_CACHE LITE_DETR_NO_EXT FORCE_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME "
     "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS DETECTRON2_DATASETS"
 ).split()
 
@@ -83,11 +83,14 @@ def cuda_operators() -> str:
     import torch
 
     from lite_detr import ops
+    from lite_detr.ops import native, nvrtc
 
-    if ops.backend("cuda") != "native":
-        return ops.backend("cuda")
-    listed = map(int, torch.ops.lite_detr.cuda_architectures().split(","))
-    gpus = ", ".join(f"{number // 100}.{number % 100 // 10}" for number in listed)
+    backend = ops.backend("cuda")
+    if backend == "nvrtc":
+        return f"nvrtc, compiled at first use and kept in {nvrtc.cache_folder()}"
+    if backend != "native":
+        return backend
+    gpus = native.name_gpus(torch.ops.lite_detr.cuda_architectures())
     return f"native, for GPUs of compute capability {gpus}"
 
 

@@ -3,8 +3,11 @@
 import contextlib
 import ctypes
 import functools
+import os
 import re
+import shutil
 import subprocess
+import sys
 import types
 
 import cuda_harness
@@ -188,3 +191,216 @@ class Built:
 
     def __getitem__(self, name):
         return cuda_harness.operator(name, arch=90)
+
+
+@needs_native
+def test_python_defines_the_operators_as_the_extension_does():
+    for name, function in nvrtc_operators.OPERATORS.items():
+        built = getattr(torch.ops.lite_detr, name).default._schema
+        ours = torch._C.parse_schema(name + torch.library.infer_schema(function, mutates_args=()))
+        arguments, results = (
+            [
+                [(part.name, str(part.type)) for part in schema.arguments]
+                for schema in (ours, built)
+            ],
+            [[str(part.type) for part in schema.returns] for schema in (ours, built)],
+        )
+        assert arguments[0] == arguments[1] and results[0] == results[1]
+
+
+def fresh_driver(monkeypatch, **functions):
+    """Replace the driver by one that takes everything, and does nothing."""
+    idle = dict(
+        CUstream=int,
+        cuDriverGetVersion=lambda: (0, 13000),
+        cuCtxGetCurrent=lambda: (0, 1),
+        cuModuleLoadData=lambda code: (0, code),
+        cuModuleGetFunction=lambda module, name: (0, name),
+    )
+    fake, real = types.SimpleNamespace(**(idle | functions)), nvrtc.bindings()[1]
+    monkeypatch.setattr(nvrtc, "bindings", lambda: (fake, real))
+
+
+KERNEL = nvrtc_kernels.Kernel("msda_forward", torch.float32, "Offsets", 32)
+
+
+def compiled(monkeypatch):
+    """Record the targets of what is compiled from now on."""
+    targets = []
+
+    def compile_program(program, architecture, *options, by=nvrtc.compile_program):
+        targets.append(architecture)
+        return by(program, architecture, *options)
+
+    monkeypatch.setattr(nvrtc, "compile_program", compile_program)
+    return targets
+
+
+@needs_nvrtc
+def test_a_kernel_is_compiled_once_for_all_processes_and_again_if_its_file_is_damaged(
+    gpu, monkeypatch, tmp_path
+):
+    fresh_driver(monkeypatch)
+    targets = compiled(monkeypatch)
+    monkeypatch.setenv("LITE_DETR_CACHE", str(tmp_path / "new"))
+    first = nvrtc_kernels.load(KERNEL, 0)
+    (path,) = (tmp_path / "new").iterdir()
+    for content, times in ((None, 1), (b"", 2), (path.read_bytes()[:-1], 3), (b"x" * 99, 4)):
+        if content is not None:
+            path.write_bytes(content)
+        forget()
+        assert nvrtc_kernels.load(KERNEL, 0) == first
+        assert targets == ["sm_90"] * times
+    # Another driver, PyTorch or source is another file.
+    environment = nvrtc.environment()
+    monkeypatch.setattr(nvrtc, "environment", lambda: (*environment, "changed"))
+    forget()
+    nvrtc_kernels.load(KERNEL, 0)
+    assert len(targets) == 5 and len(list(path.parent.iterdir())) == 2
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("place", ["a file", "below/a/file"])
+def test_without_a_folder_that_can_be_written_to_kernels_are_compiled(
+    gpu, monkeypatch, tmp_path, place
+):
+    fresh_driver(monkeypatch)
+    (tmp_path / place.split("/")[0]).write_text("not a folder")
+    monkeypatch.setenv("LITE_DETR_CACHE", str(tmp_path / place))
+    assert nvrtc_kernels.load(KERNEL, 0).threads == 256
+
+
+def use(caplog):
+    """Return whether an operator would run with kernels on the GPU, and the warnings."""
+    value = types.SimpleNamespace(
+        device=torch.device("cuda:0"), dim=lambda: 4, dtype=torch.float32, shape=(1, 5, 8, 32)
+    )
+    runs = native.runs_on(value.device) and native.has_kernels(value, "msda", fused=True)
+    return runs, [record.getMessage() for record in caplog.records]
+
+
+@needs_nvrtc
+def test_a_kernel_that_does_not_compile_is_one_warning_and_the_pytorch_form(
+    gpu, monkeypatch, tmp_path, caplog
+):
+    fresh_driver(monkeypatch)
+    sources = tmp_path / "kernels"
+    shutil.copytree(nvrtc.SOURCES, sources)
+    file = sources / "cuda" / "weights.cuh"
+    file.write_text(file.read_text() + "\nint broken = unknown;\n")
+    monkeypatch.setattr(nvrtc, "SOURCES", sources)
+    monkeypatch.setenv("LITE_DETR_CACHE", str(tmp_path / "cubins"))
+    for _ in range(3):
+        runs, (warning,) = use(caplog)
+        assert not runs and ops.backend("cuda:0") == "pytorch"
+    assert warning.startswith("kernels/cuda/msda.cuh does not compile for sm_90: ")
+    assert re.search(r"weights\.cuh\(\d+\): error: .*\"unknown\" is undefined", warning)
+    assert "\n" not in warning and "PyTorch operators run on cuda:0" in warning
+
+
+@needs_nvrtc
+def test_a_driver_that_refuses_a_kernel_is_one_warning_and_the_pytorch_form(
+    gpu, monkeypatch, caplog
+):
+    status = pytest.importorskip("cuda.bindings.driver").CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
+    fresh_driver(monkeypatch, cuModuleLoadData=lambda code: (status, None))
+    runs, (warning,) = use(caplog)
+    assert not runs
+    assert "does not load kernels/cuda/msda.cuh for sm_90: CUDA error: CUDA_ERROR_NO_BIN" in warning
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("listed", ["", "800,900/"])
+def test_a_gpu_that_was_not_built_for(gpu, monkeypatch, caplog, listed):
+    """NVRTC compiles for it, if it can; it is said once that the extension does not fit."""
+    fresh_driver(monkeypatch)
+    monkeypatch.setattr(native, "DEVICES", ("cpu", "cuda") if listed else ("cpu",))
+    built = types.SimpleNamespace(cuda_architectures=lambda: listed)
+    monkeypatch.setattr(torch.ops, "lite_detr", built)
+    registered = []
+    monkeypatch.setattr(nvrtc_operators, "register", lambda define: registered.append(define))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    targets = compiled(monkeypatch)
+    monkeypatch.setenv("LITE_DETR_CACHE", "/dev/null")
+    for _ in range(2):
+        assert ops.backend("cuda:0") == "nvrtc"
+        runs, warnings = use(caplog)
+        assert runs and len(warnings) == bool(listed)
+    # Forward and backward.
+    assert targets == ["sm_120", "sm_120"]
+    assert registered == [False] * bool(listed)
+    if listed:
+        assert "built for GPUs of compute capability 8.0, 9.0 and not for 12.0" in warnings[0]
+        forget()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        assert ops.backend("cuda:0") == "native"
+
+
+@pytest.mark.parametrize(
+    "capability, problem",
+    [((7, 0), "compute capability 7.0, and the kernels need 7.5"), (None, "pip install 'cuda-bi")],
+)
+def test_where_nothing_can_be_compiled_one_warning_says_why(
+    gpu, monkeypatch, caplog, capability, problem
+):
+    if capability is None:
+        # As if it were not installed.
+        nvrtc.bindings.cache_clear()
+        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    else:
+        fresh_driver(monkeypatch)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for _ in range(2):
+        runs, (warning,) = use(caplog)
+        assert not runs and ops.backend("cuda:0") == "pytorch"
+    assert problem in warning and "docs/kernels.md" in warning
+
+
+@pytest.mark.parametrize(
+    "listed, covered",
+    [
+        ("", ""),
+        ("800,900/", "8.0 8.6 8.9 9.0"),
+        ("750,860,1200", "7.5 8.6 8.9 12.0"),
+        ("900/900", "9.0 10.0 12.0"),
+        ("750,800,1200/800+1200", "7.5 8.0 8.6 8.9 9.0 10.0 12.0"),
+    ],
+)
+def test_which_gpus_an_extension_runs_on(listed, covered):
+    gpus = "7.5 8.0 8.6 8.9 9.0 10.0 12.0".split()
+    found = [gpu for gpu in gpus if native.covers(listed, tuple(map(int, gpu.split("."))))]
+    assert found == covered.split()
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("capability, target", [((8, 0), "sm_80"), ((99, 0), "compute_")])
+def test_a_gpu_newer_than_nvrtc_gets_ptx(capability, target):
+    target = nvrtc.target(capability)
+    binary, _ = nvrtc.compile_program(KERNEL.program(), target)
+    if capability == (8, 0):
+        assert target == "sm_80" and binary.code.startswith(b"\x7fELF")
+    else:
+        assert target.startswith("compute_") and b".version" in binary.code
+
+
+def test_torch_compile_calls_the_compiler_of_kernels_while_it_traces(monkeypatch):
+    calls = []
+
+    def compile_kernels(*kernel):
+        # Nothing that a graph could hold.
+        with open(os.devnull) as file:
+            calls.append((kernel, file.name))
+        return True
+
+    monkeypatch.setattr(native, "backend", lambda device: "nvrtc")
+    monkeypatch.setattr(native, "compile_kernels", compile_kernels)
+    device = torch.device("cuda:0")
+
+    def function(x):
+        runs = native.runs_on(device) and native.compiles(device, "msda", x.dtype, x.shape[0])
+        return x + 1 if runs else x
+
+    graph = torch.compile(function, fullgraph=True, backend="eager")
+    for _ in range(2):
+        assert graph(torch.zeros(2)).tolist() == [1, 1]
+    assert calls == [((0, "msda", torch.float32, 2), os.devnull)]

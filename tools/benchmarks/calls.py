@@ -34,7 +34,7 @@ def check_device(device: str, native: bool = False) -> None:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LiteDetrError("--device cuda needs a GPU, and PyTorch finds none")
-    if native and ops.backend(device) != "native":
+    if native and ops.backend(device) == "pytorch":
         raise LiteDetrError(
             f"there are no native operators for --device {device}; docs/kernels.md says how to "
             "build them"

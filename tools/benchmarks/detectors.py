@@ -252,7 +252,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--optimize and --rates are for --tasks inference only")
     args.config_file = args.config_file or args.compare
     if args.operators is None:
-        args.operators = [ops.backend(args.device)]
+        args.operators = ["pytorch" if ops.backend(args.device) == "pytorch" else "native"]
     return args
 
 

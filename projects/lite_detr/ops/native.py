@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import re
 from collections.abc import Callable
 
 import torch
@@ -94,8 +95,8 @@ def cuda_backend(capability: tuple[int, int]) -> str:
     missing = "lite_detr has no extension with CUDA kernels"
     if listed:
         missing = (
-            f"lite_detr's extension was built for GPUs of {listed} and not for "
-            f"{10 * capability[0] + capability[1]}0"
+            f"lite_detr's extension was built for GPUs of compute capability {name_gpus(listed)} "
+            f"and not for {capability[0]}.{capability[1]}"
         )
     try:
         nvrtc.target(capability)
@@ -118,16 +119,20 @@ def covers(listed: str, capability: tuple[int, int]) -> bool:
     """Return whether an extension runs on GPUs of a compute capability.
 
     Args:
-        listed: what it was built for, such as ``800,900,900+PTX``: machine code runs on later GPUs
-            of its generation, and PTX on all later ones.
+        listed: what it was built for, such as ``800,900/900``. Machine code runs on later GPUs of
+            its generation; the PTX after the stroke on all later ones.
     """
     number = 100 * capability[0] + 10 * capability[1]
-    built = [
-        (int(name.removesuffix("+PTX")), name.endswith("+PTX"))
-        for name in listed.split(",")
-        if name
-    ]
-    return any(of <= number and (ptx or of // 100 == capability[0]) for of, ptx in built)
+    codes, ptx = (list(map(int, re.findall(r"\d+", part))) for part in listed.partition("/")[::2])
+    same_generation = [code for code in codes if code // 100 == capability[0]]
+    return any(code <= number for code in same_generation + ptx)
+
+
+def name_gpus(listed: str) -> str:
+    """``800,900/900`` -> ``8.0, 9.0 and PTX of 9.0``."""
+    codes, ptx = (re.findall(r"(\d+)(\d)\d", part) for part in listed.partition("/")[::2])
+    named = ", ".join(map(".".join, codes))
+    return f"{named} and PTX of {', '.join(map('.'.join, ptx))}" if ptx else named
 
 
 def has_kernels(

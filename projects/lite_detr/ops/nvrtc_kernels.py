@@ -239,8 +239,6 @@ def aligned(tensor: Tensor) -> Tensor:
 class Locations:
     """The locations of points, and their gradient."""
 
-    kind = "Locations"
-
     def __init__(self, locations: Tensor, value: Tensor) -> None:
         self.dtype = locations.dtype
         self.locations = aligned(locations.to(compute_dtype(value.dtype)))
@@ -259,8 +257,6 @@ class Locations:
 class Offsets:
     """The offsets of points from reference points, and the gradients of both."""
 
-    kind = "Offsets"
-
     def __init__(self, reference_points: Tensor, sampling_offsets: Tensor, sizes: list) -> None:
         self.given, self.sizes = reference_points, sizes
         exact = compute_dtype(sampling_offsets.dtype)
@@ -270,28 +266,33 @@ class Offsets:
         self.step = 0.5 / sampling_offsets.shape[4]
         self.gradients: dict[str, Tensor] = {}
 
-    def add_gradients(self, with_references: bool) -> None:
-        self.gradients["gradient"] = torch.empty_like(self.offsets)
-        if with_references:
-            positions = torch.empty_like(self.offsets, dtype=self.references.dtype)
-            self.gradients["grad_positions"] = positions
+    def add_gradients(self) -> None:
+        # Kernels give the gradient of positions in cells, from which both others follow.
+        positions = torch.empty_like(self.offsets, dtype=self.references.dtype)
+        self.gradients["grad_positions"] = positions
 
     def fields(self) -> dict[str, int | float]:
         tensors = dict(references=self.references, offsets=self.offsets)
         coordinates = self.references.shape[3]
         return pointers(**tensors, **self.gradients) | dict(coordinates=coordinates, step=self.step)
 
+    def extents(self) -> Tensor:
+        """Return the widths and heights of the levels, ``[L, 2]``."""
+        sides = torch.tensor(self.sizes, dtype=self.references.dtype).flip(1)
+        return sides.to(self.references.device)
+
     def gradient(self) -> Tensor:
-        return self.gradients["gradient"]
+        positions = self.gradients["grad_positions"]
+        # Around a point the unit of an offset is a cell.
+        if self.references.shape[3] == 4:
+            units = self.references[..., 2:] * (self.extents() * self.step)
+            positions = positions * units[:, :, None, :, None]
+        return positions.to(self.offsets.dtype)
 
     def reference_gradient(self) -> Tensor:
-        """Return the gradient of the reference points; empty unless it was asked for."""
-        positions = self.gradients.get("grad_positions")
-        if positions is None:
-            return self.given.new_empty(0)
-        extents = torch.tensor(self.sizes, dtype=positions.dtype).flip(1).to(positions.device)
+        positions, extents = self.gradients["grad_positions"], self.extents()
         gradient = positions.sum((2, 4)) * extents
-        if self.given.shape[3] == 4:
+        if self.references.shape[3] == 4:
             by_extent = (positions * self.offsets).sum((2, 4)) * extents * self.step
             gradient = torch.cat([gradient, by_extent], dim=3)
         return gradient.to(self.given.dtype)

@@ -178,6 +178,10 @@ class Call:
             self.finish_rows(grad_value),
         )
 
+    def reference_gradient(self, wanted: bool) -> Tensor:
+        """Return the gradient of the reference points; empty if it is not wanted."""
+        return self.points.reference_gradient() if wanted else self.points.given.new_empty(0)
+
 
 def alert_not_deterministic(name: str) -> None:
     """Raise or warn, as users chose, since the order of atomic additions is not fixed."""
@@ -307,9 +311,10 @@ def fused_ms_deform_attn_backward(
     for name, tensor in (("grad_output", grad_output), ("output", output)):
         check_output(name, tensor, value, sampling_offsets)
     call = at_offsets("msda", *sampling)
-    call.points.add_gradients(with_references)
+    call.points.add_gradients()
     grad_value, grad_logits = call.backward(grad_output, attention_logits, output)
-    return grad_value, call.points.reference_gradient(), call.points.gradient(), grad_logits
+    grad_references = call.reference_gradient(with_references)
+    return grad_value, grad_references, call.points.gradient(), grad_logits
 
 
 def fused_key_aware_ms_deform_attn(
@@ -341,9 +346,9 @@ def fused_key_aware_ms_deform_attn_backward(
     check_fused_key_aware(query, key, *sampling)
     check_saved(grad_output, value, sampling_offsets, output, logsumexp)
     call = at_offsets("key_aware", *sampling, key)
-    call.points.add_gradients(with_references)
+    call.points.add_gradients()
     grads = call.key_aware_backward(grad_output, query, output, logsumexp)
-    return *grads, call.points.reference_gradient(), call.points.gradient()
+    return *grads, call.reference_gradient(with_references), call.points.gradient()
 
 
 OPERATORS = {
