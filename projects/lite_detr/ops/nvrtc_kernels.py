@@ -277,9 +277,15 @@ class Offsets:
         return pointers(**tensors, **self.gradients) | dict(coordinates=coordinates, step=self.step)
 
     def extents(self) -> Tensor:
-        """Return the widths and heights of the levels, ``[L, 2]``."""
-        sides = torch.tensor(self.sizes, dtype=self.references.dtype).flip(1)
-        return sides.to(self.references.device)
+        """Return the widths and heights of the levels, ``[L, 2]``.
+
+        A copy from the host would wait for the device, and no CUDA graph could hold it.
+        """
+        extents = self.references.new_empty(len(self.sizes), 2)
+        for level, (height, width) in enumerate(self.sizes):
+            extents[level, 0].fill_(width)
+            extents[level, 1].fill_(height)
+        return extents
 
     def gradient(self) -> Tensor:
         positions = self.gradients["grad_positions"]
