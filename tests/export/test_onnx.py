@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ pytest.importorskip("onnxruntime")
 
 import onnx_demo  # noqa: E402
 
+from lite_detr.export.onnx_half import convert_to_half, half_tensor  # noqa: E402
 from lite_detr.export.onnx_rewrites import convert_opset  # noqa: E402
 
 
@@ -125,7 +127,7 @@ def test_proposals_that_tie_are_taken_in_the_order_of_the_file(exported, tmp_pat
     alone = check.check_batches(
         lambda *batch: file.run(*batch)[0], check.run_detector(detector), batches
     )
-    assert max(alone) > check.LIMIT
+    assert max(alone) > check.FLOAT_LIMITS.scores
 
 
 def test_a_file_that_ranks_proposals_otherwise_is_wrong(exported, tmp_path):
@@ -162,9 +164,17 @@ def test_onnx_has_standard_operators_named_sizes_and_metadata(exported):
     assert metadata["config"] == "small.py" and metadata["lite_detr_version"]
 
 
-def run_both(exported, path):
-    file = OnnxFile(path)
-    return check_onnx(file, exported.detector, check.sample_batches(exported.detector))
+def run_both(exported, path, limits=check.FLOAT_LIMITS):
+    batches = check.sample_batches(exported.detector)
+    return check_onnx(OnnxFile(path), exported.detector, batches, limits)
+
+
+def assert_that_any_tool_reads(model):
+    """Constants are tensors that have a name, and names hold what identifiers and modules do."""
+    assert "Constant" not in {node.op_type for node in model.graph.node}
+    names = {name for node in model.graph.node for name in (node.name, *node.output)}
+    names |= {tensor.name for tensor in model.graph.initializer}
+    assert all(re.fullmatch(r"[A-Za-z_][\w.]*", name) for name in names)
 
 
 @pytest.mark.parametrize("opset", [16, 17, 20, 23])
@@ -173,9 +183,44 @@ def test_other_opsets_give_the_same(exported, opset, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     assert [entry.version for entry in model.opset_import] == [opset]
     assert ("LayerNormalization" in {node.op_type for node in model.graph.node}) == (opset > 16)
+    assert_that_any_tool_reads(model)
     onnx.save(model, tmp_path / "other.onnx")
     found, _ = run_both(exported, tmp_path / "other.onnx")
     assert max(found) < 1e-5
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_16_bits_keep_geometry_and_scores_in_32(exported, opset, tmp_path):
+    model = onnx.load(exported.onnx)
+    convert_to_half(model)
+    model = convert_opset(model, opset)
+    assert_that_any_tool_reads(model)
+    graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+    def kinds_of(operator, position=0):
+        nodes = [node for node in graph.node if node.op_type == operator]
+        return {onnx.TensorProto.DataType.Name(kinds[node.input[position]]) for node in nodes}
+
+    assert kinds_of("Conv", 1) == {"FLOAT16"}
+    exact = [("GridSample", 1), ("TopK", 0), ("Softmax", 0), ("LayerNormalization", 0), ("Sin", 0)]
+    for operator, position in exact:
+        assert kinds_of(operator, position) == {"FLOAT"}
+    # Layers of features, and those that give scores, boxes and sampling locations.
+    assert kinds_of("MatMul") == {"FLOAT16", "FLOAT"}
+    assert {value.type.tensor_type.elem_type for value in graph.output} == {1, 7}
+    onnx.save(model, tmp_path / "half.onnx")
+    limits = check.LIMITS["float16"]
+    found, reordering = run_both(exported, tmp_path / "half.onnx", limits)
+    assert 1e-5 < found.scores < limits.scores and found.boxes < limits.boxes
+    assert reordering.gap < limits.logits
+
+
+def test_constants_stay_within_16_bits():
+    values = np.array([1e6, -np.inf, 0.1], np.float32)
+    found = onnx.numpy_helper.to_array(half_tensor(onnx.numpy_helper.from_array(values), "a"))
+    assert found.tolist() == [65504, -65504, np.float16(0.1)]
 
 
 def with_onnxsim(model, folder):
@@ -233,11 +278,10 @@ def with_8_bits(model, folder):
     ("convert", "limit"),
     [(with_onnxconverter, 5e-3), (with_onnxruntime, 5e-3), (with_8_bits, 5e-2)],
 )
-def test_converters_to_fewer_bits_take_the_file(exported, convert, limit, tmp_path, monkeypatch):
+def test_converters_to_fewer_bits_take_the_file(exported, convert, limit, tmp_path):
     """Scores differ by rounding; that may put another proposal first."""
-    monkeypatch.setattr(check, "LIMIT", 1.0)
     onnx.save(convert(onnx.load(exported.onnx), tmp_path), tmp_path / "other.onnx")
-    found, _ = run_both(exported, tmp_path / "other.onnx")
+    found, _ = run_both(exported, tmp_path / "other.onnx", check.Limits(1.0, 1.0, 1.0))
     assert 1e-6 < found.scores < limit
 
 

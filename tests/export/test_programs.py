@@ -29,6 +29,7 @@ from lite_detr.export.check import OnnxFile, check_onnx
 from lite_detr.modeling import DeformableEncoder
 
 TINY = "tests/helpers/configs/tiny.py"
+LIMIT = check.FLOAT_LIMITS.scores
 ENCODERS, ATTENTIONS = ("full", "lite"), ("MultiScale", "KeyAware")
 
 
@@ -81,6 +82,7 @@ def test_file_that_differs_from_the_detector_is_an_error(weights, tmp_path, monk
 def test_the_command_knows_what_can_be_written_without_pytorch():
     assert list(export.SUFFIXES) == list(formats.FORMATS)
     assert (export.OPSET, export.OPSETS) == (onnx_file.OPSET, onnx_file.OPSETS)
+    assert export.DTYPES == onnx_file.DTYPES == tuple(check.LIMITS)
     assert list(cli.DTYPES) == list(inference.DTYPES)
 
 
@@ -278,7 +280,7 @@ def largest_onnx_difference(detector, path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_detector_in_onnx(name, encoder, attention, tmp_path):
     detector = variant(name, encoder, attention)
-    assert largest_onnx_difference(detector, tmp_path / "detector.onnx") < check.LIMIT
+    assert largest_onnx_difference(detector, tmp_path / "detector.onnx") < LIMIT
 
 
 @pytest.mark.slow
@@ -289,15 +291,18 @@ def test_single_stage_in_onnx(tmp_path):
     cfg.queries, cfg.decoder = single.queries, single.decoder
     cfg.queries.num_queries, cfg.decoder.heads.num_layers = 10, 2
     torch.manual_seed(0)
-    assert largest_onnx_difference(instantiate(cfg), tmp_path / "a.onnx") < check.LIMIT
+    assert largest_onnx_difference(instantiate(cfg), tmp_path / "a.onnx") < LIMIT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "torch-export", "aoti"])
-def test_a_resnet_from_the_command_line(kind, weights, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("onnx", ()), ("onnx", ("--dtype", "float16")), ("torch-export", ()), ("aoti", ())],
+)
+def test_a_resnet_from_the_command_line(kind, options, weights, tmp_path):
     pytest.importorskip("onnxruntime")
     suffix = export.SUFFIXES[kind]
-    export.main(arguments(weights, tmp_path / f"tiny{suffix}", kind))
+    export.main(arguments(weights, tmp_path / f"tiny{suffix}", kind, *options))
 
 
 @pytest.mark.slow
@@ -305,4 +310,4 @@ def test_an_efficientnet_in_onnx(tmp_path):
     cfg = model_zoo.get_config("digits/lite_dino_efficientnet_lite0.py")
     cfg.model.decoder.heads.num_layers = 1
     torch.manual_seed(0)
-    assert largest_onnx_difference(instantiate(cfg.model), tmp_path / "a.onnx") < check.LIMIT
+    assert largest_onnx_difference(instantiate(cfg.model), tmp_path / "a.onnx") < LIMIT

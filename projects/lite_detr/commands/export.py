@@ -16,10 +16,11 @@ from pathlib import Path
 from .. import cli, model_zoo, register
 from ..errors import SaveError
 
-# Of the formats in lite_detr.export.formats, with the endings of their files, and of the opsets in
-# lite_detr.export.onnx_file: these import PyTorch.
+# Of the formats in lite_detr.export.formats, with the endings of their files, and of the opsets and
+# types in lite_detr.export.onnx_file: these import PyTorch.
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2", "torchscript": ".ts"}
 OPSET, OPSETS = 18, range(16, 24)
+DTYPES = ("float32", "float16")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +43,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=OPSET,
         help="of an ONNX file: the version of its operators (default: %(default)s)",
     )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="of the weights in an ONNX file; float16 keeps geometry and scores in float32 "
+        "(default: %(default)s)",
+    )
     cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
     suffix = SUFFIXES[args.format]
@@ -49,6 +57,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--format {args.format} writes files whose names end in {suffix}")
     if args.device == "cuda" and args.format == "onnx":
         parser.error("--format onnx is traced on the CPU, and its file runs on any device")
+    if args.dtype != DTYPES[0] and args.format != "onnx":
+        parser.error(f"--dtype {args.dtype} is for --format onnx; {args.format} files are float32")
     return args
 
 
@@ -86,4 +96,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.output,
         device=args.device,
         opset=args.opset,
+        dtype=args.dtype,
     )

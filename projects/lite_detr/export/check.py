@@ -14,11 +14,27 @@ from ..modeling.postprocessing import Detections
 from .model import ExportableDetector
 from .onnx_file import OUTPUTS, check_packages
 
-# The largest difference that rounding may cause, in scores and in boxes as a share of the image.
-LIMIT = 1e-4
-
 # Images [B, 3, H, W] and their sizes [B, 2] -> the detections of each image.
 Run = Callable[[Tensor, Tensor], Iterator[Detections]]
+
+
+class Limits(NamedTuple):
+    """The largest differences that rounding may cause.
+
+    Attributes:
+        scores: of detections.
+        boxes: as a share of the image's longer side.
+        logits: of proposals that are ranked differently.
+    """
+
+    scores: float
+    boxes: float
+    logits: float
+
+
+# Of weights in a type.
+LIMITS = {"float32": Limits(1e-4, 1e-4, 1e-4), "float16": Limits(1e-2, 2e-3, 0.1)}
+FLOAT_LIMITS = LIMITS["float32"]
 
 
 class Differences(NamedTuple):
@@ -84,11 +100,14 @@ def check_batches(run: Run, expected: Run, batches: Iterable[tuple[Tensor, Tenso
 
 
 def compare_batch(
-    expected: Iterable[Detections], found: Iterable[Detections], sizes: Tensor
+    expected: Iterable[Detections],
+    found: Iterable[Detections],
+    sizes: Tensor,
+    limits: Limits = FLOAT_LIMITS,
 ) -> Differences:
     """Return the largest differences over images of the sizes ``[B, 2]``."""
     return largest(
-        compare(one, other, max(size))
+        compare(one, other, max(size), limits)
         for one, other, size in zip(expected, found, sizes.tolist(), strict=True)
     )
 
@@ -97,7 +116,9 @@ def largest(differences: Iterable[Differences]) -> Differences:
     return Differences(*map(max, zip(*differences)))
 
 
-def compare(expected: Detections, found: Detections, longer_side: int) -> Differences:
+def compare(
+    expected: Detections, found: Detections, longer_side: int, limits: Limits = FLOAT_LIMITS
+) -> Differences:
     """Compare the detections of one image.
 
     Of detections that tie with the last one only the scores count: rounding decides which of them
@@ -106,6 +127,7 @@ def compare(expected: Detections, found: Detections, longer_side: int) -> Differ
     Args:
         expected, found: the two sets of detections.
         longer_side: of the image, in pixels.
+        limits: scores that differ by less tie.
     """
     if len(expected.scores) != len(found.scores):
         return Differences(float("inf"), float("inf"))
@@ -113,7 +135,7 @@ def compare(expected: Detections, found: Detections, longer_side: int) -> Differ
     distances = (expected.boxes[:, None] - found.boxes[None]).abs().amax(-1) / longer_side
     others = expected.classes[:, None] != found.classes[None]
     nearest = distances.masked_fill(others, float("inf")).amin(1)
-    certain = expected.scores > expected.scores[-1:] + LIMIT
+    certain = expected.scores > expected.scores[-1:] + limits.scores
     return Differences(
         scores.max().item() if len(scores) else 0.0,
         nearest[certain].max().item() if certain.any() else 0.0,
@@ -247,7 +269,10 @@ class ProposalOrder(TorchFunctionMode):
 
 @torch.no_grad()
 def check_onnx(
-    file: OnnxFile, detector: Detector, batches: Iterable[tuple[Tensor, Tensor]]
+    file: OnnxFile,
+    detector: Detector,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    limits: Limits = FLOAT_LIMITS,
 ) -> tuple[Differences, Reordering]:
     """Return the largest differences of a file, and of its ranking, from the detector.
 
@@ -259,6 +284,7 @@ def check_onnx(
         file: written by :func:`save_onnx`.
         detector: the file's detector, on the CPU.
         batches: images ``[B, 3, H, W]`` and their sizes ``[B, 2]``.
+        limits: of the file's type.
 
     Raises:
         ExportError: the ranking differs by more than rounding.
@@ -269,12 +295,12 @@ def check_onnx(
         found, order = file.run(images, sizes)
         with ProposalOrder(order) as given:
             expected = list(run(images, sizes))
-        differences.append(compare_batch(expected, found, sizes))
+        differences.append(compare_batch(expected, found, sizes, limits))
         reorderings.append(given.reordering)
     reordering = Reordering(*map(max, zip(*reorderings)))
-    if reordering.gap > LIMIT:
+    if not reordering.gap <= limits.logits:
         raise ExportError(
             f"{file.path} ranks proposals otherwise, by {reordering.gap:.1e} in their logits, "
-            f"where rounding makes less than {LIMIT:.0e}: the file is wrong"
+            f"where rounding makes less than {limits.logits:.0e}: the file is wrong"
         )
     return largest(differences), reordering

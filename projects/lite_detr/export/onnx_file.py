@@ -21,6 +21,7 @@ from ..version import __version__
 # The opset of a file unless another is asked for, and those that exist here. GridSample comes with
 # opset 16.
 OPSET, OPSETS = 18, range(16, 24)
+DTYPES = ("float32", "float16")
 # Types and shapes by name; a size with a name is open.
 INPUTS = {
     "images": ("FLOAT", ["batch", 3, "height", "width"]),
@@ -35,7 +36,11 @@ CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 def save_onnx(
-    program: ExportedProgram, path: Path, metadata: Mapping[str, str], opset: int = OPSET
+    program: ExportedProgram,
+    path: Path,
+    metadata: Mapping[str, str],
+    opset: int = OPSET,
+    dtype: str = "float32",
 ) -> None:
     """Translate a program, and write a file that passes ``onnx.checker``.
 
@@ -48,17 +53,22 @@ def save_onnx(
         metadata: for the file's ``metadata_props``, see :func:`onnx_metadata`.
         opset: version of the standard operators, 16 to 23. Below 17, layer norms become several
             operators.
+        dtype: of the weights, float32 or float16; geometry and scores stay in float32, see
+            :mod:`lite_detr.export.onnx_half`, as do inputs and outputs.
 
     Raises:
         ExportError: the packages ``onnx`` and ``onnxscript`` are not installed.
         SaveError: the file cannot be written.
-        ValueError: there is no such opset here.
+        ValueError: there is no such opset or type here.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset is {opset}, accepted are {OPSETS[0]} to {OPSETS[-1]}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}, accepted are {' and '.join(DTYPES)}")
     check_packages("onnx", "onnxscript")
     import onnx
 
+    from .onnx_half import convert_to_half
     from .onnx_operators import translations
     from .onnx_rewrites import convert_opset, make_convertible, simplify
 
@@ -84,6 +94,8 @@ def save_onnx(
             kind, shape = kinds[value.name]
             kind = onnx.TensorProto.DataType.Value(kind)
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+    if dtype == "float16":
+        convert_to_half(model)
     model = convert_opset(model, opset)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
