@@ -20,9 +20,13 @@ Memory reads each input once, and writes each output once:
 
 Separate keys count R twice. The L2 cache keeps nothing from one kernel to the next.
 
-Gathers read 4 n D e bytes through the L1 caches, twice that with separate keys. The backward pass
-adds 4 n D 4 bytes in the L2 cache, also twice that; all of memory's bytes pass through it as well.
-The cost of additions there is not published: they are assumed to cost as much as reading.
+Gathers read 4 n D e bytes through the L1 caches, twice that with separate keys. The L2 cache passes
+all of memory's bytes, but tokens' rows more than once: each block of threads fetches the rows that
+its queries sample into an L1 cache of its own. How many these are is an expectation, for queries at
+the tokens in their order and offsets that are normal, with a standard deviation of two cells
+of each level; a block then fetches each of its rows once. The backward pass adds 4 n D 4 bytes in
+the L2 cache, twice that with separate keys. The cost of additions there is not published: they are
+assumed to cost as much as reading.
 
 Operations, where a multiply-add is two: finding a point and its corners' shares takes 12; and
 
@@ -41,7 +45,10 @@ points have all corners.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from lite_detr import cli
 from lite_detr.errors import LiteDetrError
@@ -52,6 +59,19 @@ PASSES = ("forward", "backward")
 # The maps of an 800x1066 image at strides 8 to 64.
 ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
 SCHEDULERS = 4
+POINTS = 4  # on each level
+# By pass and bytes of a number: the threads of a block over the lanes that work for a query, as in
+# kernels/cuda/tuning.h, for heads of 32 channels.
+BLOCK_QUERIES = {
+    ("forward", 4): 256 // 8,
+    ("forward", 2): 256 // 4,
+    ("backward", 4): 128 // 8,
+    ("backward", 2): 128 // 8,
+}
+# The standard deviation of offsets in cells, as in tools/benchmarks/operators.py.
+SPREAD = 2.0
+# One of so many blocks is computed, and stands for all of them.
+SAMPLED_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -95,8 +115,50 @@ class Geometry:
     points: int  # on all levels
 
 
-def cost(geometry: Geometry, operator: str, direction: str, size: int) -> dict[str, float]:
-    """Return what a call takes: bytes of memory, L2 and L1, and operations, as described above."""
+@cache
+def fetched_rows(levels: tuple[tuple[int, int], ...], queries: int, spread: float) -> float:
+    """Return how many rows of a head the blocks of an encoder's call fetch, on average.
+
+    Args:
+        levels: height and width of each.
+        queries: of a block.
+        spread: the standard deviation of offsets in cells.
+    """
+
+    def reached(centers: torch.Tensor, cells: int) -> torch.Tensor:
+        """Return how likely a point lies less than a cell from each cell: ``[Q, cells]``."""
+        distances = torch.arange(cells) - (centers[:, None] * cells - 0.5)
+        ndtr = torch.special.ndtr
+        return ndtr((distances + 1) / spread) - ndtr((distances - 1) / spread)
+
+    centers = torch.cat(
+        [
+            torch.cartesian_prod(
+                (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+            ).view(-1, 2)
+            for height, width in levels
+        ]
+    )
+    blocks = centers.double().split(queries)
+    sampled = blocks[:: min(SAMPLED_BLOCKS, len(blocks))]
+    rows = 0.0
+    for block in sampled:
+        for height, width in levels:
+            y, x = reached(block[:, 0], height), reached(block[:, 1], width)
+            missed = (1 - y[:, :, None] * x[:, None, :]).prod(0) ** POINTS
+            rows += (1 - missed).sum().item()
+    return rows * len(centers) / sum(map(len, sampled))
+
+
+def cost(
+    geometry: Geometry, operator: str, direction: str, size: int, fetched: float
+) -> dict[str, float]:
+    """Return what a call takes: bytes of memory, L2 and L1, and operations, as described above.
+
+    Args:
+        size: bytes of a number.
+        fetched: rows of a head of an image that the L1 caches fetch.
+    """
     p = geometry
     pairs = p.batch * p.queries * p.heads
     points, own = pairs * p.points, pairs * p.channels
@@ -110,6 +172,7 @@ def cost(geometry: Geometry, operator: str, direction: str, size: int) -> dict[s
         memory += own * size
     else:
         memory += own * size * (4 if backward else 2) + pairs * 4
+    again = sampled * p.batch * p.heads * p.channels * size * (fetched - p.tokens)
     added = 0
     if backward:
         memory += sampled * rows * (12 if size == 4 else 12 + 6)
@@ -127,7 +190,7 @@ def cost(geometry: Geometry, operator: str, direction: str, size: int) -> dict[s
     for_pair = 2 * d if backward and not msda else 0
     return {
         "memory": memory,
-        "L2": memory + added,
+        "L2": memory + again + added,
         "L1": sampled * 4 * points * d * size,
         "float32": points * (12 + for_point) + pairs * for_pair,
     }
@@ -161,33 +224,49 @@ def table(header: list[str], rows: list[list[str]], words: int) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
-def query_table(geometry: Geometry, dtypes: list[str]) -> str:
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder's calls: a query at each token, in 8 heads of 32 channels."""
+
+    levels: tuple[tuple[int, int], ...]
+
+    def geometry(self, batch: int) -> Geometry:
+        tokens = sum(height * width for height, width in self.levels)
+        points = POINTS * len(self.levels)
+        return Geometry(batch, tokens, tokens, heads=8, channels=32, points=points)
+
+    def cost(self, batch: int, operator: str, direction: str, size: int) -> dict[str, float]:
+        fetched = fetched_rows(self.levels, BLOCK_QUERIES[direction, size], SPREAD)
+        return cost(self.geometry(batch), operator, direction, size, fetched)
+
+
+def query_table(encoder: Encoder, dtypes: list[str]) -> str:
     """Return a markdown table of what one query takes, with all heads."""
     rows = []
     for operator in OPERATORS:
         for direction in PASSES:
             for dtype in dtypes:
-                costs = cost(geometry, operator, direction, SIZES[dtype])
-                queries = geometry.batch * geometry.queries
-                added = costs["L2"] - costs["memory"]
-                figures = [costs["memory"], costs["L1"], added, costs["float32"]]
+                costs = encoder.cost(1, operator, direction, SIZES[dtype])
+                queries = encoder.geometry(1).queries
+                figures = [costs[part] for part in ("memory", "L2", "L1", "float32")]
                 cells = [f"{figure / queries / 1e3:.1f}" for figure in figures]
                 rows.append([operator, direction, dtype, *cells])
-    header = "attention, pass, dtype, memory (kB), gathered (kB), added (kB), operations (1000)"
+    header = "attention, pass, dtype, memory (kB), L2 (kB), gathered (kB), operations (1000)"
     return table(header.split(", "), rows, words=3)
 
 
-def time_table(gpu: Gpu, geometries: list[Geometry], dtypes: list[str], records: list[dict]) -> str:
+def time_table(
+    gpu: Gpu, encoder: Encoder, batches: list[int], dtypes: list[str], records: list[dict]
+) -> str:
     rows = []
     for operator in OPERATORS:
         for direction in PASSES:
             for dtype in dtypes:
-                for geometry in geometries:
-                    costs = cost(geometry, operator, direction, SIZES[dtype])
+                for batch in batches:
+                    costs = encoder.cost(batch, operator, direction, SIZES[dtype])
                     if records:
-                        points = (
-                            geometry.queries * geometry.heads * geometry.points * geometry.batch
-                        )
+                        p = encoder.geometry(batch)
+                        points = p.queries * p.heads * p.points * p.batch
                         costs["issue"] = points * instructions(
                             records, gpu.architecture, operator, direction, dtype
                         )
@@ -195,7 +274,7 @@ def time_table(gpu: Gpu, geometries: list[Geometry], dtypes: list[str], records:
                     cells = [f"{microseconds:.0f}" for microseconds in parts.values()]
                     bound = max(parts, key=parts.get)
                     rows.append(
-                        [operator, direction, dtype, bound, str(geometry.batch)]
+                        [operator, direction, dtype, bound, str(batch)]
                         + [*cells, f"**{parts[bound]:.0f}**"]
                     )
     parts = ["memory", "L2", "L1", "float32", *(["issue"] if records else [])]
@@ -230,18 +309,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = sum(height * width for height, width in args.levels)
     if records and len(args.levels) != len(ENCODER):
         parser.error(f"--kernels is for {len(ENCODER)} levels, given {len(args.levels)}")
-    geometries = [
-        Geometry(batch, tokens, tokens, heads=8, channels=32, points=4 * len(args.levels))
-        for batch in args.batch
-    ]
+    encoder = Encoder(tuple(args.levels))
     print(
         f"Computed, not measured. {tokens:,} queries and tokens, 8 heads of 32 channels, "
-        f"{len(args.levels)} levels with 4 points each.\n\nFor one query:\n"
+        f"{len(args.levels)} levels with 4 points each, offsets of {SPREAD:g} cells.\n\n"
+        "For one query:\n"
     )
-    print(query_table(geometries[0], args.dtype))
+    print(query_table(encoder, args.dtype))
     for name, gpu in GPUS.items():
         print(f"\nOn an {name}, in microseconds:\n")
-        print(time_table(gpu, geometries, args.dtype, records))
+        print(time_table(gpu, encoder, args.batch, args.dtype, records))
 
 
 if __name__ == "__main__":
