@@ -123,7 +123,10 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
   const int32_t points = geometry.levels * geometry.points;
-  const A logsumexp = load_number(arguments.logsumexp + group.item);
+  const auto find_logsumexp = [&] { return load_number(arguments.logsumexp + pin(group.item)); };
+  // In float64 it is loaded again for each point, for want of registers.
+  A logsumexp = 0;
+  if constexpr (!kIs64Bit<T>) logsumexp = find_logsumexp();
 
   const A mean = row_product(
       Row(arguments.grad_output, group.item, group.lane), arguments.output, group.item,
@@ -165,6 +168,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         }
       }
       sum_lanes<kLanes>(by_grads.value, by_query.value, group.lane);
+      if constexpr (kIs64Bit<T>) logsumexp = find_logsumexp();
       const A weight = exponential(by_query.value * arguments.scale - logsumexp);
       const A grad_logit = weight * (by_grads.value - mean) * arguments.scale;
       A by_x = weight * by_grads.along_x + grad_logit * by_query.along_x;
