@@ -13,6 +13,7 @@ from records import Case
 from torch import Tensor, nn
 
 from lite_detr import ops
+from lite_detr.baselines import IMFADETR
 from lite_detr.errors import ConfigError
 from lite_detr.inference import keep_freed_memory, optimize
 from lite_detr.inference.optimize import M_MMAP_MAX, M_TRIM_THRESHOLD
@@ -86,6 +87,8 @@ def detector_subject(case: Case) -> Subject:
     cfg.optimizer.params.model = model
     names = ("backbone", "neck", "encoder", "queries", "decoder")
     parts = {name: [getattr(model, name)] for name in names}
+    if isinstance(model, IMFADETR):  # Calls the layers of both in turn.
+        parts |= {name: list(getattr(model, name).layers) for name in ("encoder", "decoder")}
     parts |= {"losses": [model.criterion], "matcher": [model.criterion.matcher]}
     denoising = getattr(model, "denoising", None)
     if denoising is not None:

@@ -4,6 +4,7 @@ The peak memory of a case is counted in a process of its own, where no other cas
 behind that it could take over unseen, by :func:`calls.peak_memory`.
 """
 
+import functools
 import multiprocessing
 import tempfile
 import time
@@ -224,24 +225,29 @@ def measure_memory(case: Case) -> Memory | None:
     """Measure the memory of a case; None if the system does not tell it."""
     torch.set_num_threads(case.threads)
     runner = Runner(case)
-    (encoder,) = runner.subject.parts["encoder"]
-    calls: list[tuple[list, dict]] = []
-    handle = encoder.register_forward_pre_hook(
-        lambda _, args, options: calls.append(_as_leaves(args, options)), with_kwargs=True
-    )
+    calls: dict[nn.Module, tuple[list, dict]] = {}
+
+    def keep(module: nn.Module, args: tuple, options: dict) -> None:
+        calls[module] = _as_leaves(args, options)
+
+    handles = [
+        module.register_forward_pre_hook(keep, with_kwargs=True)
+        for module in runner.subject.parts["encoder"]
+    ]
     runner.turn()
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     for _ in range(WARM_UP - 1):
         runner.turn()
     step = peak_memory(runner.turn, case.device)
     if step is None:
         return None
-    _run_encoder(runner, encoder, *calls[0])
-    return Memory(
-        held=runner.subject.held_bytes(),
-        step=step,
-        encoder=peak_memory(lambda: _run_encoder(runner, encoder, *calls[0]), case.device),
-    )
+    peaks = []
+    for module, (args, options) in calls.items():
+        _run_encoder(runner, module, args, options)
+        run = functools.partial(_run_encoder, runner, module, args, options)
+        peaks.append(peak_memory(run, case.device))
+    return Memory(held=runner.subject.held_bytes(), step=step, encoder=max(peaks))
 
 
 def _as_leaves(args: tuple, options: dict) -> tuple[list, dict]:

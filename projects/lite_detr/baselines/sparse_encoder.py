@@ -202,7 +202,9 @@ class SparseTraining(Detector):
     """
 
     def encode(self, images: ImageList) -> tuple[Tensor, Scales]:
-        """Encode images: memory ``[B, S, C]``, and the geometry and choice of its tokens."""
+        """Encode images: memory ``[B, S, C]``, and its geometry, in training with the choice."""
+        if not self.training:
+            return super().encode(images)
         tokens, pos, scales = self.make_tokens(images)
         selection = self.encoder.select(tokens, pos, scales)
         memory, after = self.encoder.update(tokens, pos, scales, selection)

@@ -66,7 +66,7 @@ class SparseInterleavedEncoder(InterleavedEncoder):
         """
         split, count = scales.start(self.num_low_levels), selection.tokens.shape[1]
         high = torch.arange(split, tokens.shape[1], device=tokens.device)
-        queries = torch.cat([selection.tokens, high.expand(len(tokens), -1)], dim=1)
+        queries = torch.cat([selection.tokens, high.expand(tokens.shape[0], -1)], dim=1)
         pos = gather_queries(pos, queries)
         reference_points = gather_queries(scales.reference_points.flatten(2), queries)
         reference_points = reference_points.unflatten(-1, (-1, 2))
