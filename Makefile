@@ -35,7 +35,11 @@ SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
 CUDA_COPY := build/cuda/lib
 CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
 
-.PHONY: install demo test test-all test-pythons docs lock sanitize cuda lint clean
+# The Python with PyTorch for `make gpu-check`, and flags such as --only operators.
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
+GPU_CHECK_FLAGS ?=
+
+.PHONY: install demo test test-all test-pythons docs lock sanitize cuda gpu-check lint clean
 
 # Fails with one line for a Python that the first argument does not list; the second says what to do.
 CHECK_PYTHON := -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
@@ -128,6 +132,10 @@ cuda: install
 		$(BIN)/python setup.py -q build --build-base build/cuda --build-lib $(CUDA_COPY)
 	test "$$(PYTHONPATH=$(CUDA_COPY) \
 		$(BIN)/python -W ignore -c 'from lite_detr import ops; print(ops.backend("cuda"))')" = native
+
+# On a GPU, with any Python that has PyTorch; nothing is installed. At most ten minutes.
+gpu-check:
+	$(GPU_PYTHON) tools/gpu_check.py $(GPU_CHECK_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,8 +17,8 @@ HINT = (
     "them, see docs/kernels.md"
 )
 CUDA_HINT = (
-    "lite-detr: CUDA kernels not built ({reason}); the slower PyTorch operators will run on GPUs. "
-    "To build them, see docs/kernels.md"
+    "lite-detr: CUDA kernels not built ({reason}); on GPUs they will be compiled at first use. To "
+    "build them, see docs/kernels.md"
 )
 
 

@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from machine_code import Kernel, read_kernels, run
 
 from lite_detr.errors import LiteDetrError
+from lite_detr.ops import nvrtc, nvrtc_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,6 +129,25 @@ def compile_kernels(
 
 def compile_ours(dtype: str, architecture: str, folder: Path) -> list[Kernel]:
     return compile_kernels(ROOT / "kernels" / "cuda" / f"{dtype}.cu", architecture, folder)
+
+
+def compile_by_nvrtc(dtype: str, architecture: str, folder: Path) -> list[Kernel]:
+    """Compile our kernels as the package does at run time, where there is no nvcc."""
+    wanted = [
+        kernel.program()
+        for width in nvrtc_kernels.HEAD_WIDTHS
+        if width >= 32 or dtype != "float64"
+        for fused in (False, True)
+        for attention, shared in (("msda", None), ("key_aware", True), ("key_aware", False))
+        for kernel in nvrtc_kernels.kernels(attention, fused, getattr(torch, dtype), width, shared)
+    ]
+    source = '#include "cuda/key_aware.cuh"\n#include "cuda/msda.cuh"\n'
+    program = nvrtc.Program(dtype, source, tuple(program.expressions[0] for program in wanted))
+    target = f"sm_{architecture.replace('.', '')}"
+    binary, log = nvrtc.compile_program(program, target, "--ptxas-options=-v")
+    cubin = folder / f"{dtype}-{target}-nvrtc.cubin"
+    cubin.write_bytes(binary.code)
+    return read_kernels(cubin, log, architecture, disassemblers())
 
 
 def compile_original(unpacked: Path, architecture: str, folder: Path) -> list[Kernel]:

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from collections import Counter
 
+import compare_nvrtc
 import cuda_harness
 import machine_code
 import nvcc
@@ -363,3 +364,15 @@ def test_a_source_that_does_not_compile_is_an_error(tmp_path):
     source.write_text("__global__ void kernel() { no_such_function(); }\n")
     with pytest.raises(LiteDetrError, match='error: identifier "no_such_function" is undefined'):
         nvcc.compile_kernels(source, "8.0", tmp_path)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_nvrtc_makes_the_same_of_our_kernels_as_nvcc(capsys):
+    compare_nvrtc.main(["--arch", "9.0", "--dtype", "float32", "float64"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    # All kernels, and none with other registers or with spills.
+    assert [row[2:6] for row in cells] == [
+        [count, count, "+0 to +0", "0, 0"] for count in ("60", "48")
+    ]
