@@ -19,7 +19,8 @@ logger = logging.getLogger("lite_detr")
 
 def load_library() -> str:
     """Load the extension; if that fails, log and return the reason."""
-    spec = importlib.util.find_spec("lite_detr._C")
+    # Beside this folder: it is also published under other names, without the extension.
+    spec = importlib.util.find_spec(f"{__package__.rpartition('.')[0]}._C")
     if spec is None or spec.origin is None:
         reason = "the package was installed without them"
     else:
