@@ -29,12 +29,13 @@ from pathlib import Path
 
 import competitor
 import detectron2
+import efficientdet
 import torch
 from calls import check_device, environment, naming
 from records import TASKS, Case, Memory, Record, common_text, comparison, draw, table
 from subjects import CHOICES, OFF, build_detector
 from tqdm import tqdm
-from turns import WARM_UP, Runner, memory_in_own_process
+from turns import CLOCKS, WARM_UP, Runner, memory_in_own_process
 
 import lite_detr
 from lite_detr import cli, model_zoo, ops
@@ -42,6 +43,7 @@ from lite_detr.analysis.flops import count_cost
 from lite_detr.errors import LiteDetrError
 from lite_detr.inference import DTYPES
 
+COMPETITORS = (competitor.NAME, efficientdet.NAME)
 COMPILE = {"off": False, "on": True}
 # Rows and columns: enough work for all cores, but not too much if the processor lacks the dtype.
 SIDE = 1024
@@ -54,6 +56,8 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
         subjects = list(itertools.product(args.config_file, args.operators))
         if args.competitors:
             subjects.append((competitor.NAME, competitor.OPERATORS))
+            if task == "inference" and efficientdet.is_installed():
+                subjects.append((efficientdet.NAME, competitor.OPERATORS))
         cases = (
             Case(
                 subject=subject,
@@ -63,11 +67,12 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
                 batch=batch,
                 dtype=dtype,
                 # A competitor cannot be optimized, and is listed once.
-                optimized=OFF if subject == competitor.NAME else optimized,
+                optimized=OFF if subject in COMPETITORS else optimized,
                 compiled=COMPILE[compiled],
                 operators=operators,
                 device=args.device,
                 threads=args.threads,
+                clock=args.clock,
             )
             for dtype, optimized, compiled in itertools.product(
                 args.dtype, args.optimize, args.compile
@@ -127,7 +132,7 @@ def measure(
 @functools.cache
 def multiply_adds(subject: str, overrides: tuple[str, ...], size: tuple[int, int]) -> float | None:
     """Count the multiply-adds of one image; None if :mod:`lite_detr.analysis.flops` cannot."""
-    if subject == competitor.NAME:
+    if subject in COMPETITORS:
         return None
     return count_cost(build_detector(subject, overrides), *size).flops["total"]
 
@@ -169,7 +174,7 @@ def versions(device: str) -> dict[str, object]:
     """Return the names and versions of the machine and its software."""
     found = environment(device)
     found |= {"lite_detr": lite_detr.__version__, "detectron2": detectron2.__version__}
-    for package in ("torchvision", "transformers"):
+    for package in ("torchvision", "transformers", "effdet"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -206,7 +211,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="C",
         help="two of them, with ratios of the second to the first",
     )
-    add("--competitors", action="store_true", help="also transformers' Deformable DETR")
+    add(
+        "--competitors",
+        action="store_true",
+        help="also transformers' Deformable DETR, and effdet's EfficientDet-D6 if installed",
+    )
     add("--tasks", **many, choices=TASKS, default=["inference"])
     add("--sizes", **many, type=cli.size, default=[(800, 1066)], metavar="HxW", help="px")
     add("--batch", **many, type=cli.whole_number(1), default=[1], help="images at a time")
@@ -230,6 +239,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=cli.whole_number(1), default=torch.get_num_threads(), help="of the CPU")
+    add(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="process: CPU time, for a machine that others use as well",
+    )
     add("--rounds", type=cli.whole_number(1), default=7, help="measured, after two to warm up")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure it as well")
     add(
@@ -250,6 +265,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "training" in args.tasks and (args.rates or args.optimize != [OFF]):
         parser.error("--optimize and --rates are for --tasks inference only")
+    if args.device != "cpu" and args.clock != "wall":
+        parser.error("--clock process is for --device cpu only")
     args.config_file = args.config_file or args.compare
     if args.operators is None:
         args.operators = ["pytorch" if ops.backend(args.device) == "pytorch" else "native"]

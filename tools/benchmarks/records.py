@@ -40,6 +40,8 @@ class Case:
         operators: ``native`` or ``pytorch``; a competitor has its own.
         device: ``cpu`` or ``cuda``.
         threads: of the CPU.
+        clock: ``wall``, or ``process`` for the CPU time of the process, which counts that of all
+            threads, and not what other processes take meanwhile.
     """
 
     subject: str
@@ -53,6 +55,7 @@ class Case:
     operators: str
     device: str
     threads: int
+    clock: str = "wall"
 
     @property
     def name(self) -> str:
@@ -162,7 +165,8 @@ def common_text(records: Sequence[Record]) -> str:
     case, varying = records[0].case, varying_columns(records)
     common = [f"{column} {case.text(column)}" for column in CASE_COLUMNS if column not in varying]
     rounds = len(records[0].seconds["other"])
-    return ", ".join([*common, f"threads {case.threads}", f"{rounds} rounds"])
+    clock = f"{case.clock} clock"
+    return ", ".join([*common, f"threads {case.threads}", clock, f"{rounds} rounds"])
 
 
 def table(records: Sequence[Record]) -> str:

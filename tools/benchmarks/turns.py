@@ -22,6 +22,8 @@ from competitor import NAME as TRANSFORMERS
 from competitor import transformers_subject
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
+from efficientdet import NAME as EFFICIENTDET
+from efficientdet import efficientdet_subject
 from PIL import Image
 from records import Case, Memory
 from subjects import Subject, detector_subject, has_own_dtype, operators, set_memory
@@ -29,6 +31,8 @@ from torch import Tensor, nn
 
 # Turns before the measured ones: the optimizer creates its state, compilers and libraries choose.
 WARM_UP = 2
+# Of a CPU, by the names of their functions.
+CLOCKS = {"wall": "perf_counter", "process": "process_time"}
 # A common size in COCO.
 FILE_HEIGHT, FILE_WIDTH = 480, 640
 OBJECTS = 10
@@ -45,14 +49,12 @@ class Runner:
     def __init__(self, case: Case):
         torch.manual_seed(0)
         self.case = case
-        self.subject: Subject = (
-            transformers_subject(case) if case.subject == TRANSFORMERS else detector_subject(case)
-        )
+        self.subject = build_subject(case)
         self.training = case.task == "training"
         self.subject.model.train(self.training)
         if case.compiled:
             self.subject.compile()
-        self.stopwatch = Stopwatch(case.device)
+        self.stopwatch = Stopwatch(case.device, case.clock)
         for name, modules in self.subject.parts.items():
             for module in modules:
                 self.stopwatch.watch(module, name)
@@ -92,6 +94,15 @@ class Runner:
             self.subject.optimizer.zero_grad()
 
 
+def build_subject(case: Case) -> Subject:
+    """Build what a case names: a competitor, or the detector of a config."""
+    if case.subject == TRANSFORMERS:
+        return transformers_subject(case)
+    if case.subject == EFFICIENTDET:
+        return efficientdet_subject(case)
+    return detector_subject(case)
+
+
 class Stopwatch:
     """Assigns each moment of a pass to a part: the innermost one that is running.
 
@@ -102,10 +113,12 @@ class Stopwatch:
 
     Args:
         device: ``cpu`` or ``cuda``.
+        clock: of ``CLOCKS``, for the CPU.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, clock: str = "wall"):
         self.device = device
+        self._clock = getattr(time, CLOCKS[clock])
         self._borders: list[tuple[str, float | torch.cuda.Event]] = []
         self._open: list[str] = []
 
@@ -148,7 +161,7 @@ class Stopwatch:
             now = torch.cuda.Event(enable_timing=True)
             now.record()
         else:
-            now = time.perf_counter()
+            now = self._clock()
         self._borders.append((self._open[-1], now))
 
     def _seconds_between(self, begin: float | torch.cuda.Event, end) -> float:

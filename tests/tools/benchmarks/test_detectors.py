@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import competitor
 import detectors
+import efficientdet
 import numpy as np
 import pytest
 import records
@@ -285,7 +286,8 @@ def test_training_is_not_optimized(option, capsys):
     assert "are for --tasks inference only" in capsys.readouterr().err
 
 
-def test_a_competitor_is_there_once():
+def test_a_competitor_is_there_once(monkeypatch):
+    monkeypatch.setattr(efficientdet, "is_installed", lambda: False)
     arguments = ["--config-file", CONFIG, "--competitors", "--optimize", "off", "on"]
     (cases,) = detectors.groups(detectors.parse_args(arguments))
     assert [case.optimized for case in cases] == ["off", "off", "on"]
