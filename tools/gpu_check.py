@@ -110,6 +110,10 @@ class Report:
             json.dump(self.content, file, indent=1)
         os.replace(file.name, self.path)
 
+    def lacks_device(self) -> bool:
+        checks = self.content["checks"]
+        return any(e["status"] != "passed" and e["check"].startswith("device") for e in checks)
+
     def failed(self) -> bool:
         return any(entry["status"] in ("failed", "too long") for entry in self.content["checks"])
 
@@ -274,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             reason = f"needs {absent}"
         elif check.form == "built" and args.device == "cpu":
             reason = "is the same as the others on a CPU"
+        elif report.lacks_device():
+            reason = "the device does not work"
         elif rest < 5:
             reason = f"no time is left of {args.seconds:.0f} s"
         elif check.form == "built":

@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # By the names under which pip installs them.
 PACKAGES = (
     "sal-detectron2 fvcore iopath numpy omegaconf pycocotools scipy setuptools torch torchvision "
-    "timm safetensors transformers onnx onnxruntime onnxruntime-gpu"
+    "cuda-bindings timm safetensors transformers onnx onnxruntime onnxruntime-gpu"
 ).split()
 VARIABLES = (
     "LITE_DETR_CPU_CAPABILITY LITE_DETR_CACHE LITE_DETR_NO_EXT FORCE_CUDA TORCH_CUDA_ARCH_LIST "

@@ -148,9 +148,10 @@ def load(kernel: Kernel, device: int) -> Loaded:
     return Loaded(function, int(lanes), int(threads))
 
 
+@functools.cache
 def kernels(
     attention: str, fused: bool, dtype: torch.dtype, channels: int, shared: bool | None
-) -> list[Kernel]:
+) -> tuple[Kernel, Kernel]:
     """Return the forward and the backward kernel of an attention, ``msda`` or ``key_aware``.
 
     Raises:
@@ -158,10 +159,8 @@ def kernels(
     """
     points = "Offsets" if fused else "Locations"
     width = head_width(channels, dtype)
-    return [
-        Kernel(f"{attention}_{way}", dtype, points, width, shared)
-        for way in ("forward", "backward")
-    ]
+    forward = Kernel(f"{attention}_forward", dtype, points, width, shared)
+    return forward, forward._replace(name=f"{attention}_backward")
 
 
 def head_width(channels: int, dtype: torch.dtype) -> int:
