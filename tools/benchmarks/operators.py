@@ -8,7 +8,9 @@ operators.py --device cuda --batch 1 16 --dtype float32 float16 bfloat16
 The encoder's shape has a query for each token, the decoder's has --queries. Queries look a few
 cells around their references, in 8 heads of 32 channels, at 4 points on each level. The key of
 key-aware attention is the value, as in the released models. Their code samples it twice, once as
-the key and once as the value: "pytorch, separate keys" does the same.
+the key and once as the value: "pytorch, separate keys" does the same. The fused operators, which
+modules call, take the same points by offsets, and logits; "in steps" computes locations and the
+softmax in PyTorch, and calls the native operator.
 
 Contestants are checked against the PyTorch form before they are timed. They take turns, so that
 whatever else the machine does affects all of them alike. Figures are medians over all calls, in
@@ -50,6 +52,7 @@ from tqdm import tqdm
 
 from lite_detr import cli, ops
 from lite_detr.errors import LiteDetrError
+from lite_detr.ops.sampling import cell_sizes, level_tensors, locate_points
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 # The maps of an 800x1066 image at strides 8 to 64.
@@ -57,9 +60,12 @@ LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
 LEAVES = {
     "ms_deform_attn": ("value", "locations", "weights"),
     "key_aware_ms_deform_attn": ("query", "value", "locations"),
+    "fused_ms_deform_attn": ("value", "offsets", "logits"),
+    "fused_key_aware_ms_deform_attn": ("query", "value", "offsets"),
 }
 OTHER = "torch-ms-deform-attn"
 AS_RELEASED = "pytorch, separate keys"
+IN_STEPS = "in steps"
 SHAPES = ("encoder", "decoder")
 TIMES = ("forward", "backward", "forward + backward")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -72,10 +78,17 @@ class Problem:
     operator: str
     tensors: dict[str, Tensor]
     levels: tuple[Tensor, Tensor]
+    sizes: tuple[tuple[int, int], ...]
     grad_output: Tensor
 
     def call(self, function: Callable[..., Tensor]) -> Tensor:
         t = self.tensors
+        if self.operator == "fused_ms_deform_attn":
+            points = (self.sizes, t["references"], t["offsets"], t["logits"])
+            return function(t["value"], *points)
+        if self.operator == "fused_key_aware_ms_deform_attn":
+            points = (self.sizes, t["references"], t["offsets"])
+            return function(t["query"], t["value"], t["value"], *points)
         if self.operator == "ms_deform_attn":
             return function(t["value"], *self.levels, t["locations"], t["weights"])
         return function(t["query"], t["value"], t["value"], *self.levels, t["locations"])
@@ -141,19 +154,28 @@ def make_problem(
     # Away from the cells' centres, where rounding decides the direction of a gradient.
     cells += 0.1 + 0.8 * torch.rand(shape, generator=generator)
     weights = random(*shape[:3], len(levels) * POINTS).softmax(-1).view(shape[:5])
+    locations = (cells + 0.5) / sizes
+    references = references.expand(batch, len(levels), queries, 2).transpose(1, 2)
+    offsets = (locations - references[:, :, None, :, None]) * sizes
+    # At least float32, as in the models.
+    exact = torch.promote_types(dtype, torch.float32)
     tensors = {
         "query": random(batch, queries, HEADS, CHANNELS),
         "value": random(batch, tokens, HEADS, CHANNELS),
         "weights": weights,
-        # At least float32, as in the models.
-        "locations": ((cells + 0.5) / sizes).to(device, torch.promote_types(dtype, torch.float32)),
+        "locations": locations.to(device, exact),
+        "references": references.to(device, exact).contiguous(),
+        "offsets": offsets.to(device, dtype),
+        "logits": weights.log(),
     }
     shapes = torch.tensor(levels)
     starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
     return Problem(
         operator,
-        {name: tensor.requires_grad_() for name, tensor in tensors.items()},
+        # Reference points of an encoder need no gradient.
+        {name: tensor.requires_grad_(name != "references") for name, tensor in tensors.items()},
         (shapes, starts),
+        tuple(levels),
         random(batch, queries, HEADS * CHANNELS),
     )
 
@@ -180,6 +202,8 @@ def contestants(problem: Problem) -> dict[str, Contestant]:
             return form(query, key.view_as(key), value, *sampling)
 
         found[AS_RELEASED] = Contestant(separate_keys, problem)
+    if problem.operator.startswith("fused"):
+        found[IN_STEPS] = Contestant(steps(problem.operator), problem)
     if problem.operator == "ms_deform_attn" and other_runs_on(problem.grad_output.device):
         from torch_ms_deform_attn import ms_deform_attn
 
@@ -191,6 +215,26 @@ def contestants(problem: Problem) -> dict[str, Contestant]:
         adapted = Problem(problem.operator, tensors, levels, problem.grad_output)
         found[OTHER] = Contestant(ms_deform_attn, adapted)
     return found
+
+
+def steps(operator: str) -> Callable[..., Tensor]:
+    """Return what a fused operator replaces: PyTorch around the native operator."""
+    native = getattr(ops, operator.removeprefix("fused_"))
+
+    def place(sizes: tuple, references: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        shapes, starts = level_tensors(sizes)
+        cells = cell_sizes(shapes, references)
+        return shapes, starts, locate_points(references, offsets, cells)
+
+    def msda(value: Tensor, *points: object) -> Tensor:
+        *places, logits = points
+        weights = logits.flatten(3).softmax(-1).view_as(logits)
+        return native(value, *place(*places), weights)
+
+    def key_aware(query: Tensor, key: Tensor, value: Tensor, *places: object) -> Tensor:
+        return native(query, key, value, *place(*places))
+
+    return key_aware if "key_aware" in operator else msda
 
 
 def other_runs_on(device: torch.device) -> bool:

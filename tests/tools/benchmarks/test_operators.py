@@ -56,7 +56,7 @@ def test_a_record_for_each_case(tool, monkeypatch, tmp_path, capsys):
         tuple(record[name] for name in "operator shape dtype batch threads measure".split())
         for record in times
     }
-    assert len(times) == len(cases) == 2 * 2 * 2 * 3
+    assert len(times) == len(cases) == 4 * 2 * 2 * 3
     assert all(set(record) == KEYS for record in report["records"])
     gathered = [record for record in report["records"] if record["unit"] == "GB/s"]
     assert len(gathered) == len(times) / 3
@@ -64,6 +64,7 @@ def test_a_record_for_each_case(tool, monkeypatch, tmp_path, capsys):
         assert record["rounds"] == 3
         assert record["calls"] == dict.fromkeys(record["values"], 3)
         assert {"native", "pytorch"} <= set(record["values"])
+        assert ("in steps" in record["values"]) == record["operator"].startswith("fused")
         for name, value in record["values"].items():
             assert value > 0
             ratio = value / record["values"]["native"]
@@ -237,7 +238,7 @@ def check_gpu_report(tool, monkeypatch, folder):
     run_main(tool, *options, "--json", figures)
     report = json.loads(figures.read_text())
     records = report["records"]
-    assert len(records) == 2 * 2 * 2 * 2 * (3 + 1 + 2)
+    assert len(records) == 4 * 2 * 2 * 2 * (3 + 1 + 2)
     for record in records:
         assert set(record) == KEYS
         assert record["threads"] is None
