@@ -4,10 +4,11 @@
     onnx_demo.py --model detector.onnx --input datasets/digits/val --output output/onnx
 
 The file is one of tools/export.py; it says how images are prepared and what the classes are called.
-Folders are searched with their sub-folders, but not hidden ones. An image NAME.jpg becomes
-DIR/NAME.png, in a like sub-folder, or DIR/NAME_2.png and so on if that name is taken. --json FILE
-writes the detections for other programs. The exit status is 0 if all images were read, and 1 if one
-was not or none was found. The program can be copied: it needs no other file.
+One in .xml is OpenVINO's, and runs by OpenVINO. Folders are searched with their sub-folders, but
+not hidden ones. An image NAME.jpg becomes DIR/NAME.png, in a like sub-folder, or DIR/NAME_2.png and
+so on if that name is taken. --json FILE writes the detections for other programs. The exit status
+is 0 if all images were read, and 1 if one was not or none was found. The program can be copied: it
+needs no other file.
 """
 
 import argparse
@@ -18,12 +19,11 @@ import os
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 # The suffixes that a folder is searched for; a file named on the command line may have any.
@@ -54,6 +54,43 @@ class Detections(NamedTuple):
     classes: np.ndarray
 
 
+# Arrays by name -> boxes, scores and classes of a batch.
+Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
+OUTPUTS = ("boxes", "scores", "classes")
+
+
+def load_onnx(path: str) -> tuple[Run, dict[str, str], set[str]]:
+    """Return a function that runs a model, its metadata and the names of its inputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    inputs = {value.name for value in session.get_inputs()}
+    return lambda arrays: session.run(OUTPUTS, arrays), metadata, inputs
+
+
+def load_openvino(path: str) -> tuple[Run, dict[str, str], set[str]]:
+    """Return what :func:`load_onnx` does, of OpenVINO's file in .xml with its weights in .bin."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    keys = (("lite_detr", key) for key in ("preprocessing", "class_names"))
+    metadata = {
+        key: str(model.get_rt_info([section, key]).value)
+        for section, key in keys
+        if model.has_rt_info([section, key])
+    }
+    inputs = {value.any_name for value in model.inputs}
+    # Processors that have it would compute in bfloat16 otherwise.
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(arrays: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        results = compiled(arrays)
+        return [results[name] for name in OUTPUTS]
+
+    return run, metadata, inputs
+
+
 class OnnxDetector:
     """A detector in a file of ``tools/export.py``.
 
@@ -65,13 +102,14 @@ class OnnxDetector:
     """
 
     def __init__(self, path: str):
+        load = load_openvino if path.endswith(".xml") else load_onnx
         try:
-            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        # Of ONNX Runtime's own kinds, which have no public names.
+            self.run, metadata, inputs = load(path)
+        except ImportError as error:
+            raise ValueError(f"{path} cannot be loaded: pip install {error.name}") from error
+        # Of the runtimes' own kinds, which have no public names.
         except Exception as error:
             raise ValueError(f"{path} cannot be loaded: {one_line(error)}") from error
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        inputs = {value.name for value in self.session.get_inputs()}
         if "preprocessing" not in metadata or inputs != {"images", "image_sizes"}:
             raise ValueError(f"{path} does not say how to prepare images; tools/export.py does")
         try:
@@ -108,8 +146,7 @@ class OnnxDetector:
             "images": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]),
             "image_sizes": np.array([pixels.shape[:2]], dtype=np.int64),
         }
-        outputs = self.session.run(["boxes", "scores", "classes"], inputs)
-        boxes, scores, classes = (output[0] for output in outputs)
+        boxes, scores, classes = (output[0] for output in self.run(inputs))
         scale = np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
         boxes = np.clip(boxes * scale, 0, np.array([width, height] * 2, dtype=np.float32))
         full = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -404,7 +441,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="FILE.onnx", help="a file of tools/export.py")
+    add(
+        "--model", required=True, metavar="FILE", help="a file of tools/export.py, in .onnx or .xml"
+    )
     add("--input", required=True, nargs="+", help="images, patterns such as '*.jpg', or folders")
     add("--output", type=folder, metavar="DIR", help="for pictures; created if need be")
     add("--json", type=Path, metavar="FILE.json", help="write classes, scores and boxes to it")
@@ -455,7 +494,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 picture = next(pictures) if pictures else None
                 try:
                     image, found = predict(detector, path, args.confidence_threshold)
-                # ONNX Runtime, too, raises anything for an image that the file's graph refuses.
+                # The runtimes, too, raise anything for an image that the file's graph refuses.
                 except Exception as error:
                     print(f"{one_line(path)}: skipped: {one_line(error)}", file=sys.stderr)
                     entry = {"file_name": str(path), "problem": one_line(error)}

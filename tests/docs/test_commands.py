@@ -34,6 +34,7 @@ NEEDS = (
     "a browser",
     "a video",
     "the authors' release",
+    "OpenVINO",
 )
 # What it may need that shrunk runs do not.
 TIME = ("a minute", "N minutes", "an hour", "N hours", "N days")

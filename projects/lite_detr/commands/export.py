@@ -18,7 +18,15 @@ from ..errors import SaveError
 
 # Of the formats in lite_detr.export.formats, with the endings of their files, and of the opsets and
 # types in lite_detr.export.onnx_file: these import PyTorch.
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2", "torchscript": ".ts"}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torch-export": ".pt2",
+    "aoti": ".pt2",
+    "torchscript": ".ts",
+}
+# Those that are traced on the CPU, and have the options of ONNX files.
+OF_ONNX = ("onnx", "openvino")
 OPSET, OPSETS = 18, range(16, 24)
 DTYPES = ("float32", "float16")
 
@@ -47,18 +55,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dtype",
         choices=DTYPES,
         default=DTYPES[0],
-        help="of the weights in an ONNX file; float16 keeps geometry and scores in float32 "
-        "(default: %(default)s)",
+        help="of the weights in a file of ONNX or OpenVINO; float16 keeps geometry and scores in "
+        "float32 (default: %(default)s)",
     )
     cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)
     suffix = SUFFIXES[args.format]
     if args.output.suffix != suffix:
         parser.error(f"--format {args.format} writes files whose names end in {suffix}")
-    if args.device == "cuda" and args.format == "onnx":
-        parser.error("--format onnx is traced on the CPU, and its file runs on any device")
-    if args.dtype != DTYPES[0] and args.format != "onnx":
-        parser.error(f"--dtype {args.dtype} is for --format onnx; {args.format} files are float32")
+    if args.device == "cuda" and args.format in OF_ONNX:
+        parser.error(
+            f"--format {args.format} is traced on the CPU, and its file runs on any device"
+        )
+    if args.dtype != DTYPES[0] and args.format not in OF_ONNX:
+        parser.error(
+            f"--dtype {args.dtype} is for --format {' and '.join(OF_ONNX)}; {args.format} files "
+            "are float32"
+        )
     return args
 
 

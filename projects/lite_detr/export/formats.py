@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from ..inference.predictor import build_trained_model, load_trained_config
 from ..modeling.detector import Detector
 from . import check
 from .onnx_file import check_packages, onnx_metadata, save_onnx
+from .openvino_file import OpenvinoFile, save_openvino
 from .program import compile_program, export_program, export_torchscript, save_program
 
 
@@ -55,9 +57,20 @@ def write_onnx(
     save_onnx(export_program(model), path, metadata, opset, dtype)
 
 
-def compare_onnx(path: Path, model: Detector, limits: check.Limits) -> check.Differences:
+def write_openvino(
+    model: Detector, path: Path, metadata: dict[str, str], opset: int, dtype: str
+) -> None:
+    """Write a model file of OpenVINO, by way of an ONNX file."""
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file = Path(folder, "detector.onnx")
+        write_onnx(model, onnx_file, metadata, opset, dtype)
+        save_openvino(onnx_file, path, metadata)
+
+
+def compare_file(
+    file: check.OnnxFile | OpenvinoFile, model: Detector, limits: check.Limits
+) -> check.Differences:
     """Compare on the same noise, with the detector's proposals in the file's order."""
-    file = check.OnnxFile(path)
     found, reordering = check.check_onnx(file, model, check.sample_batches(model), limits)
     if reordering.moved:
         print(
@@ -67,8 +80,14 @@ def compare_onnx(path: Path, model: Detector, limits: check.Limits) -> check.Dif
     return found
 
 
+WRONG = "the file is wrong"
 FORMATS = {
-    "onnx": Format(write_onnx, compare_onnx, "the file is wrong"),
+    "onnx": Format(
+        write_onnx, lambda path, *rest: compare_file(check.OnnxFile(path), *rest), WRONG
+    ),
+    "openvino": Format(
+        write_openvino, lambda path, *rest: compare_file(OpenvinoFile(path), *rest), WRONG
+    ),
     "torch-export": Format(
         lambda model, path, *_: save_program(export_program(model), path),
         compare_with(check.run_program, check.run_detector),
@@ -132,8 +151,8 @@ def export(
         format_name: one of ``FORMATS``.
         output: the file; its folder exists.
         device: ``cpu`` or ``cuda``, the device to export for.
-        opset: of an ONNX file.
-        dtype: of an ONNX file, see :func:`save_onnx`.
+        opset: of an ONNX file, or of that which becomes OpenVINO's.
+        dtype: of these, see :func:`save_onnx`.
 
     Raises:
         ExportError: the format cannot hold the detector, its file has other detections, or this
@@ -145,16 +164,20 @@ def export(
     chosen = FORMATS[format_name]
     cfg = load_trained_config(config_file, weights, opts)
     cfg.train.device = device
-    if format_name == "onnx":
-        # Before minutes of tracing.
+    # Before minutes of tracing.
+    if format_name in ("onnx", "openvino"):
         check_packages("onnx", "onnxscript", "onnxruntime")
+    if format_name == "openvino":
+        check_packages("openvino", extra="openvino")
     model = build_detector(cfg)
     metadata = {}
-    if format_name == "onnx":
+    if format_name in ("onnx", "openvino"):
         metadata = onnx_metadata(cfg, config_file, model.class_names)
     check_space(output, model)
     chosen.write(model, output, metadata, opset, dtype)
-    print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
+    files = [output, output.with_suffix(".bin")] if format_name == "openvino" else [output]
+    size = sum(file.stat().st_size for file in files)
+    print(f"{' and '.join(map(str, files))}: {size / 2**20:.1f} MiB")
     limits = check.LIMITS[dtype]
     found = chosen.compare(output, model, limits)
     text = (

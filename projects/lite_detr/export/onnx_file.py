@@ -103,8 +103,8 @@ def save_onnx(
         file.write(model.SerializeToString())
 
 
-def check_packages(*names: str) -> None:
-    """Check that packages are installed.
+def check_packages(*names: str, extra: str = "export") -> None:
+    """Check that packages are installed, which an extra of ours installs.
 
     Raises:
         ExportError: some are not.
@@ -112,8 +112,8 @@ def check_packages(*names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"ONNX needs {' and '.join(missing)}, which {'are' if missing[1:] else 'is'} not "
-            "installed: pip install 'lite-detr[export]'"
+            f"the format needs {' and '.join(missing)}, which {'are' if missing[1:] else 'is'} not "
+            f"installed: pip install 'lite-detr[{extra}]'"
         )
 
 

@@ -184,7 +184,7 @@ def locate_points(sizes, reference_points, sampling_offsets) -> tuple:
         steps = op.Mul(op.Unsqueeze(half, ints(2, 4)), op.Constant(value_float=0.5 / points))
     moves = op.Mul(sampling_offsets, steps)
     locations = op.Add(op.Unsqueeze(centres, ints(2, 4)), moves)
-    locations.shape = sampling_offsets.shape
+    locations.shape, locations.dtype = sampling_offsets.shape, sampling_offsets.dtype
     return spatial_shapes, op.Concat(*starts, axis=0), locations
 
 
