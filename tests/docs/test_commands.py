@@ -35,6 +35,7 @@ NEEDS = (
     "a video",
     "the authors' release",
     "OpenVINO",
+    "make demo",
 )
 # What it may need that shrunk runs do not.
 TIME = ("a minute", "N minutes", "an hour", "N hours", "N days")
