@@ -227,6 +227,7 @@ def print_roofline(report: Report) -> None:
     sys.path[:0] = [str(ROOT / "projects"), str(ROOT / "tools" / "kernels")]
     import roofline
 
+    encoder = roofline.Encoder(roofline.ENCODER)
     kinds = {"ms_deform_attn": "msda", "key_aware_ms_deform_attn": "key-aware, shared"}
     rows = []
     for entry in report.content["checks"]:
@@ -234,10 +235,8 @@ def print_roofline(report: Report) -> None:
             direction = record["measure"]
             if direction not in roofline.PASSES or record["shape"] != "encoder":
                 continue
-            tokens = sum(height * width for height, width in roofline.ENCODER)
-            geometry = roofline.Geometry(record["batch"], tokens, tokens, 8, 32, 16)
             size = roofline.SIZES[record["dtype"]]
-            costs = roofline.cost(geometry, kinds[record["operator"]], direction, size)
+            costs = encoder.cost(record["batch"], kinds[record["operator"]], direction, size)
             parts = roofline.times(costs, roofline.GPUS["H100 SXM"])
             bound = max(parts, key=parts.get)
             measured = 1e3 * record["values"]["native"]

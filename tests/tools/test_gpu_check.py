@@ -5,7 +5,9 @@ import sys
 
 import gpu_check
 import gpu_checks
+import operators as benchmark
 import pytest
+import roofline
 import torch
 
 from lite_detr import ops
@@ -96,3 +98,20 @@ def test_the_first_figure_of_an_empty_cache_is_of_every_kernel(monkeypatch, tmp_
     # As many as nvcc compiles, see tests/tools/kernels/test_report.py.
     assert len({program for program, _ in given}) == 2 * 114
     assert '"kernels": 228' in capsys.readouterr().out
+
+
+def test_measured_times_stand_beside_the_least_possible(tmp_path, capsys):
+    """For the benchmark's own records, whose shape is that of the roofline."""
+    assert benchmark.LEVELS == roofline.ENCODER
+    report = gpu_check.Report(tmp_path / "report.json", "cuda")
+    case = dict(operator="key_aware_ms_deform_attn", shape="encoder", dtype="bfloat16", batch=16)
+    records = [
+        case | dict(measure=measure, values={"native": 5.0, "pytorch": 9.0})
+        for measure in benchmark.TIMES
+    ]
+    report.add(gpu_check.Check("speed", 1), "passed", records=records)
+    gpu_check.print_roofline(report)
+    rows = json.loads((tmp_path / "report.json").read_text())["roofline"]
+    assert [row[2] for row in rows] == ["forward", "backward"]
+    assert all(0 < least < measured == 5000 for *_, measured, least, _ in rows)
+    assert capsys.readouterr().out.count("5000, ") == 2
