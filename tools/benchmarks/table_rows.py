@@ -40,7 +40,7 @@ class Row:
         ap: reported.
         gflops: counted, of one image.
         times: milliseconds of an image: the median, and the first and last decile.
-        encoder: milliseconds of its encoder.
+        backbone, encoder: milliseconds of these parts.
         memory: MiB: the peak of an inference, and of its encoder alone; None if unknown.
     """
 
@@ -48,6 +48,7 @@ class Row:
     ap: float
     gflops: float
     times: tuple[float, float, float]
+    backbone: float
     encoder: float
     memory: tuple[float, float] | None
 
@@ -97,6 +98,7 @@ def read_rows(path: Path) -> list[Row]:
                 ap=entry["AP"],
                 gflops=flops / 1e9,
                 times=tuple(latency[key] for key in ("median", "p10", "p90")),
+                backbone=milliseconds["backbone"]["median"],
                 encoder=milliseconds["encoder"]["median"],
                 memory=memory and (memory["peak"] / 2**20, memory["encoder"] / 2**20),
             )
@@ -107,12 +109,14 @@ def read_rows(path: Path) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """Return a markdown table, in the order of AP."""
     lines = [
-        "| model | reported AP | GFLOPs | ms | p10 | p90 | encoder, ms | MiB | encoder, MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| model | reported AP | GFLOPs | ms | p10 | p90 | backbone, ms | encoder, ms "
+        "| MiB | encoder, MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         memory = map(digits, row.memory) if row.memory else ("–", "–")
-        cells = [str(row.ap), f"{row.gflops:.1f}", *map(digits, row.times), digits(row.encoder)]
+        times = map(digits, (*row.times, row.backbone, row.encoder))
+        cells = [str(row.ap), f"{row.gflops:.1f}", *times]
         lines.append(f"| {' | '.join([row.model, *cells, *memory])} |")
     return "\n".join(lines)
 

@@ -19,7 +19,11 @@ def write(path, *subjects):
     records = [
         {
             "case": {"subject": subject, "size": [800, 1066]},
-            "milliseconds": {"latency": times, "encoder": times},
+            "milliseconds": {
+                "latency": times,
+                "backbone": {"median": 2000.0},
+                "encoder": {"median": 500.0},
+            },
             "memory_bytes": memory,
         }
         for subject, memory in zip(subjects, (None, {"peak": 2**29, "encoder": 2**28}, None))
@@ -33,7 +37,8 @@ def test_a_table_and_a_chart_are_made_in_the_order_of_ap(tmp_path, capsys, monke
     file = write(tmp_path / "rows.json", LITE, SPARSE, "own.py")
     table_rows.main([file, "--chart", str(tmp_path / "rows.png")])
     *_, first, second = capsys.readouterr().out.splitlines()
-    assert first == "| Sparse DETR rho-0.3 | 46.0 | 150.0 | 3000 | 2900 | 3100 | 3000 | 512 | 256 |"
+    figures = "46.0 | 150.0 | 3000 | 2900 | 3100 | 2000 | 500 | 512 | 256"
+    assert first == f"| Sparse DETR rho-0.3 | {figures} |"
     assert second.startswith("| Lite-DINO H3L1-(2+1)x3 | 50.4 |") and second.endswith("| – | – |")
     assert (tmp_path / "rows.png").stat().st_size > 1000
 
@@ -61,7 +66,7 @@ def test_a_file_of_other_figures_is_refused(subjects, tmp_path, capsys):
     ],
 )
 def test_a_label_is_what_its_series_does_not_say(model, series, label):
-    row = table_rows.Row(model, 50.0, 150.0, (1.0, 1.0, 1.0), 1.0, None)
+    row = table_rows.Row(model, 50.0, 150.0, (1.0, 1.0, 1.0), 1.0, 1.0, None)
     assert (row.series, row.label) == (series, label)
 
 
