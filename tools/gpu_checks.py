@@ -43,10 +43,16 @@ def figure(**figures: object) -> None:
 
 
 def choose_form(form: str) -> None:
-    """Let kernels be compiled at run time on GPUs, even if the extension has some."""
+    """Let kernels be compiled at run time on GPUs, even if the extension has some.
+
+    Raises:
+        SystemExit: built ones are wanted, and do not run.
+    """
     if form == "nvrtc" and "cuda" in native.DEVICES:
         native.DEVICES = ("cpu",)
         native.REGISTERED.append(nvrtc_operators.register(define=False))
+    if form == "built" and ops.backend("cuda") != "native":
+        raise SystemExit(f"the built extension does not run here, but {ops.backend('cuda')}")
 
 
 def make_problem(
@@ -189,17 +195,14 @@ def check_device(device: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LITE_DETR_CACHE"] = folder
         for what in ("first call", "call with a kept kernel"):
+            function, _, arguments = make_problem("fused_ms_deform_attn", 32, torch.float32, device)
             start = time.perf_counter()
-            solve(*problem_of(make_problem("fused_ms_deform_attn", 32, torch.float32, device)))
+            solve(function, arguments)
             torch.cuda.synchronize()
             figure(what=what, seconds=time.perf_counter() - start)
             for function in (native.compile_kernels, nvrtc_kernels.load):
                 function.cache_clear()
         del os.environ["LITE_DETR_CACHE"]
-
-
-def problem_of(problem: Problem) -> tuple[Callable, list]:
-    return problem[0], problem[2]
 
 
 def times(function: Callable[[], object], device: str, number: int = 5) -> list[float]:
@@ -241,14 +244,11 @@ def check_operators(device: str) -> None:
 def compile_all() -> None:
     """Compile all kernels on all cores, as one by one they would take most of the time."""
     target = nvrtc.target(torch.cuda.get_device_capability())
+    attentions = (("msda", None), ("key_aware", True), ("key_aware", False))
+    cases = itertools.product(attentions, DTYPES, nvrtc_kernels.HEAD_WIDTHS, (False, True))
     programs = [
         kernel.program()
-        for dtype, width, fused, (attention, shared) in itertools.product(
-            DTYPES,
-            nvrtc_kernels.HEAD_WIDTHS,
-            (False, True),
-            (("msda", None), ("key_aware", True), ("key_aware", False)),
-        )
+        for (attention, shared), dtype, width, fused in cases
         for kernel in nvrtc_kernels.kernels(attention, fused, dtype, width, shared)
     ]
     start = time.perf_counter()
@@ -355,12 +355,9 @@ def check_fused(device: str) -> None:
     tokens = sum(height * width for height, width in sizes)
     shapes = {"encoder": tokens, "decoder": 900 if device == "cuda" else 30}
     modules = {name: import_module(f"lite_detr.ops.{name}") for name in OPERATORS[:2]}
-    for operator, dtype, (shape, queries), batch in itertools.product(
-        (OPERATORS[3], OPERATORS[5]),
-        (torch.float32, torch.bfloat16),
-        shapes.items(),
-        (1, 16) if device == "cuda" else (1,),
-    ):
+    kinds = (OPERATORS[3], OPERATORS[5]), DTYPES[::2], shapes.items()
+    batches = (1, 16) if device == "cuda" else (1,)
+    for operator, dtype, (shape, queries), batch in itertools.product(*kinds, batches):
         name = operator.partition(", ")[0].removeprefix("fused_")
         shapes_of = dict(sizes=sizes, points=4, heads=8, queries=queries, batch=batch)
         fused, _, arguments = make_problem(operator, 32, dtype, device, **shapes_of)
