@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from lite_detr import model_zoo
+from lite_detr.errors import ConfigError
 from lite_detr.yacs.model import lazy_model
 
 NAMES = [name for name in model_zoo.list_configs() if name.startswith("baselines/")]
@@ -78,3 +79,18 @@ def test_dc5_is_a_backbone_in_a_file(tmp_path):
         )
     )
     assert found == expected == (1, 2048, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "name, option, value, message",
+    [
+        ("detr_r50_500ep", "ENCODER", "full", "ENCODER is for detectors of several scales"),
+        ("dab_detr_dc5_r50_50ep", "NUM_LEVELS", 3, "NUM_LEVELS is for detectors of several scales"),
+        ("sparse_detr_r50_rho03_50ep", "ENCODER", "H3L1-(2+1)x3", "has a SparseEncoder: omit it"),
+    ],
+)
+def test_options_that_a_detector_has_no_place_for_are_refused(name, option, value, message):
+    cfg = yaml_config(f"baselines/{name}.py")
+    cfg.MODEL.DETR[option] = value
+    with pytest.raises(ConfigError, match=message):
+        build_model(cfg)

@@ -96,6 +96,7 @@ def lazy_model(cfg: CfgNode, detector: type) -> DictConfig:
     path = options.DETECTOR or detector.lazy_config
     model = model_zoo.get_config(path).model
     check_target(model, path, detector)
+    refuse_for_one_scale(options, model, path)
     for key, node, name in (
         ("NUM_CLASSES", model, "num_classes"),
         ("NUM_QUERIES", model.queries, "num_queries"),
@@ -145,13 +146,29 @@ def refuse_unknown_keys(options: CfgNode) -> None:
 
 def check_target(model: DictConfig, path: str, detector: type) -> None:
     """Raise a ConfigError if a lazy model is another meta-architecture than the one to build."""
-    target = model._target_
-    built = pydoc.locate(target) if isinstance(target, str) else target
+    built = target_of(model)
     if not issubclass(detector, built):
         raise ConfigError(
             f"MODEL.DETR.DETECTOR {path!r} is a {built.__name__}, MODEL.META_ARCHITECTURE says "
             f"{detector.__name__}: make them agree, or omit MODEL.DETR.DETECTOR"
         )
+
+
+def target_of(node: DictConfig) -> type:
+    """Return the class that a lazy node builds."""
+    return pydoc.locate(node._target_) if isinstance(node._target_, str) else node._target_
+
+
+def refuse_for_one_scale(options: CfgNode, model: DictConfig, path: str) -> None:
+    """Raise a ConfigError if an option is for detectors of several scales, and this has one."""
+    if model.num_levels > 1:
+        return
+    for key in ("ENCODER", "ATTENTION", "NUM_LEVELS"):
+        if options[key]:
+            raise ConfigError(
+                f"MODEL.DETR.{key} is for detectors of several scales, and MODEL.DETR.DETECTOR "
+                f"{path!r} has one: omit it"
+            )
 
 
 def set_encoder(model: DictConfig, encoder: str, num_levels: int | None) -> None:
@@ -164,8 +181,14 @@ def set_encoder(model: DictConfig, encoder: str, num_levels: int | None) -> None
         num_levels: the number of scales, if another option sets it.
 
     Raises:
-        ConfigError: the name is neither, or contradicts ``num_levels``.
+        ConfigError: the name is neither, or contradicts ``num_levels``, or the detector's own
+            encoder is neither.
     """
+    if not issubclass(target_of(model.encoder), (DeformableEncoder, InterleavedEncoder)):
+        raise ConfigError(
+            f"MODEL.DETR.ENCODER replaces a full or an interleaved encoder, and the detector has a "
+            f"{target_of(model.encoder).__name__}: omit it"
+        )
     prototype = model.encoder.layer
     if encoder == "full":
         if "num_blocks" in model.encoder:
