@@ -39,7 +39,7 @@ class Check(NamedTuple):
     Args:
         seconds: its limit.
         form: ``nvrtc``, whose kernels are compiled at run time, or ``built``, the extension's.
-        command: what runs instead of the function; ``{device}`` and ``{json}`` are filled in.
+        command: what runs instead of the function; words in braces are filled in.
         needs: modules and programs without which it is skipped.
         gpu: whether it makes sense on a GPU only.
     """
@@ -57,11 +57,17 @@ DETECTORS = (
     "dino/dino_r50_4scale_36ep.py --tasks inference training --dtype float32 bfloat16 --compile "
     "off on --device {device} --rounds 3 --json {json}"
 )
-SPEED = (
-    "tools/benchmarks/operators.py --device {device} --batch 1 16 --dtype float32 bfloat16 "
-    "--rounds 3 --seconds 1 --json {json}"
+TURNS = (
+    "tools/benchmarks/operators.py --device {device} {sizes} --dtype float32 bfloat16 --rounds 3 "
+    "--seconds {seconds} --json {json} --operators "
 )
-SPEED_ON_CPU = SPEED.replace("--batch 1 16", "--batch 1 --levels 12x16 6x8 --queries 30")
+# The operators that the roofline knows, and what it calls them.
+KINDS = {"ms_deform_attn": "msda", "key_aware_ms_deform_attn": "key-aware, shared"}
+SPEED = TURNS.replace("{seconds}", "1") + " ".join(KINDS)
+# Beside the steps that they replace.
+FUSED = TURNS.replace("{seconds}", "0.3") + "fused_ms_deform_attn fused_key_aware_ms_deform_attn"
+# What a benchmark measures, on a GPU and to try it on a CPU.
+SIZES = {"cuda": "--batch 1 16", "cpu": "--batch 1 --levels 12x16 6x8 --queries 30"}
 DIGITS = (
     "train_net.py --config-file digits/lite_dino_efficientnet_lite0.py train.amp.enabled=True "
     "train.device={device} train.max_iter=1000 train.output_dir={folder}/digits"
@@ -75,7 +81,7 @@ CHECKS = (
     Check("compiled", 60),
     Check("memcheck", 60, needs=("compute-sanitizer",), gpu=True),
     Check("speed", 90, command=SPEED, needs=("tqdm",)),
-    Check("fused", 30),
+    Check("fused", 40, command=FUSED, needs=("tqdm",)),
     Check("operators", 40, form="built"),
     Check("gradients", 20, form="built"),
     Check("streams", 20, form="built", gpu=True),
@@ -169,7 +175,7 @@ def start_build() -> subprocess.Popen | None:
 
 
 def wait_for_build(build: subprocess.Popen | None, seconds: float) -> str:
-    """Return why there is no built extension; empty if there is one."""
+    """Return why the extension could not be built; empty if it was."""
     if build is None:
         return "nvcc is not on PATH and CUDA_HOME is not set"
     try:
@@ -189,10 +195,11 @@ def command_of(check: Check, device: str, folder: Path) -> list[str]:
         if check.name != "memcheck":
             return program
         return ["compute-sanitizer", "--error-exitcode", "3", *program]
-    text = SPEED_ON_CPU if device == "cpu" and check.command == SPEED else check.command
-    if check.command == DETECTORS and not missing(["transformers"]):
+    text = check.command
+    if text == DETECTORS and not missing(["transformers"]):
         text += " --competitors"
-    words = text.format(device=device, json=folder / "records.json", folder=folder).split()
+    json_file, sizes = folder / "records.json", SIZES[device]
+    words = text.format(device=device, json=json_file, folder=folder, sizes=sizes).split()
     form = ["--form", check.form, "--program"]
     return [sys.executable, str(ROOT / "tools" / "gpu_checks.py"), *form, *words]
 
@@ -228,7 +235,6 @@ def print_roofline(report: Report) -> None:
     import roofline
 
     encoder = roofline.Encoder(roofline.ENCODER)
-    kinds = {"ms_deform_attn": "msda", "key_aware_ms_deform_attn": "key-aware, shared"}
     rows = []
     for entry in report.content["checks"]:
         for record in entry.get("records", []) if entry["check"].startswith("speed") else []:
@@ -236,7 +242,7 @@ def print_roofline(report: Report) -> None:
             if direction not in roofline.PASSES or record["shape"] != "encoder":
                 continue
             size = roofline.SIZES[record["dtype"]]
-            costs = encoder.cost(record["batch"], kinds[record["operator"]], direction, size)
+            costs = encoder.cost(record["batch"], KINDS[record["operator"]], direction, size)
             parts = roofline.times(costs, roofline.GPUS["H100 SXM"])
             bound = max(parts, key=parts.get)
             measured = 1e3 * record["values"]["native"]

@@ -11,14 +11,11 @@ import json
 import os
 import platform
 import runpy
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -32,8 +29,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float64: 1e-10, torch.float32: 3e-5}
 WIDTHS = (8, 16, 17, 32, 48, 64, 128, 200, 256)
 LEVELS = ((7, 9), (4, 5), (1, 3))
-ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
-SMALL = ((12, 16), (6, 8))
 Problem = tuple[Callable, Callable, list]
 
 
@@ -347,33 +342,6 @@ def check_memcheck(device: str) -> None:
     for operator, dtype, width in zip(OPERATORS, dtypes, (17, 32, 64, 16, 200, 32)):
         check(operator, make_problem(operator, width, dtype, device, queries=65, strided=True))
     figure(problems=len(OPERATORS))
-
-
-def check_fused(device: str) -> None:
-    """The time of fused operators, and of the same in steps: locations and softmax in PyTorch."""
-    sizes = ENCODER if device == "cuda" else SMALL
-    tokens = sum(height * width for height, width in sizes)
-    shapes = {"encoder": tokens, "decoder": 900 if device == "cuda" else 30}
-    modules = {name: import_module(f"lite_detr.ops.{name}") for name in OPERATORS[:2]}
-    kinds = (OPERATORS[3], OPERATORS[5]), DTYPES[::2], shapes.items()
-    batches = (1, 16) if device == "cuda" else (1,)
-    for operator, dtype, (shape, queries), batch in itertools.product(*kinds, batches):
-        name = operator.partition(", ")[0].removeprefix("fused_")
-        shapes_of = dict(sizes=sizes, points=4, heads=8, queries=queries, batch=batch)
-        fused, _, arguments = make_problem(operator, 32, dtype, device, **shapes_of)
-
-        def in_steps(*given, name=name):
-            return modules[name]._in_steps(getattr(ops, name), *given)
-
-        medians = {}
-        for way, function in (("fused", fused), ("steps", in_steps)):
-            both = times(partial(solve, function, arguments), device, 3)
-            with torch.no_grad():
-                alone = times(partial(function, *arguments), device, 3)
-            medians[way] = statistics.median(alone)
-            medians[f"{way}, with gradients"] = statistics.median(both)
-        case = dict(operator=operator, dtype=str(dtype), shape=shape, batch=batch)
-        figure(**case, milliseconds={way: 1e3 * median for way, median in medians.items()})
 
 
 CHECKS = {

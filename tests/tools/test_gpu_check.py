@@ -67,6 +67,17 @@ def test_the_limits_fit_into_ten_minutes_without_detectron2():
     assert {check.name for check in checks if not check.command} <= set(gpu_checks.CHECKS)
 
 
+@pytest.mark.parametrize("device", gpu_check.SIZES)
+@pytest.mark.parametrize("command", [gpu_check.SPEED, gpu_check.FUSED])
+def test_benchmarks_of_operators_get_options_that_they_know(command, device, tmp_path):
+    check = gpu_check.Check("speed", 1, command=command)
+    words = gpu_check.command_of(check, device, tmp_path)
+    place = words.index("tools/benchmarks/operators.py")
+    args = benchmark.parse_args(words[place + 1 :])
+    assert len(args.operators) == 2 and args.device == device
+    assert args.batch == ([1, 16] if device == "cuda" else [1])
+
+
 @pytest.mark.parametrize("name", ["operators", "gradients"])
 def test_checks_pass_with_sound_operators_and_fail_with_others(name, monkeypatch, capsys):
     gpu_checks.CHECKS[name]("cpu")
