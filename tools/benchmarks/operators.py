@@ -52,7 +52,7 @@ from tqdm import tqdm
 
 from lite_detr import cli, ops
 from lite_detr.errors import LiteDetrError
-from lite_detr.ops.sampling import cell_sizes, level_tensors, locate_points
+from lite_detr.ops.sampling import locate_on_levels
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 # The maps of an 800x1066 image at strides 8 to 64.
@@ -221,18 +221,13 @@ def steps(operator: str) -> Callable[..., Tensor]:
     """Return what a fused operator replaces: PyTorch around the native operator."""
     native = getattr(ops, operator.removeprefix("fused_"))
 
-    def place(sizes: tuple, references: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-        shapes, starts = level_tensors(sizes)
-        cells = cell_sizes(shapes, references)
-        return shapes, starts, locate_points(references, offsets, cells)
-
     def msda(value: Tensor, *points: object) -> Tensor:
         *places, logits = points
         weights = logits.flatten(3).softmax(-1).view_as(logits)
-        return native(value, *place(*places), weights)
+        return native(value, *locate_on_levels(*places), weights)
 
     def key_aware(query: Tensor, key: Tensor, value: Tensor, *places: object) -> Tensor:
-        return native(query, key, value, *place(*places))
+        return native(query, key, value, *locate_on_levels(*places))
 
     return key_aware if "key_aware" in operator else msda
 

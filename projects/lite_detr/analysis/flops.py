@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..modeling.attention import KeyAwareDeformableAttention, MultiScaleDeformableAttention
 from ..modeling.detector import Detector, evaluating
 from ..ops import fused_key_aware_ms_deform_attn, fused_ms_deform_attn
+from ..ops.sampling import flatten, unflatten
 
 # The parts that are counted separately; the total also includes the neck and the proposals.
 PARTS = ("backbone", "encoder", "decoder")
@@ -87,7 +88,7 @@ def _ms_deform_attn(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    pairs = list(zip(sizes[::2], sizes[1::2]))
+    pairs = unflatten(sizes)
     return fused_ms_deform_attn(value, pairs, reference_points, sampling_offsets, attention_logits)
 
 
@@ -100,20 +101,19 @@ def _key_aware_ms_deform_attn(
     reference_points: Tensor,
     sampling_offsets: Tensor,
 ) -> Tensor:
-    pairs = list(zip(sizes[::2], sizes[1::2]))
     return fused_key_aware_ms_deform_attn(
-        query, key, value, pairs, reference_points, sampling_offsets
+        query, key, value, unflatten(sizes), reference_points, sampling_offsets
     )
 
 
 def msda_by_numbers(value: Tensor, sizes: Sequence[tuple], *others: Tensor) -> Tensor:
-    return _ms_deform_attn(value, [int(n) for size in sizes for n in size], *others)
+    return _ms_deform_attn(value, list(map(int, flatten(sizes))), *others)
 
 
 def key_aware_by_numbers(
     query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[tuple], *others: Tensor
 ) -> Tensor:
-    numbers = [int(n) for size in sizes for n in size]
+    numbers = list(map(int, flatten(sizes)))
     return _key_aware_ms_deform_attn(query, key, value, numbers, *others)
 
 

@@ -112,6 +112,11 @@ def choose_best(scores: Tensor, padding: Tensor | None, ratio: float) -> Selecti
     return Selection(scores, order[:, :largest], counts)
 
 
+def gather_reference_points(scales: Scales, tokens: Tensor) -> Tensor:
+    """Return the reference points ``[B, K, L, 2]`` of tokens ``[B, K]`` as queries."""
+    return gather_queries(scales.reference_points.flatten(2), tokens).unflatten(-1, (-1, 2))
+
+
 def check_keep_ratio(ratio: float) -> None:
     """Raise a ``ConfigError`` unless a share of tokens to update is above 0 and at most 1."""
     if not 0 < ratio <= 1:
@@ -169,8 +174,7 @@ class SparseEncoder(nn.Module):
         """
         chosen = selection.tokens
         before, pos = gather_queries(tokens, chosen), gather_queries(pos, chosen)
-        reference_points = gather_queries(scales.reference_points.flatten(2), chosen)
-        reference_points = reference_points.unflatten(-1, (-1, 2))
+        reference_points = gather_reference_points(scales, chosen)
         places = chosen[..., None].expand_as(before)
         query, memory, after = before, tokens, []
         for layer in self.layers:

@@ -7,7 +7,7 @@ from ..modeling.encoder import EncoderLayer
 from ..modeling.interleaved_encoder import InterleavedEncoder
 from ..modeling.queries import gather_queries
 from ..modeling.scales import Scales
-from .sparse_encoder import Selection, check_keep_ratio, choose_best
+from .sparse_encoder import Selection, check_keep_ratio, choose_best, gather_reference_points
 
 
 class SparseInterleavedEncoder(InterleavedEncoder):
@@ -68,8 +68,7 @@ class SparseInterleavedEncoder(InterleavedEncoder):
         high = torch.arange(split, tokens.shape[1], device=tokens.device)
         queries = torch.cat([selection.tokens, high.expand(tokens.shape[0], -1)], dim=1)
         pos = gather_queries(pos, queries)
-        reference_points = gather_queries(scales.reference_points.flatten(2), queries)
-        reference_points = reference_points.unflatten(-1, (-1, 2))
+        reference_points = gather_reference_points(scales, queries)
         places = selection.tokens[..., None].expand(-1, -1, tokens.shape[-1])
         low, high = tokens[:, :split], tokens[:, split:]
         before = chosen = low.gather(1, places)

@@ -7,14 +7,7 @@ from torch import Tensor
 
 from . import native
 from .checks import check_fused_key_aware, check_key_aware, check_value, level_sizes
-from .sampling import (
-    cell_sizes,
-    flatten,
-    level_tensors,
-    locate_points,
-    sample_levels,
-    sampling_dtype,
-)
+from .sampling import flatten, locate_on_levels, sample_levels, sampling_dtype
 
 
 def key_aware_ms_deform_attn(
@@ -154,10 +147,8 @@ def _in_steps(
     sampling_offsets: Tensor,
 ) -> Tensor:
     check_fused_key_aware(query, key, value, flatten(sizes), reference_points, sampling_offsets)
-    spatial_shapes, level_start_index = level_tensors(sizes)
-    cells = cell_sizes(spatial_shapes, reference_points)
-    locations = locate_points(reference_points, sampling_offsets, cells)
-    return operator(query, key, value, spatial_shapes, level_start_index, locations)
+    places = locate_on_levels(sizes, reference_points, sampling_offsets)
+    return operator(query, key, value, *places)
 
 
 def key_aware_weights(

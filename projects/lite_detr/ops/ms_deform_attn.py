@@ -7,14 +7,7 @@ from torch import Tensor
 
 from . import native
 from .checks import check_fused_msda, check_msda, level_sizes
-from .sampling import (
-    cell_sizes,
-    flatten,
-    level_tensors,
-    locate_points,
-    sample_levels,
-    sampling_dtype,
-)
+from .sampling import flatten, locate_on_levels, sample_levels, sampling_dtype
 
 
 def ms_deform_attn(
@@ -134,8 +127,6 @@ def _in_steps(
     attention_logits: Tensor,
 ) -> Tensor:
     check_fused_msda(value, flatten(sizes), reference_points, sampling_offsets, attention_logits)
-    spatial_shapes, level_start_index = level_tensors(sizes)
-    cells = cell_sizes(spatial_shapes, reference_points)
-    locations = locate_points(reference_points, sampling_offsets, cells)
+    places = locate_on_levels(sizes, reference_points, sampling_offsets)
     weights = attention_logits.flatten(3).softmax(-1).to(value.dtype).view_as(attention_logits)
-    return operator(value, spatial_shapes, level_start_index, locations, weights)
+    return operator(value, *places, weights)

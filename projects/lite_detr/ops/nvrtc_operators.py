@@ -34,6 +34,7 @@ from .nvrtc_kernels import (
     make_geometry,
     token_rows,
 )
+from .sampling import unflatten
 
 
 class Call:
@@ -217,7 +218,7 @@ def at_offsets(
     sampling_offsets: Tensor,
     key: Tensor | None = None,
 ) -> Call:
-    pairs = list(zip(sizes[::2], sizes[1::2]))
+    pairs = unflatten(sizes)
     check_level_sizes(pairs, value.shape[1])
     points = Offsets(reference_points, sampling_offsets, pairs)
     return Call(attention, value, points, pairs, sampling_offsets.shape, key)
@@ -352,14 +353,17 @@ def fused_key_aware_ms_deform_attn_backward(
 
 
 OPERATORS = {
-    name + suffix: globals()[name + suffix]
-    for name in (
-        "ms_deform_attn",
-        "key_aware_ms_deform_attn",
-        "fused_ms_deform_attn",
-        "fused_key_aware_ms_deform_attn",
+    function.__name__: function
+    for function in (
+        ms_deform_attn,
+        ms_deform_attn_backward,
+        key_aware_ms_deform_attn,
+        key_aware_ms_deform_attn_backward,
+        fused_ms_deform_attn,
+        fused_ms_deform_attn_backward,
+        fused_key_aware_ms_deform_attn,
+        fused_key_aware_ms_deform_attn_backward,
     )
-    for suffix in ("", "_backward")
 }
 
 
@@ -367,7 +371,7 @@ def register(define: bool) -> Library:
     """Register the operators for CUDA devices, in place of the extension's if it has any.
 
     Args:
-        define: also define them, as there is no extension.
+        define: also define them, if no extension has done so.
 
     Returns:
         What must live as long as the registrations.

@@ -86,6 +86,24 @@ def _repeat_points(pairs: Tensor, points: int) -> Tensor:
     return repeated.flatten(-3).unsqueeze(-2)
 
 
+def locate_on_levels(
+    sizes: Sequence[tuple[int, int]], reference_points: Tensor, sampling_offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the operators take of the same points: levels, their starts, and locations.
+
+    Args:
+        sizes: ``(height, width)`` of each level.
+        reference_points, sampling_offsets: see :func:`locate_points`.
+
+    Returns:
+        ``[L, 2]``, ``[L]`` and ``[B, Q, M, L, P, 2]``
+    """
+    spatial_shapes, level_start_index = level_tensors(sizes)
+    cells = cell_sizes(spatial_shapes, reference_points)
+    locations = locate_points(reference_points, sampling_offsets, cells)
+    return spatial_shapes, level_start_index, locations
+
+
 def cell_sizes(spatial_shapes: Tensor, reference_points: Tensor) -> Tensor:
     """``[L, 2]`` heights and widths -> ``[L, 2]``, the extent of a cell, like the references."""
     return 1.0 / spatial_shapes.flip(1).to(reference_points.device, reference_points.dtype)
@@ -104,6 +122,11 @@ def sizes_to_tensor(sizes: Sequence[tuple[int, int]]) -> Tensor:
 def flatten(sizes: Sequence[tuple[int, int]]) -> list[int]:
     """``(height, width)`` of each level -> heights and widths in turn."""
     return [number for size in sizes for number in size]
+
+
+def unflatten(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Heights and widths in turn -> ``(height, width)`` of each level."""
+    return list(zip(numbers[::2], numbers[1::2]))
 
 
 def level_tensors(sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
