@@ -228,7 +228,7 @@ struct Group {
   // Finds the corners of as many points at once as a vector has lanes, without branches. A position
   // that is NaN, infinite or outside the map fails the comparison and becomes a cell that is never
   // read, before a conversion to an integer could overflow.
-  // `position` returns where pairs (x, y) lie on levels of so many columns and rows.
+  // `position` turns pairs (x, y) into cells, given the columns and rows of their levels.
   template <typename GetPosition>
   LITE_DETR_INLINE void locate(
       const KernelGeometry& geometry, int64_t first, const A* pairs, GetPosition position) {

@@ -48,7 +48,7 @@ extern "C" const char* lite_detr_harness_launch(
   static std::string problem;
   try {
     const Launch launch = find(kernel, type, points);
-    if (launch == nullptr) return "there is no such kernel";
+    if (launch == nullptr) return "no kernel has this name";
     const cudaError_t error = launch(argument);
     problem = error == cudaSuccess ? "" : cudaGetErrorString(error);
   } catch (const std::exception& exception) {

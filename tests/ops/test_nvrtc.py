@@ -385,7 +385,7 @@ def test_which_gpus_an_extension_runs_on(listed, covered):
 @needs_nvrtc
 @pytest.mark.parametrize("number", [75, 80, 86, 89, 90, 100, 120])
 def test_no_architecture_spills(number):
-    """What nvcc makes of each kernel is compared in tests/tools/kernels."""
+    """One kernel; tests/tools/kernels compares all of them with nvcc's."""
     kernel = KERNEL._replace(name="msda_backward", dtype=torch.bfloat16)
     _, log = nvrtc.compile_program(kernel.program(), f"sm_{number}", "--ptxas-options=-v")
     assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log) == [("0", "0")] * 2

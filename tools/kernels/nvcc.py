@@ -132,7 +132,7 @@ def compile_ours(dtype: str, architecture: str, folder: Path) -> list[Kernel]:
 
 
 def compile_by_nvrtc(dtype: str, architecture: str, folder: Path) -> list[Kernel]:
-    """Compile our kernels as the package does at run time, where there is no nvcc."""
+    """Compile our kernels by NVRTC, as the package does at run time."""
     wanted = [
         kernel.program()
         for width in nvrtc_kernels.HEAD_WIDTHS

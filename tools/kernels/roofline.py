@@ -70,7 +70,7 @@ BLOCK_QUERIES = {
 }
 # The standard deviation of offsets in cells, as in tools/benchmarks/operators.py.
 SPREAD = 2.0
-# One of so many blocks is computed, and stands for all of them.
+# Every eighth block is computed, and stands for its neighbours.
 SAMPLED_BLOCKS = 8
 
 

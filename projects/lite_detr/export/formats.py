@@ -4,8 +4,9 @@ import contextlib
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,11 @@ from .program import compile_program, export_program, export_torchscript, save_p
 
 
 class Format(NamedTuple):
-    """The functions that write a file and compare it, and the reason why it may differ."""
+    """The functions that write a file and compare it, and the reason why it may differ.
+
+    ``packages`` are those that it needs, by our extra that installs them, and ``beside`` the ending
+    of the file that comes with it, if one does. With packages goes the metadata of ONNX files.
+    """
 
     write: Callable[[Detector, Path, dict[str, str], int, str], None]
     compare: Callable[[Path, Detector, check.Limits], check.Differences]
@@ -30,6 +35,8 @@ class Format(NamedTuple):
         "weights that rate many proposals alike, as random ones do, can cause more, as rounding "
         "then changes their order; with other weights, the file is wrong"
     )
+    packages: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    beside: str | None = None
 
 
 def compare_with(
@@ -81,12 +88,20 @@ def compare_file(
 
 
 WRONG = "the file is wrong"
+OF_ONNX = {"export": ("onnx", "onnxscript", "onnxruntime")}
 FORMATS = {
     "onnx": Format(
-        write_onnx, lambda path, *rest: compare_file(check.OnnxFile(path), *rest), WRONG
+        write_onnx,
+        lambda path, *rest: compare_file(check.OnnxFile(path), *rest),
+        WRONG,
+        packages=OF_ONNX,
     ),
     "openvino": Format(
-        write_openvino, lambda path, *rest: compare_file(OpenvinoFile(path), *rest), WRONG
+        write_openvino,
+        lambda path, *rest: compare_file(OpenvinoFile(path), *rest),
+        WRONG,
+        packages=OF_ONNX | {"openvino": ("openvino",)},
+        beside=".bin",
     ),
     "torch-export": Format(
         lambda model, path, *_: save_program(export_program(model), path),
@@ -165,17 +180,15 @@ def export(
     cfg = load_trained_config(config_file, weights, opts)
     cfg.train.device = device
     # Before minutes of tracing.
-    if format_name in ("onnx", "openvino"):
-        check_packages("onnx", "onnxscript", "onnxruntime")
-    if format_name == "openvino":
-        check_packages("openvino", extra="openvino")
+    for extra, packages in chosen.packages.items():
+        check_packages(*packages, extra=extra)
     model = build_detector(cfg)
     metadata = {}
-    if format_name in ("onnx", "openvino"):
+    if chosen.packages:
         metadata = onnx_metadata(cfg, config_file, model.class_names)
     check_space(output, model)
     chosen.write(model, output, metadata, opset, dtype)
-    files = [output, output.with_suffix(".bin")] if format_name == "openvino" else [output]
+    files = [output, output.with_suffix(chosen.beside)] if chosen.beside else [output]
     size = sum(file.stat().st_size for file in files)
     print(f"{' and '.join(map(str, files))}: {size / 2**20:.1f} MiB")
     limits = check.LIMITS[dtype]

@@ -59,7 +59,7 @@ def save_onnx(
     Raises:
         ExportError: the packages ``onnx`` and ``onnxscript`` are not installed.
         SaveError: the file cannot be written.
-        ValueError: there is no such opset or type here.
+        ValueError: the opset or the type is not one of those accepted.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset is {opset}, accepted are {OPSETS[0]} to {OPSETS[-1]}")

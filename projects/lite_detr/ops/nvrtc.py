@@ -222,7 +222,7 @@ def environment() -> tuple[str, ...]:
     versions = (torch.__version__, str(include_folder()), str(nvrtc.nvrtcVersion()))
     try:
         versions += (str(driver.cuDriverGetVersion()),)
-    # There is no driver, which compiling does not need.
+    # Compiling works without a driver.
     except RuntimeError:
         versions += ("no driver",)
     return *versions, *(path.read_text() for path in sources)

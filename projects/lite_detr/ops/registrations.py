@@ -1,4 +1,4 @@
-"""What PyTorch has to know of the compiled operators: derivatives, and shapes for tracers."""
+"""Register the derivatives of the compiled operators, and their shapes for tracers."""
 
 import torch
 from torch import Tensor
