@@ -127,10 +127,6 @@ def plan(args: argparse.Namespace) -> list[Run]:
     iterations = {
         v.name: load_config(v.config, [*v.overrides, *args.opts]).train.max_iter for v in variants
     }
-    if len(set(iterations.values())) > 1:
-        raise ConfigError(
-            f"the variants train for {iterations} iterations: give train.max_iter=N for all"
-        )
     return [
         Run(v, seed, args.output / folder_name(v.name) / f"seed_{seed}", iterations[v.name])
         for seed, v in product(seeds, variants)
