@@ -1,15 +1,19 @@
 #!/usr/bin/env python
-"""Train several detectors with several seeds for equally many iterations, and compare their AP.
+"""Train several detectors with several seeds, and compare their AP.
 
-study.py --study study.json --output output/study --jobs 2 train.max_iter=3000
-study.py --study study.json --output output/study --markdown docs/accuracy.md train.max_iter=3000
+study.py --study study/encoders.json --output output/study --jobs 2 data.train_json=...
+study.py --study study/encoders.json --output output/study --step-times times.json \
+    --markdown docs/accuracy.md data.train_json=...
 
 The study is a JSON file: {"seeds": [0, 1, 2], "variants": [{"name": "Lite-DINO", "config":
 "digits/lite_dino_efficientnet_lite0.py", "overrides": ["key=value"]}, ...]}. Overrides on the
 command line are for all variants. Each run has a folder NAME/seed_N in --output; a run that was
 interrupted goes on, and one that is complete is not repeated, so that the same command continues a
-study. --output gets results.json, with a curve for each run, and curves.png. Time is that of
-training alone, without evaluations, from metrics.json; it compares only runs of one machine.
+study. --output gets results.json, with a curve for each run, and curves.png.
+
+Trainings side by side, and whatever else a machine does, disturb each other's times. A run's time
+is hence its iterations times that of a training step, from a file that
+benchmarks/detectors.py --tasks training --json wrote with the configs taking turns.
 """
 
 import argparse
@@ -19,7 +23,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -35,10 +39,6 @@ from lite_detr.errors import ConfigError, LiteDetrError
 from lite_detr.overrides import load_config
 
 METRIC = "bbox/AP"
-HEADER = (
-    "| variant | seeds | AP | lowest and highest | training time, min | AP after {:.1f} min |\n"
-    "|---|---|---|---|---|---|"
-)
 
 
 class Variant(NamedTuple):
@@ -65,28 +65,17 @@ class Run(NamedTuple):
         curve = self.curve()
         return bool(curve) and curve[-1][0] == self.iterations
 
-    def curve(self) -> list[tuple[int, float, float]]:
-        """Return iterations, seconds of training and AP at each evaluation so far."""
+    def curve(self) -> list[tuple[int, float]]:
+        """Return iterations and AP at each evaluation so far."""
         file = self.folder / "metrics.json"
-        records = sorted(
-            read_records(file.read_bytes()) if file.exists() else (),
-            key=lambda record: record["iteration"],
-        )
-        times = [(r["iteration"] + 1, r["time"]) for r in records if "time" in r]
-        if not times:
-            return []
-        # Each is the median of up to 20 iterations before it. The first ones after a new start, and
-        # maybe the last ones, have none: theirs is that of the nearest record.
-        times.append((max(self.iterations, times[-1][0]), times[-1][1]))
-        ends, medians = zip(*times)
-        seconds = np.cumsum(np.diff(ends, prepend=0) * np.array(medians))
-        # The evaluation at the end is recorded behind the last iteration.
-        return [
-            (done, float(np.interp(done, [0, *ends], [0.0, *seconds])), record[METRIC])
-            for record in records
+        # The evaluation at the end is recorded behind the last iteration. One that was interrupted
+        # is made again.
+        found = {
+            min(record["iteration"] + 1, self.iterations): record[METRIC]
+            for record in (read_records(file.read_bytes()) if file.exists() else ())
             if METRIC in record
-            for done in [min(record["iteration"] + 1, self.iterations)]
-        ]
+        }
+        return sorted(found.items())
 
 
 def read_study(path: Path) -> tuple[list[Variant], list[int]]:
@@ -121,7 +110,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     """Return all runs, a seed of every variant before the next seed.
 
     Raises:
-        ConfigError: an override does not fit a config, or the numbers of iterations differ.
+        ConfigError: an override does not fit a config.
     """
     variants, seeds = read_study(args.study)
     iterations = {
@@ -131,6 +120,29 @@ def plan(args: argparse.Namespace) -> list[Run]:
         Run(v, seed, args.output / folder_name(v.name) / f"seed_{seed}", iterations[v.name])
         for seed, v in product(seeds, variants)
     ]
+
+
+def read_step_times(path: Path, variants: Iterable[Variant]) -> dict[str, float]:
+    """Return the seconds of a training step of each config, by its name in the variants.
+
+    Raises:
+        ConfigError: it is not such a file, or lacks a config.
+    """
+    try:
+        seconds = {
+            record["case"]["subject"]: record["milliseconds"]["latency"]["median"] / 1e3
+            for record in json.loads(path.read_text())["records"]
+            if record["case"]["task"] == "training"
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} has no times of training steps ({type(error).__name__}: {error}): write it by "
+            "benchmarks/detectors.py --tasks training --json FILE"
+        ) from error
+    missing = sorted({variant.config for variant in variants} - set(seconds))
+    if missing:
+        raise ConfigError(f"{path} has no time of {', '.join(missing)}: it has {list(seconds)}")
+    return seconds
 
 
 def train(run: Run, opts: Sequence[str]) -> None:
@@ -155,52 +167,37 @@ def train(run: Run, opts: Sequence[str]) -> None:
         ).returncode
     if status or not run.is_complete:
         raise LiteDetrError(f"a run has ended with status {status}: see {log}; then start again")
-    print(f"{run.folder}: AP {run.curve()[-1][2]:.2f}", flush=True)
+    print(f"{run.folder}: AP {run.curve()[-1][1]:.2f}", flush=True)
 
 
-def summarize(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the results: a curve for each run, and for each variant its spread.
-
-    ``seconds`` is the time of the fastest run, at which all are compared.
-    """
-    curves = {(run.variant.name, run.seed): run.curve() for run in runs}
-    seconds = min(curve[-1][1] for curve in curves.values())
-    variants = {}
-    for name in dict.fromkeys(run.variant.name for run in runs):
-        own = [curve for (other, _), curve in curves.items() if other == name]
-        variants[name] = {
-            "AP": [curve[-1][2] for curve in own],
-            "seconds": [curve[-1][1] for curve in own],
-            "AP_at_equal_time": [at_time(curve, seconds) for curve in own],
-        }
-    return {
-        "iterations": runs[0].iterations,
-        "seconds": seconds,
-        "variants": variants,
-        "runs": [
-            {"variant": name, "seed": seed, "curve": curve}
-            for (name, seed), curve in curves.items()
-        ],
-    }
-
-
-def at_time(curve: Sequence[tuple[int, float, float]], seconds: float) -> float:
-    """Return the AP at a time, between evaluations on a straight line; 0 at the start."""
-    _, times, values = zip((0, 0.0, 0.0), *curve)
-    return float(np.interp(seconds, times, values))
-
-
-def table(results: dict[str, Any]) -> str:
-    rows = [HEADER.format(results["seconds"] / 60)]
-    for name, found in results["variants"].items():
-        precisions = found["AP"]
-        rows.append(
-            f"| {name} | {len(precisions)} | {spread(precisions)} "
-            f"| {min(precisions):.2f}, {max(precisions):.2f} "
-            f"| {statistics.mean(found['seconds']) / 60:.1f} "
-            f"| {spread(found['AP_at_equal_time'])} |"
+def summarize(runs: Sequence[Run], seconds: Mapping[str, float] | None) -> dict[str, Any]:
+    """Return each variant's iterations, seconds of a step if known, and curves by seed."""
+    variants: dict[str, Any] = {}
+    for run in runs:
+        found = variants.setdefault(
+            run.variant.name,
+            {
+                "config": run.variant.config,
+                "overrides": run.variant.overrides,
+                "iterations": run.iterations,
+                "seconds_per_step": seconds and seconds[run.variant.config],
+                "curves": {},
+            },
         )
-    return "\n".join(rows)
+        found["curves"][run.seed] = run.curve()
+    return variants
+
+
+def table(variants: Mapping[str, Any]) -> str:
+    timed = any(found["seconds_per_step"] for found in variants.values())
+    header = ["variant", "iterations", *["minutes"] * timed, "AP", "AP of each seed"]
+    rows = [header, ["---"] * len(header)]
+    for name, found in variants.items():
+        precisions = [curve[-1][1] for curve in found["curves"].values()]
+        minutes = [f"{found['iterations'] * found['seconds_per_step'] / 60:.1f}"] if timed else []
+        each = ", ".join(f"{ap:.1f}" for ap in precisions)
+        rows.append([name, str(found["iterations"]), *minutes, spread(precisions), each])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -209,20 +206,22 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw AP against iterations and against time: a line for each run, a colour for a variant."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    colours = {name: f"C{i}" for i, name in enumerate(results["variants"])}
-    for run in results["runs"]:
-        iterations, seconds, precisions = zip(*run["curve"])
-        for axis, x in zip(axes, (iterations, [s / 60 for s in seconds])):
-            axis.plot(x, precisions, ".-", color=colours[run["variant"]], alpha=0.7)
+def draw(variants: Mapping[str, Any], path: Path) -> None:
+    """Draw the mean AP against iterations, and time if known, with a band over the seeds."""
+    timed = all(found["seconds_per_step"] for found in variants.values())
+    figure = Figure(figsize=(11 if timed else 6, 4.5), layout="constrained")
+    axes = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
+    for name, found in variants.items():
+        curves = list(found["curves"].values())
+        iterations = np.array([done for done, _ in curves[0]])
+        precisions = np.array([[ap for _, ap in curve] for curve in curves])
+        for axis, unit in zip(axes, (1.0, (found["seconds_per_step"] or 0.0) / 60)):
+            axis.plot(iterations * unit, precisions.mean(0), ".-", label=name)
+            axis.fill_between(iterations * unit, precisions.min(0), precisions.max(0), alpha=0.15)
     for axis, label in zip(axes, ("iterations", "minutes of training")):
-        axis.set(xlabel=label, ylabel="AP, %", xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel=label, xlim=(0, None), ylim=(0, None))
         axis.grid(alpha=0.3)
-    for name, colour in colours.items():
-        axes[0].plot([], [], color=colour, label=name)
+    axes[0].set(ylabel="AP, %: mean, lowest and highest")
     axes[0].legend()
     figure.savefig(path, dpi=120)
 
@@ -239,6 +238,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="runs side by side, each with one thread (default: %(default)s)",
     )
+    add(
+        "--step-times",
+        type=Path,
+        metavar="FILE",
+        help="the JSON of benchmarks/detectors.py with the same configs",
+    )
     add("--markdown", type=page, metavar="PAGE", help="write the table into this page")
     cli.add_overrides(parser)
     return parser.parse_intermixed_args(argv)
@@ -248,16 +253,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs = plan(args)
+    seconds = args.step_times and read_step_times(args.step_times, [run.variant for run in runs])
     executor = ThreadPoolExecutor(args.jobs)
     try:
         for done in [executor.submit(train, run, args.opts) for run in runs]:
             done.result()
     finally:
         executor.shutdown(cancel_futures=True)
-    results = summarize(runs)
+    variants = summarize(runs, seconds)
+    results = {"options": args.opts, "variants": variants}
     (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, args.output / "curves.png")
-    text = table(results)
+    draw(variants, args.output / "curves.png")
+    text = table(variants)
     print(text)
     if args.markdown:
         write_tables(args.markdown, text)
