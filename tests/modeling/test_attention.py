@@ -64,6 +64,13 @@ def test_projections_start_at_xavier_and_zero_bias(attention_class):
             assert 0.9 * bound < projection.weight.abs().max() <= bound
 
 
+def test_queries_start_at_random_on_request():
+    attention = KeyAwareDeformableAttention(32, random_queries=True)
+    bound = math.sqrt(6 / (32 + 32))
+    assert 0.9 * bound < attention.query_proj.weight.abs().max() <= bound
+    assert not attention.query_proj.bias.any()
+
+
 @BOTH
 def test_weights_start_uniform(make_scales, attention_class):
     """Where each scale is constant, the result is the mean over scales, whatever the query."""

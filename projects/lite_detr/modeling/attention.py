@@ -157,6 +157,8 @@ class KeyAwareDeformableAttention(DeformableAttention):
         embed_dim, num_heads, num_levels, num_points: see :class:`DeformableAttention`.
         key_proj: True gives keys a projection of their own; False uses the values as keys, as the
             released models do.
+        random_queries: True draws the queries' projection at random, as the released code does;
+            False starts it at zero, which weighs all points alike, as plain attention does.
     """
 
     operator = staticmethod(fused_key_aware_ms_deform_attn)
@@ -168,18 +170,22 @@ class KeyAwareDeformableAttention(DeformableAttention):
         num_levels: int = 4,
         num_points: int = 4,
         key_proj: bool = False,
+        random_queries: bool = False,
     ):
         super().__init__(embed_dim, num_heads, num_levels, num_points)
+        self.random_queries = random_queries
         self.query_proj = nn.Linear(embed_dim, embed_dim)
         self.key_proj = nn.Linear(embed_dim, embed_dim) if key_proj else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        # Queries of zero weigh all points alike, as plain attention does at first. Random ones
-        # weigh them by chance, and training is slower (docs/get_started.md).
-        nn.init.zeros_(self.query_proj.weight)
-        nn.init.zeros_(self.query_proj.bias)
+        if self.random_queries:
+            # They weigh points by chance, and training starts slowly (docs/accuracy.md).
+            reset_projection(self.query_proj)
+        else:
+            nn.init.zeros_(self.query_proj.weight)
+            nn.init.zeros_(self.query_proj.bias)
         if self.key_proj is not None:
             reset_projection(self.key_proj)
 
