@@ -32,6 +32,7 @@ FAMILIES = (
     "digits",
     "own_data",
     "recipes",
+    "study",
 )
 NAMES = [name for name in model_zoo.list_configs() if name.split("/")[0] in FAMILIES]
 LITE = [name for name in NAMES if name.split("/")[1].startswith("lite_") and "_plain_" not in name]

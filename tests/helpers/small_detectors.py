@@ -40,12 +40,12 @@ ONE_TO_MANY = 20
 
 
 def sampled(names):
-    """Parameters of a test of every config, in which most of the other zoos' and large are slow."""
+    """Parameters of a test of every config; most of other zoos, of the study and large are slow."""
 
     def is_slow(name):
         file = name.split("/")[1]
         variant = file.startswith(("detrex_", "mmdet_")) and not file.endswith("_improved.py")
-        return variant or "_swin_l_" in file
+        return variant or "_swin_l_" in file or name.startswith("study/lite_dino_")
 
     return [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in names]
 

@@ -2,7 +2,7 @@ from detectron2.config import LazyCall as L
 
 from lite_detr.modeling import VarifocalLoss
 
-from .lite_dino import data, dataloader, lr_multiplier, model, optimizer, train
+from .lite_dino_efficientnet_lite0 import data, dataloader, lr_multiplier, model, optimizer, train
 
 # RT-DETR's loss.
 model.criterion.class_loss = L(VarifocalLoss)()

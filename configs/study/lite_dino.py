@@ -1,4 +1,0 @@
-from ..common.models.lite import make_lite
-from .dino import data, dataloader, lr_multiplier, model, optimizer, train
-
-make_lite(model, "H3L1-(2+1)x3")
