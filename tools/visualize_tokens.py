@@ -20,15 +20,13 @@ import torch
 from detectron2.config import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from torch import nn
 from tqdm import tqdm
 
 from lite_detr import cli
-from lite_detr.analysis.attention_maps import find_attentions, record_attention
 from lite_detr.analysis.figures import EncoderUpdates, TokenGrid, draw_tokens, scale_strides
+from lite_detr.analysis.token_updates import count_updates, make_grids
 from lite_detr.data.image_files import read_image
-from lite_detr.errors import ConfigError, LiteDetrError, UnknownPartError
-from lite_detr.modeling import DeformableEncoder, InterleavedEncoder, Scales
+from lite_detr.errors import ConfigError, LiteDetrError
 from lite_detr.overrides import load_config
 
 CONFIGS = [
@@ -59,51 +57,9 @@ class Tokenizer:
     def grids(self, path: Path) -> list[TokenGrid]:
         """Return the tokens of an image, resized as in the test set."""
         inputs = self.mapper({"file_name": str(path)})
-        resized = inputs["image"].shape[1:]
-        cell = [inputs[name] / side for name, side in zip(("height", "width"), resized)]
         images = self.model.preprocess_images([inputs])
         maps = self.model.neck(self.model.backbone(images.tensor))
-        return [
-            TokenGrid(
-                stride=stride,
-                shape=tuple(level.shape[-2:]),
-                cell=(stride * cell[0], stride * cell[1]),
-            )
-            for stride, level in zip(self.strides, maps)
-        ]
-
-
-@torch.no_grad()
-def count_updates(encoder: nn.Module) -> EncoderUpdates:
-    """Count how often an encoder updates each scale, by the queries of its attentions.
-
-    Raises:
-        UnknownPartError: the encoder has no deformable attention.
-    """
-    attention = next(iter(find_attentions(encoder).values()), None)
-    if attention is None:
-        raise UnknownPartError(f"{type(encoder).__name__} has no deformable attention to count")
-    # A pyramid of few tokens: encoders treat scales of any size alike.
-    sides = [2**level for level in reversed(range(attention.num_levels))]
-    masks = [torch.zeros(1, side, side, dtype=torch.bool) for side in sides]
-    scales = Scales.from_masks(masks, padded=False, dtype=torch.float32)
-    tokens = torch.zeros(1, scales.num_tokens, attention.output_proj.out_features)
-    with record_attention(encoder) as maps:
-        encoder.eval()(tokens, tokens, scales)
-    updated = [level for attention_map in maps for level in attention_map.query_levels]
-    counts = tuple(updated.count(level) for level in range(attention.num_levels))
-    return EncoderUpdates(encoder_name(encoder, attention.num_levels), counts)
-
-
-def encoder_name(encoder: nn.Module, num_levels: int) -> str:
-    """Return an encoder's name in the paper's notation."""
-    if isinstance(encoder, InterleavedEncoder):
-        low = encoder.num_low_levels
-        blocks = len(encoder.low_level_ffns)
-        return f"H{num_levels - low}L{low}-({encoder.updates_per_block}+1)x{blocks}"
-    if isinstance(encoder, DeformableEncoder):
-        return "full encoder"
-    return type(encoder).__name__
+        return make_grids(self.strides, [level.shape[-2:] for level in maps], inputs)
 
 
 def load_configs(names: Sequence[str], opts: Sequence[str]) -> list[DictConfig]:

@@ -161,7 +161,7 @@ def draw_row(part: SubFigure, image: np.ndarray, row: ModelRow, metadata: Metada
         axis.set_title(panel.title, fontsize=11)
         axis.set(xticks=[], yticks=[], xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
         draw_boxes(axis, row.instances)
-        draw_samples(axis, panel, image.shape[:2])
+        add_colour_bar(axis, draw_samples(axis, panel, image.shape[:2]))
     handles = scale_handles(row) + class_handles(row.instances, metadata)
     if any(panel.query is not None for panel in row.panels):
         handles.append(Line2D([], [], markersize=13, label="query", **QUERY))
@@ -193,7 +193,14 @@ def draw_boxes(axis: Axes, instances: Instances) -> None:
         axis.plot(xs, ys, linewidth=1.2, color=class_colour(label))
 
 
-def draw_samples(axis: Axes, panel: Panel, size: tuple[int, int]) -> None:
+def draw_samples(axis: Axes, panel: Panel, size: tuple[int, int]) -> ScalarMappable:
+    """Draw a panel's samples and its query, and return the colours of the weights.
+
+    Args:
+        axis: in pixels of the image.
+        panel: what to draw; its title is not drawn.
+        size: height and width of the image in pixels.
+    """
     height, width = size
     points, weights, levels = (tensor.cpu().float().numpy() for tensor in panel.samples)
     # If no sample is inside the image, the colour bar shows all possible weights.
@@ -215,6 +222,10 @@ def draw_samples(axis: Axes, panel: Panel, size: tuple[int, int]) -> None:
     if panel.query is not None:
         x, y = panel.query
         axis.plot(x * width, y * height, markersize=20, zorder=2.5, **QUERY)
+    return scale
+
+
+def add_colour_bar(axis: Axes, scale: ScalarMappable) -> None:
     bar = axis.figure.colorbar(scale, ax=axis, location="bottom", shrink=0.8, aspect=30, pad=0.02)
     bar.set_label("attention weight", fontsize=10)
     bar.locator = MaxNLocator(5)
