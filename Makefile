@@ -35,11 +35,17 @@ SANITIZE_TESTS := tests/ops -k 'not a_tenth_of_the_memory and not inductor'
 CUDA_COPY := build/cuda/lib
 CUDA_COPY_FOR := $(or $(TORCH_CUDA_ARCH_LIST),8.0 9.0)
 
+# The page's environment: its own packages, such as Gradio's older Pillow, before those of $(VENV).
+APP := build/app
+
 # The Python with PyTorch for `make gpu-check`, and flags such as --only operators.
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 GPU_CHECK_FLAGS ?=
 
-.PHONY: install demo test test-all test-pythons docs lock sanitize cuda gpu-check lint clean
+# Another detector or address for `make app`, such as APP_FLAGS='--port 8000'.
+APP_FLAGS ?=
+
+.PHONY: install demo app test test-all test-pythons docs lock sanitize cuda gpu-check lint clean
 
 # Fails with one line for a Python that the first argument does not list; the second says what to do.
 CHECK_PYTHON := -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
@@ -78,6 +84,19 @@ demo: install
 		--output $(DEMO_OUTPUT)/predictions --contact-sheet $(DEMO_OUTPUT)/contact_sheet.png
 	@echo 'Pictures: $(DEMO_OUTPUT)/contact_sheet.png, and one by one in $(DEMO_OUTPUT)/predictions'
 
+app: $(APP)/installed
+	$(APP)/bin/python demo/app.py $(APP_FLAGS)
+
+$(APP)/installed: $(VENV)/installed requirements/app.txt
+	rm -rf $(APP)
+	$(BIN)/python -m venv $(APP)
+	$(APP)/bin/python -c 'import pathlib, site, sys; \
+		pathlib.Path(site.getsitepackages()[0], "others.pth").write_text( \
+		"import site; site.addsitedir(%r)\n" % sys.argv[1])' \
+		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	$(APP)/bin/pip install --quiet --require-hashes --requirement requirements/app.txt
+	touch $@
+
 test: install
 	$(PYTEST)
 
@@ -104,7 +123,7 @@ $(VENV)/docs-installed: $(VENV)/installed requirements/docs.txt
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv==0.13.9
-	for lock in install:3.10 build:3.10 docs:3.11.5; do name=$${lock%:*}; \
+	for lock in install:3.10 build:3.10 app:3.10 docs:3.11.5; do name=$${lock%:*}; \
 		(cd requirements && UV_PYTHON_DOWNLOADS=never ../build/lock/bin/uv pip compile --quiet \
 		--universal --python-version $${lock#*:} --generate-hashes --no-annotate --no-header \
 		$(LOCK_FLAGS) --output-file $$name.txt $$name.in) || exit 1; done

@@ -39,6 +39,9 @@ MAX_EXAMPLES = 8
 THUMBNAIL = 160  # pixels
 # Visitors whose image is kept; for a further one, that of the first is dropped.
 MAX_VISITORS = 20
+# Bytes that the server reads; up to them the page says what is wrong with a file, and beyond them
+# only that it is refused.
+MAX_UPLOAD = 5 * MAX_BYTES
 # Gradio's page asks for nothing else, and this keeps it so.
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
@@ -128,7 +131,7 @@ def serve(blocks: "gr.Blocks", host: str, port: int | None) -> str:
         _, address, _ = blocks.launch(
             server_name=host,
             server_port=port,
-            max_file_size=MAX_BYTES,
+            max_file_size=MAX_UPLOAD,
             state_session_capacity=MAX_VISITORS,
             theme=theme,
             css_paths=Path(__file__).with_suffix(".css"),

@@ -17,6 +17,7 @@ from PIL import Image
 from lite_detr.analysis.explorer import (
     MAX_BYTES,
     MAX_PIXELS,
+    ROUNDS,
     Explorer,
     Picture,
     Point,
@@ -35,14 +36,14 @@ FORGET_AFTER = 3600  # seconds
 INTRODUCTION = (
     "Drop an image, move the threshold, and click the picture to see where a query looks."
 )
-LIMITS = f"At most {MAX_BYTES / 1e6:g} MB and {MAX_PIXELS / 1e6:g} million pixels."
+LIMITS = f"Up to {MAX_BYTES // 2**20} MB, {MAX_PIXELS / 1e6:g} megapixels"
 LEGEND = """<p class="legend">Colour is the weight of a place, <i></i> from low to high; a marker
 stands for a scale. The star is the query, and boxes are the objects found.</p>"""
 TOKENS = """<p class="legend">Each bar has all tokens of the image. A layer updates those in colour,
 and only reads the others.</p>"""
 ALONE = (
-    "One detector runs. To see another one beside it, such as one with the full encoder, start the "
-    "page with --compare CONFIG WEIGHTS."
+    "One detector is loaded. To see another one beside it, such as one with the full encoder, "
+    "start the page with --compare CONFIG WEIGHTS."
 )
 
 
@@ -105,10 +106,10 @@ class Page:
         if not count and len(scores):
             text += f". The best has {scores[0].item():.0%}: lower the threshold to see it"
         pictures = [
-            Picture(f"{explorer.title} · {objects(number)}", pixels)
+            Picture(f"{explorer.title}: {objects(number)}", pixels)
             for explorer, (pixels, number) in zip(self.explorers, shown)
         ]
-        return [notice(text), picture, figures(pictures, "wide")]
+        return [notice(text), picture, figures(pictures, "wide") if len(pictures) > 1 else ""]
 
     def click(
         self, point: Sequence[float], seen: Seen | None, threshold: float, scope: str, *titles: str
@@ -148,8 +149,8 @@ class Page:
                 for number, levels in enumerate(explorer.layers, start=1)
             )
             parts.append(
-                f"<p>{explorer.updates.share(tokens):.0%} of the updates that layers make which "
-                f'update all {sum(tokens):,} tokens</p><div class="bars">{bars}</div>'
+                f"<p>{explorer.updates.share(tokens):.0%} of the updates of a full encoder with as "
+                f'many layers ({sum(tokens):,} tokens)</p><div class="bars">{bars}</div>'
             )
         return "".join(parts) + TOKENS + figures(self.explorers[0].draw_grids(seen.views[0]))
 
@@ -163,68 +164,70 @@ class Page:
             f"<td>{seconds / times[0]:.2f} ×</td></tr>"
             for explorer, seconds in zip(self.explorers, times)
         )
-        return f'<table class="times">{rows}</table>'
+        return (
+            f'<table class="times">{rows}</table><p class="legend">Medians of up to {ROUNDS} runs '
+            "in turns, with the image already resized.</p>"
+        )
 
     def build(self) -> gr.Blocks:
         """Return the page's layout with its events."""
         names = " beside ".join(escape(explorer.title) for explorer in self.explorers)
-        device = self.explorers[0].detector.model.device.type
+        device = self.explorers[0].detector.model.device.type.upper()
         # One at a time, however many visitors there are.
         model = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         with gr.Blocks(
             title="Lite DETR", analytics_enabled=False, delete_cache=(600, FORGET_AFTER)
         ) as blocks:
-            gr.HTML(
-                f"<h1>Lite DETR</h1><p>{INTRODUCTION}</p><small>{names}, on {device}</small>",
-                padding=False,
-            )
+            gr.HTML(f"<h1>Lite DETR</h1><p>{INTRODUCTION}</p><small>{names}, on {device}</small>")
             seen = gr.State(time_to_live=FORGET_AFTER)
             with gr.Row():
-                with gr.Column(scale=1, min_width=280):
-                    upload = gr.File(label="Your image", file_types=["image"], height=150)
-                    gr.HTML(f"<small>{LIMITS}</small>", padding=False)
-                    examples = gr.Gallery(
-                        list(self.examples.values()),
-                        label="Examples",
-                        columns=4,
-                        allow_preview=False,
-                        buttons=[],
-                        interactive=False,
-                        visible=bool(self.examples),
-                        elem_id="examples",
-                    )
+                upload = gr.File(label=LIMITS, file_types=["image"], height=150, min_width=260)
+                examples = gr.Gallery(
+                    list(self.examples.values()),
+                    label="Examples",
+                    columns=max(1, len(self.examples)),
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    visible=bool(self.examples),
+                    elem_id="examples",
+                    scale=3,
+                    min_width=300,
+                )
+            with gr.Row():
+                with gr.Column(min_width=320):
                     threshold = gr.Slider(
                         0, 1, THRESHOLD, step=0.01, label="Lowest score shown", buttons=[]
                     )
-                with gr.Column(scale=2, min_width=280):
-                    status = gr.HTML(notice("Choose an image."), elem_id="status", padding=False)
+                    status = gr.HTML(notice("Choose an image."), elem_id="status")
                     picture = gr.Image(
-                        label="Click a place or an object",
+                        show_label=False,
                         interactive=False,
                         buttons=[],
                         elem_id="picture",
                     )
-            with gr.Tab("Attention"):
-                scope = gr.Radio([ONE, ALL], value=ONE, label="Query")
-                titles, looks = [], []
-                for explorer in self.explorers:
-                    titles.append(
-                        gr.Dropdown(
-                            list(explorer.attentions),
-                            value=explorer.default_attention,
-                            label=explorer.title,
-                        )
-                    )
-                    looks.append(gr.HTML(elem_classes="look", padding=False))
-                gr.HTML(LEGEND, padding=False)
-            with gr.Tab("Tokens"):
-                tokens = gr.HTML(elem_id="tokens", padding=False)
-            with gr.Tab("Full and lite"):
-                if len(self.explorers) == 1:
-                    gr.HTML(notice(ALONE), padding=False)
-                compared = gr.HTML(elem_id="compared", padding=False)
-                times = gr.HTML(elem_id="times", padding=False)
-                timer = gr.Button("Measure the time that this image takes", size="sm")
+                with gr.Column(min_width=320):
+                    with gr.Tab("Attention"):
+                        scope = gr.Radio([ONE, ALL], value=ONE, label="Query")
+                        titles, looks = [], []
+                        for explorer in self.explorers:
+                            titles.append(
+                                gr.Dropdown(
+                                    list(explorer.attentions),
+                                    value=explorer.default_attention,
+                                    label=explorer.title,
+                                )
+                            )
+                            looks.append(gr.HTML(elem_classes="look"))
+                        gr.HTML(LEGEND)
+                    with gr.Tab("Tokens"):
+                        tokens = gr.HTML(elem_id="tokens")
+                    with gr.Tab("Full and lite"):
+                        if len(self.explorers) == 1:
+                            gr.HTML(notice(ALONE))
+                        compared = gr.HTML(elem_id="compared")
+                        times = gr.HTML(elem_id="times")
+                        timer = gr.Button("Measure the time that this image takes", size="sm")
 
             def click(event: gr.SelectData, *values: Any) -> list[Any]:
                 return self.click(event.index, *values)

@@ -30,7 +30,9 @@ def pins(name, python=PYTHONS[0]):
     return found
 
 
-@pytest.mark.parametrize("name", ["build.txt", "install.txt", "docs.txt", "detectron2.txt"])
+@pytest.mark.parametrize(
+    "name", ["build.txt", "install.txt", "app.txt", "docs.txt", "detectron2.txt"]
+)
 def test_every_package_has_a_version_and_a_hash(name):
     for line in lines_of(name):
         assert re.fullmatch(r"[\w.-]+==\S+( ;.+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", line), line
@@ -38,7 +40,7 @@ def test_every_package_has_a_version_and_a_hash(name):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("name", ["build", "install"])
+@pytest.mark.parametrize("name", ["build", "install", "app"])
 def test_what_is_asked_for_is_what_is_locked(name, python):
     """Fails where `make lock` was forgotten."""
     locked, asked = pins(f"{name}.txt", python), pins(f"{name}.in", python)
@@ -56,6 +58,17 @@ def test_both_files_agree():
     assert {p: docs[p] for p in install.keys() & docs} == {
         p: install[p] for p in install.keys() & docs
     }
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_page_shares_the_packages_of_the_others_except_for_one(python):
+    install, app = pins("install.txt", python), pins("app.txt", python)
+    differing = {package for package in install.keys() & app if app[package] != install[package]}
+    assert differing <= {"pillow"}
+    for text in project()["project"]["optional-dependencies"]["app"]:
+        requirement = Requirement(text)
+        versions = install | app
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
 
 
 @pytest.mark.parametrize("python", PYTHONS)

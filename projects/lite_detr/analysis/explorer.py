@@ -43,7 +43,7 @@ from .figures import (
 from .token_updates import count_updates, encoder_name, make_grids, updated_levels
 
 # Of a file that strangers may send.
-MAX_BYTES = 20_000_000
+MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 OVERSIZED = "file too large"
 # The longer side in pixels of the image that is shown, so that lines and labels are sharp on small
@@ -80,6 +80,7 @@ class View:
 
     Attributes:
         image: as it is shown, RGB, ``[H, W, 3]`` uint8.
+        small: the same, for the pictures beside each other.
         inputs: the model's.
         instances: all detections, best first, in pixels of ``image``.
         queries: ``[N]``, the query that made each of them.
@@ -87,6 +88,7 @@ class View:
     """
 
     image: np.ndarray
+    small: np.ndarray
     inputs: dict
     instances: Instances
     queries: Tensor
@@ -115,17 +117,17 @@ class Explorer:
             for part in ("encoder", "decoder")
             for title, name in describe_attentions(model, part)
         }
-        kind = type(model).__name__
+        self.title = type(model).__name__
         self.strides: list[int] = []
         self.layers: list[tuple[int, ...]] = []
         self.updates: EncoderUpdates | None = None
         if self.attentions:
             self.strides = scale_strides(model)
-            kind += f", {encoder_name(model.encoder, len(self.strides))}"
+            self.title += f" with {encoder_name(model.encoder, len(self.strides))}"
         if attention_names(model, "encoder"):
             self.layers = updated_levels(model.encoder)
             self.updates = count_updates(model.encoder)
-        self.title = kind
+            self.title += f", {self.default_attention.rpartition(' ')[2]}"
 
     @property
     def default_attention(self) -> str | None:
@@ -151,7 +153,8 @@ class Explorer:
         predictions = Predictions(raw["pred_logits"], raw["pred_boxes"])
         (output,) = model.postprocess(predictions, [inputs], [inputs["image"].shape[1:]])
         instances = output["instances"].to("cpu")
-        return View(image, inputs, instances, find_queries(instances, raw["pred_boxes"][0].cpu()))
+        queries = find_queries(instances, raw["pred_boxes"][0].cpu())
+        return View(image, resize(image, PANEL_SIDE, PANEL_SIDE), inputs, instances, queries)
 
     def attention(self, view: View, title: str) -> AttentionMap:
         """Return the map of an attention; the model runs if it has not been recorded yet.
@@ -207,12 +210,11 @@ class Explorer:
         pictures = []
         for level in (None, *range(attention.scales.num_levels)):
             samples = attention.strongest(count, query=query, level=level)
-            caption = f"all scales · the {len(samples.weights)} heaviest places"
+            caption = f"all scales · {len(samples.weights)} places"
             if level is not None:
                 caption = f"{self.scale(level)} · {shares[level]:.0%} of the attention"
-            axis = picture_axis(view.image)
-            axis.imshow(fade(view.image, SAMPLE_FADING))
-            axis.set(xlim=(0, size[1]), ylim=(size[0], 0))
+            axis = picture_axis(view.small)
+            axis.imshow(fade(view.small, SAMPLE_FADING), extent=(0, size[1], size[0], 0))
             draw_boxes(axis, shown)
             draw_samples(axis, Panel(caption, samples, point), size)
             pictures.append(Picture(caption, pixels(axis)))
@@ -228,24 +230,21 @@ class Explorer:
         return f"{GLYPHS[level]} {scale_name(self.strides[level])}"
 
     def grids(self, view: View) -> list[TokenGrid]:
-        """Return the tokens of an image; none without deformable attention."""
+        """Return the tokens of an image, in its small form; none without deformable attention."""
         if not self.attentions:
             return []
         attention = next(iter(view.maps.values()), None)
         attention = attention or self.attention(view, self.default_attention)
-        return make_grids(self.strides, attention.scales.shapes, view.inputs)
+        inputs = view.inputs | dict(zip(("height", "width"), view.small.shape[:2]))
+        return make_grids(self.strides, attention.scales.shapes, inputs)
 
     def draw_grids(self, view: View) -> list[Picture]:
         """Return the image with the cells of each scale."""
         pictures = []
         for level, grid in enumerate(self.grids(view)):
-            rows, columns = grid.shape
-            caption = (
-                f"{scale_name(grid.stride)}, stride {grid.stride} · {rows} × {columns} = "
-                f"{grid.tokens:,} tokens"
-            )
-            axis = picture_axis(view.image)
-            draw_grid(axis, view.image, grid, COLOURS[level])
+            caption = f"{scale_name(grid.stride)}, stride {grid.stride}: {grid.tokens:,} tokens"
+            axis = picture_axis(view.small)
+            draw_grid(axis, view.small, grid, COLOURS[level])
             pictures.append(Picture(caption, pixels(axis)))
         return pictures
 
@@ -268,7 +267,7 @@ def check_upload(path: str | Path) -> None:
     if size > MAX_BYTES:
         raise ImageError(
             OVERSIZED,
-            f"it has {size / 1e6:.1f} MB, accepted are {MAX_BYTES / 1e6:g}: save it smaller",
+            f"it has {size / 2**20:.1f} MB, accepted are {MAX_BYTES / 2**20:g}: save it smaller",
         )
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
@@ -347,10 +346,9 @@ def resize(image: np.ndarray, shortest: int, longest: int) -> np.ndarray:
 
 
 def picture_axis(image: np.ndarray) -> Axes:
-    """Return axes in pixels of an image, which fill a small figure of its shape."""
+    """Return axes that fill a figure of an image's size."""
     height, width = image.shape[:2]
-    inches = [max(1, side * PANEL_SIDE / max(height, width)) / DPI for side in (width, height)]
-    return Figure(figsize=inches, dpi=DPI).add_axes((0, 0, 1, 1))
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI).add_axes((0, 0, 1, 1))
 
 
 def pixels(axis: Axes) -> np.ndarray:
