@@ -22,6 +22,10 @@ CUDA_HINT = (
 )
 
 
+# PyTorch from this version on has a stable ABI: extensions built with one run with the others.
+STABLE_SINCE = (2, 10)
+
+
 def first_line(error: Exception) -> str:
     # Some errors have no message.
     return (str(error) or type(error).__name__).splitlines()[0]
@@ -29,8 +33,10 @@ def first_line(error: Exception) -> str:
 
 def native_extension(toolkit=None) -> Extension:
     """Return the CPU kernels and, given a toolkit (``cuda_build.Toolkit``), the CUDA kernels."""
+    from torch.torch_version import __version__
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
+    stable = toolkit is None and __version__ >= STABLE_SINCE
     create = CppExtension if toolkit is None else CUDAExtension
     kernels = (path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*"))
     sources = sorted(
@@ -41,11 +47,10 @@ def native_extension(toolkit=None) -> Extension:
     headers = [] if toolkit is None else toolkit.header_flags()
     flags = {
         # -fno-...: NaN stays NaN with both, and compilers can vectorise more loops.
-        # -fopenmp, as in PyTorch: without it at::parallel_for is a loop on one thread.
         # The environment's flags come last, and override these.
         "cxx": [
-            *"-O3 -g0 -fopenmp".split(),
-            *"-fno-math-errno -fno-trapping-math -Wno-psabi".split(),
+            *"-O3 -g0 -fno-math-errno -fno-trapping-math -Wno-psabi".split(),
+            *(stable_flags() if stable else ["-fopenmp"]),
             *headers,
             *os.environ.get("CFLAGS", "").split(),
         ]
@@ -59,7 +64,22 @@ def native_extension(toolkit=None) -> Extension:
         ptx = sorted(set(re.findall(r"code=compute_(\d+)", " ".join(architectures))), key=int)
         named = "+".join(f"{number}0" for number in ptx)
         flags["nvcc"] = ["-O3", *host, *architectures, f"-DLITE_DETR_PTX={named}"]
-    return create("lite_detr._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"])
+    extension = create("lite_detr._C", sources, extra_compile_args=flags)
+    if stable:
+        extension.libraries = ["torch_cpu"]
+        # Conversions of 16-bit numbers, which older systems' shared library lacks.
+        extension.extra_link_args = ["-lgcc"]
+    else:
+        # As in PyTorch: without it at::parallel_for is a loop on one thread.
+        extension.extra_link_args = ["-fopenmp"]
+    return extension
+
+
+def stable_flags() -> list[str]:
+    """Return the compiler's flags for LibTorch's stable ABI, with what its first version has."""
+    major, minor = STABLE_SINCE
+    version = major << 56 | minor << 48
+    return [f"-DTORCH_TARGET_VERSION={version:#018x}", "-fvisibility=hidden"]
 
 
 def build_options() -> dict:
@@ -81,6 +101,7 @@ def build_options() -> dict:
     if toolkit is not None:
         # PyTorch reads it when the next line imports.
         os.environ["CUDA_HOME"] = str(toolkit.home)
+    from setuptools.command.bdist_wheel import bdist_wheel
     from torch.utils.cpp_extension import BuildExtension
 
     class OptionalBuild(BuildExtension):
@@ -114,9 +135,19 @@ def build_options() -> dict:
             # The object stays the same, as setuptools has recorded where its file goes.
             vars(self.extensions[0]).update(vars(native_extension(toolkit)))
 
+    class Wheel(bdist_wheel):
+        """A wheel for any Python, as the extension is a plain library, and for this platform."""
+
+        def get_tag(self) -> tuple[str, str, str]:
+            built = self.get_finalized_command("build_ext").extensions
+            return "py3", "none", super().get_tag()[2] if built else "any"
+
     return {
         "ext_modules": [native_extension()],
-        "cmdclass": {"build_ext": OptionalBuild.with_options(no_python_abi_suffix=True)},
+        "cmdclass": {
+            "build_ext": OptionalBuild.with_options(no_python_abi_suffix=True),
+            "bdist_wheel": Wheel,
+        },
     }
 
 

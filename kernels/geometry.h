@@ -2,10 +2,10 @@
 // mistakes raise ValueError or TypeError.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <vector>
+
+#include "torch_api.h"
 
 namespace lite_detr {
 
@@ -29,55 +29,55 @@ struct Geometry {
 
 // Check the arguments of an operator, on any device, and return their geometry.
 Geometry check_msda(
-    const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations, const at::Tensor& attention_weights);
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& sampling_locations, const Tensor& attention_weights);
 Geometry check_key_aware(
-    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
-    const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations);
+    const Tensor& query, const std::optional<Tensor>& key, const Tensor& value,
+    const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& sampling_locations);
 
 // The same for operators that take offsets from reference points. `sizes` are the heights and widths
 // of the levels in turn.
 Geometry check_fused_msda(
-    const at::Tensor& value, at::IntArrayRef sizes, const at::Tensor& reference_points,
-    const at::Tensor& sampling_offsets, const at::Tensor& attention_logits);
+    const Tensor& value, Sizes sizes, const Tensor& reference_points,
+    const Tensor& sampling_offsets, const Tensor& attention_logits);
 Geometry check_fused_key_aware(
-    const at::Tensor& query, const std::optional<at::Tensor>& key, const at::Tensor& value,
-    at::IntArrayRef sizes, const at::Tensor& reference_points, const at::Tensor& sampling_offsets);
+    const Tensor& query, const std::optional<Tensor>& key, const Tensor& value,
+    Sizes sizes, const Tensor& reference_points, const Tensor& sampling_offsets);
 
 // Checks that a tensor has the given shape, and the dtype and device of another tensor.
 void check_like(
-    const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const char* layout,
-    const at::Tensor& like);
+    const char* name, const Tensor& tensor, Sizes shape, const char* layout,
+    const Tensor& like);
 
 // Checks an output or its gradient, [B, Q, M * D].
 void check_output(
-    const char* name, const at::Tensor& tensor, const Geometry& geometry, const at::Tensor& value);
+    const char* name, const Tensor& tensor, const Geometry& geometry, const Tensor& value);
 
 // Checks a logsumexp [B, Q, M], in the dtype of sums.
 void check_logsumexp(
-    const at::Tensor& logsumexp, const Geometry& geometry, const at::Tensor& value);
+    const Tensor& logsumexp, const Geometry& geometry, const Tensor& value);
 
 // The dtype of locations and sums: float64 for float64, float32 for all others.
-at::ScalarType compute_dtype(at::ScalarType dtype);
+ScalarType compute_dtype(ScalarType dtype);
 
 // The unit of an offset from a box, as a share of its width and height: 0.5 / P.
 double box_step(const Geometry& geometry);
 
 // The gradients of reference points and of offsets, from that of the points' positions in cells,
 // [B, Q, M, L, P, 2].
-at::Tensor grad_references(
-    const at::Tensor& grad_positions, const at::Tensor& sampling_offsets, const Geometry& geometry,
-    const at::Tensor& reference_points);
-at::Tensor grad_offsets(
-    const at::Tensor& grad_positions, const at::Tensor& reference_points, const Geometry& geometry,
-    at::ScalarType dtype);
+Tensor grad_references(
+    const Tensor& grad_positions, const Tensor& sampling_offsets, const Geometry& geometry,
+    const Tensor& reference_points);
+Tensor grad_offsets(
+    const Tensor& grad_positions, const Tensor& reference_points, const Geometry& geometry,
+    ScalarType dtype);
 
 // The scale of key-aware attention's logits, 1 / sqrt(D), where D does not count padding.
 double logit_scale(const Geometry& geometry);
 
 // [..., D] -> contiguous [..., D'], with zeros up to a multiple of channels.
-at::Tensor pad_channels(const at::Tensor& tensor, int64_t multiple);
+Tensor pad_channels(const Tensor& tensor, int64_t multiple);
 
 inline int64_t round_up(int64_t number, int64_t multiple) {
   return (number + multiple - 1) / multiple * multiple;

@@ -1,8 +1,8 @@
 // The operators' schemas. Their kernels register themselves in the folders of the devices;
 // lite_detr/ops/native.py registers derivatives and what tracers need.
-#include <torch/library.h>
+#include "torch_api.h"
 
-TORCH_LIBRARY(lite_detr, library) {
+LITE_DETR_LIBRARY(library) {
   library.def(
       "ms_deform_attn(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> Tensor");

@@ -1,8 +1,6 @@
 // The operators of one device: their signatures, checks and the order of their results.
 #pragma once
 
-#include <torch/library.h>
-
 #include <optional>
 #include <tuple>
 
@@ -15,8 +13,6 @@ namespace lite_detr {
 // `kGivesPositions`, whether its kernels give the gradient of positions instead of offsets.
 template <typename Device>
 struct Operators {
-  using Tensor = at::Tensor;
-
   static Tensor ms_deform_attn(
       const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
       const Tensor& sampling_locations, const Tensor& attention_weights) {
@@ -42,7 +38,7 @@ struct Operators {
   }
 
   static Tensor fused_ms_deform_attn(
-      const Tensor& value, at::IntArrayRef sizes, const Tensor& reference_points,
+      const Tensor& value, Sizes sizes, const Tensor& reference_points,
       const Tensor& sampling_offsets, const Tensor& attention_logits) {
     const Geometry geometry =
         check_fused_msda(value, sizes, reference_points, sampling_offsets, attention_logits);
@@ -52,7 +48,7 @@ struct Operators {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
-      const Tensor& grad_output, const Tensor& value, at::IntArrayRef sizes,
+      const Tensor& grad_output, const Tensor& value, Sizes sizes,
       const Tensor& reference_points, const Tensor& sampling_offsets,
       const Tensor& attention_logits, const Tensor& output, bool with_references) {
     const Geometry geometry =
@@ -94,7 +90,7 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor> fused_key_aware_ms_deform_attn(
       const Tensor& query, const std::optional<Tensor>& key, const Tensor& value,
-      at::IntArrayRef sizes, const Tensor& reference_points, const Tensor& sampling_offsets) {
+      Sizes sizes, const Tensor& reference_points, const Tensor& sampling_offsets) {
     const Geometry geometry =
         check_fused_key_aware(query, key, value, sizes, reference_points, sampling_offsets);
     const Device device(geometry, value);
@@ -105,7 +101,7 @@ struct Operators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>
   fused_key_aware_ms_deform_attn_backward(
       const Tensor& grad_output, const Tensor& query, const std::optional<Tensor>& key,
-      const Tensor& value, at::IntArrayRef sizes, const Tensor& reference_points,
+      const Tensor& value, Sizes sizes, const Tensor& reference_points,
       const Tensor& sampling_offsets, const Tensor& output, const Tensor& logsumexp,
       bool with_references) {
     const Geometry geometry =
@@ -120,16 +116,16 @@ struct Operators {
         points.gradient(geometry)};
   }
 
-  static void add_to(torch::Library& library) {
-    library.impl("ms_deform_attn", ms_deform_attn);
-    library.impl("ms_deform_attn_backward", ms_deform_attn_backward);
-    library.impl("fused_ms_deform_attn", fused_ms_deform_attn);
-    library.impl("fused_ms_deform_attn_backward", fused_ms_deform_attn_backward);
-    library.impl("key_aware_ms_deform_attn", key_aware_ms_deform_attn);
-    library.impl("key_aware_ms_deform_attn_backward", key_aware_ms_deform_attn_backward);
-    library.impl("fused_key_aware_ms_deform_attn", fused_key_aware_ms_deform_attn);
-    library.impl(
-        "fused_key_aware_ms_deform_attn_backward", fused_key_aware_ms_deform_attn_backward);
+  template <typename Library>
+  static void add_to(Library& library) {
+    library.impl("ms_deform_attn", LITE_DETR_KERNEL(ms_deform_attn));
+    library.impl("ms_deform_attn_backward", LITE_DETR_KERNEL(ms_deform_attn_backward));
+    library.impl("fused_ms_deform_attn", LITE_DETR_KERNEL(fused_ms_deform_attn));
+    library.impl("fused_ms_deform_attn_backward", LITE_DETR_KERNEL(fused_ms_deform_attn_backward));
+    library.impl("key_aware_ms_deform_attn", LITE_DETR_KERNEL(key_aware_ms_deform_attn));
+    library.impl("key_aware_ms_deform_attn_backward", LITE_DETR_KERNEL(key_aware_ms_deform_attn_backward));
+    library.impl("fused_key_aware_ms_deform_attn", LITE_DETR_KERNEL(fused_key_aware_ms_deform_attn));
+    library.impl("fused_key_aware_ms_deform_attn_backward", LITE_DETR_KERNEL(fused_key_aware_ms_deform_attn_backward));
   }
 };
 

@@ -1,9 +1,6 @@
 // The tensors that say where points lie, as kernels take them. `LayOut` makes a tensor contiguous.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-
 #include "geometry.h"
 #include "points.h"
 #include "storage.h"
@@ -13,12 +10,12 @@ namespace lite_detr {
 class LocationTensors {
  public:
   template <typename LayOut>
-  LocationTensors(const at::Tensor& sampling_locations, const at::Tensor& value, LayOut lay_out)
+  LocationTensors(const Tensor& sampling_locations, const Tensor& value, LayOut lay_out)
       : dtype_(sampling_locations.scalar_type()),
-        locations_(lay_out(sampling_locations.to(compute_dtype(value.scalar_type())))) {}
+        locations_(lay_out(api::to(sampling_locations, compute_dtype(value.scalar_type())))) {}
 
-  void make_gradient() { gradient_ = at::empty(locations_.sizes(), locations_.options()); }
-  at::Tensor gradient() const { return gradient_.to(dtype_); }
+  void make_gradient() { gradient_ = api::empty_like(locations_); }
+  Tensor gradient() const { return api::to(gradient_, dtype_); }
 
   template <typename T>
   Locations<T> for_kernel() const {
@@ -27,36 +24,36 @@ class LocationTensors {
   }
 
  private:
-  at::ScalarType dtype_;
-  at::Tensor locations_, gradient_;
+  ScalarType dtype_;
+  Tensor locations_, gradient_;
 };
 
 class OffsetTensors {
  public:
   template <typename LayOut>
   OffsetTensors(
-      const at::Tensor& reference_points, const at::Tensor& sampling_offsets,
+      const Tensor& reference_points, const Tensor& sampling_offsets,
       const Geometry& geometry, LayOut lay_out)
       : step_(box_step(geometry)),
         references_(lay_out(
-            reference_points.to(compute_dtype(sampling_offsets.scalar_type())))),
+            api::to(reference_points, compute_dtype(sampling_offsets.scalar_type())))),
         offsets_(lay_out(sampling_offsets)) {}
 
   // `of_positions`: kernels write only the gradient of positions.
   void make_gradient(bool with_references, bool of_positions) {
-    if (!of_positions) gradient_ = at::empty(offsets_.sizes(), offsets_.options());
+    if (!of_positions) gradient_ = api::empty_like(offsets_);
     if (with_references || of_positions) {
-      grad_positions_ = at::empty(offsets_.sizes(), references_.options());
+      grad_positions_ = api::empty(offsets_.sizes(), references_, references_.scalar_type());
     }
     with_references_ = with_references;
   }
-  at::Tensor gradient(const Geometry& geometry) const {
+  Tensor gradient(const Geometry& geometry) const {
     if (gradient_.defined()) return gradient_;
     return grad_offsets(grad_positions_, references_, geometry, offsets_.scalar_type());
   }
   // Empty unless it was asked for.
-  at::Tensor reference_gradient(const at::Tensor& reference_points, const Geometry& geometry) const {
-    if (!with_references_) return at::empty({0}, reference_points.options());
+  Tensor reference_gradient(const Tensor& reference_points, const Geometry& geometry) const {
+    if (!with_references_) return api::empty({0}, reference_points, reference_points.scalar_type());
     return grad_references(grad_positions_, offsets_, geometry, reference_points);
   }
 
@@ -72,7 +69,7 @@ class OffsetTensors {
  private:
   double step_;
   bool with_references_ = false;
-  at::Tensor references_, offsets_, gradient_, grad_positions_;
+  Tensor references_, offsets_, gradient_, grad_positions_;
 };
 
 }  // namespace lite_detr

@@ -1,6 +1,4 @@
 // The operators on the CPU.
-#include <ATen/ops/empty.h>
-
 #include "../operators.h"
 #include "run.h"
 
@@ -10,20 +8,19 @@ namespace {
 
 class Call {
  public:
-  using Tensor = at::Tensor;
   static constexpr bool kGivesPositions = false;
 
   Call(Geometry geometry, const Tensor&) : geometry_(std::move(geometry)) {}
 
-  static Tensor lay_out(const Tensor& tensor) { return tensor.contiguous(); }
+  static Tensor lay_out(const Tensor& tensor) { return api::contiguous(tensor); }
 
   // Given weights, or logits if the points are given by offsets.
   template <typename Points>
   Tensor forward(const Tensor& value, const Points& points, const Tensor& any_weights) const {
-    const Tensor weights = any_weights.contiguous();
-    const Tensor output = at::empty(
+    const Tensor weights = api::contiguous(any_weights);
+    const Tensor output = api::empty(
         {geometry_.batch, geometry_.queries, geometry_.heads, padded_channels(geometry_.channels)},
-        value.options());
+        value, value.scalar_type());
 
     for_storage_type(value.scalar_type(), [&](auto* storage) {
       using T = std::remove_pointer_t<decltype(storage)>;
@@ -33,7 +30,7 @@ class Call {
       run_forward<T>(
           geometry_, Source<T>(value), Source<T>(), kernels_at(kernel_points).msda_forward, tensors);
     });
-    return output.narrow(3, 0, geometry_.channels).flatten(2);
+    return joined_heads(output, geometry_);
   }
 
   // The gradients of the value and of the weights or logits; logits also take the output. That of
@@ -49,9 +46,9 @@ class Call {
       check_output("output", *output, geometry_, value);
       outputs = padded_heads(*output, geometry_);
     }
-    const Tensor weights = any_weights.contiguous();
-    const Tensor grad_value = at::empty(value.sizes(), value.options());
-    const Tensor grad_weights = at::empty(weights.sizes(), weights.options());
+    const Tensor weights = api::contiguous(any_weights);
+    const Tensor grad_value = api::empty_like(value);
+    const Tensor grad_weights = api::empty_like(weights);
 
     for_storage_type(value.scalar_type(), [&](auto* storage) {
       using T = std::remove_pointer_t<decltype(storage)>;
@@ -70,12 +67,11 @@ class Call {
   std::tuple<Tensor, Tensor> key_aware_forward(
       const Tensor& query, const std::optional<Tensor>& key, const Tensor& value,
       const Points& points) const {
-    const at::ScalarType dtype = value.scalar_type();
+    const ScalarType dtype = value.scalar_type();
     const Tensor queries = pad_channels(query, kChannelMultiple);
-    const Tensor output = at::empty(queries.sizes(), value.options());
-    const Tensor logsumexp = at::empty(
-        {geometry_.batch, geometry_.queries, geometry_.heads},
-        value.options().dtype(compute_dtype(dtype)));
+    const Tensor output = api::empty_like(queries);
+    const Tensor logsumexp = api::empty(
+        {geometry_.batch, geometry_.queries, geometry_.heads}, value, compute_dtype(dtype));
 
     for_storage_type(dtype, [&](auto* storage) {
       using T = std::remove_pointer_t<decltype(storage)>;
@@ -88,7 +84,7 @@ class Call {
           geometry_, Source<T>(value), key ? Source<T>(*key) : Source<T>(),
           kernels_at(kernel_points).key_aware_forward, tensors);
     });
-    return {output.narrow(3, 0, geometry_.channels).flatten(2), logsumexp};
+    return {joined_heads(output, geometry_), logsumexp};
   }
 
   // The gradients of query, key and value.
@@ -101,12 +97,12 @@ class Call {
     check_output("output", output, geometry_, value);
     check_logsumexp(logsumexp, geometry_, value);
     const Tensor queries = pad_channels(query, kChannelMultiple);
-    const Tensor log_sums = logsumexp.contiguous();
+    const Tensor log_sums = api::contiguous(logsumexp);
     const Tensor grads = padded_heads(grad_output, geometry_);
     const Tensor outputs = padded_heads(output, geometry_);
-    const Tensor grad_query = at::empty(queries.sizes(), queries.options());
-    const Tensor grad_value = at::empty(value.sizes(), value.options());
-    const Tensor grad_key = at::empty(key ? value.sizes() : at::IntArrayRef{0}, value.options());
+    const Tensor grad_query = api::empty_like(queries);
+    const Tensor grad_value = api::empty_like(value);
+    const Tensor grad_key = api::empty(key ? value.sizes() : Sizes{0}, value, value.scalar_type());
 
     for_storage_type(value.scalar_type(), [&](auto* storage) {
       using T = std::remove_pointer_t<decltype(storage)>;
@@ -119,7 +115,8 @@ class Call {
           geometry_, Source<T>(value), key ? Source<T>(*key) : Source<T>(), data<T>(grad_value),
           key ? data<T>(grad_key) : nullptr, kernels_at(kernel_points).key_aware_backward, tensors);
     });
-    return {grad_query.narrow(3, 0, geometry_.channels).contiguous(), grad_key, grad_value};
+    return {
+        api::contiguous(api::narrow(grad_query, 3, 0, geometry_.channels)), grad_key, grad_value};
   }
 
  private:
@@ -128,6 +125,6 @@ class Call {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lite_detr, CPU, library) { Operators<Call>::add_to(library); }
+LITE_DETR_LIBRARY_IMPL(CPU, library) { Operators<Call>::add_to(library); }
 
 }  // namespace lite_detr::cpu

@@ -1,9 +1,8 @@
 #include "run.h"
 
-#include <c10/util/Exception.h>
-#include <torch/library.h>
-
+#include <algorithm>
 #include <cstdlib>
+#include <new>
 #include <string>
 
 namespace lite_detr::cpu {
@@ -13,7 +12,7 @@ namespace {
 const AllKernels& choose_kernels() {
   const char* variable = std::getenv("LITE_DETR_CPU_CAPABILITY");
   const std::string wanted = variable == nullptr ? "" : variable;
-  TORCH_CHECK_VALUE(
+  LITE_DETR_CHECK_VALUE(
       wanted.empty() || wanted == "portable" || wanted == "avx2" || wanted == "avx512",
       "LITE_DETR_CPU_CAPABILITY must be portable, avx2 or avx512, got ", wanted,
       ": unset it to let the processor decide");
@@ -37,6 +36,13 @@ std::string cpu_capability() { return kernels().name; }
 const AllKernels& kernels() {
   static const AllKernels& chosen = choose_kernels();
   return chosen;
+}
+
+void* allocate(size_t bytes) {
+  constexpr size_t kLine = 64;
+  void* memory = std::aligned_alloc(kLine, round_up(std::max(bytes, kLine), kLine));
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
 }
 
 ThreadMemory& thread_memory() {
@@ -75,8 +81,8 @@ KernelGeometry PointLevels::for_kernel(const Geometry& geometry) const {
 }
 
 // It takes no tensor that would name a device.
-TORCH_LIBRARY_IMPL(lite_detr, CompositeExplicitAutograd, library) {
-  library.impl("cpu_capability", cpu_capability);
+LITE_DETR_LIBRARY_IMPL(CompositeExplicitAutograd, library) {
+  library.impl("cpu_capability", LITE_DETR_KERNEL(cpu_capability));
 }
 
 }  // namespace lite_detr::cpu

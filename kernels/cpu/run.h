@@ -1,11 +1,8 @@
 // How the CPU operators run kernels: the instruction set, the tasks and the threads.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/Parallel.h>
-#include <c10/core/impl/alloc_cpu.h>
-
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -48,8 +45,15 @@ inline int64_t scratch_size(const KernelGeometry& geometry) {
 inline int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelMultiple); }
 
 // [B, Q, M * D] -> contiguous [B, Q, M, D'], with the channels of kernels.
-inline at::Tensor padded_heads(const at::Tensor& tensor, const Geometry& geometry) {
-  return pad_channels(tensor.unflatten(2, {geometry.heads, geometry.channels}), kChannelMultiple);
+inline Tensor padded_heads(const Tensor& tensor, const Geometry& geometry) {
+  return pad_channels(
+      api::view(tensor, {geometry.batch, geometry.queries, geometry.heads, geometry.channels}),
+      kChannelMultiple);
+}
+
+// [B, Q, M, D'] -> [B, Q, M * D]
+inline Tensor joined_heads(const Tensor& tensor, const Geometry& geometry) {
+  return api::flatten(api::narrow(tensor, 3, 0, geometry.channels), 2);
 }
 
 // The levels of a call, point by point.
@@ -67,11 +71,11 @@ template <typename T>
 struct Source {
   const T* data = nullptr;
   int64_t batch_stride, token_stride, head_stride;
-  at::Tensor tensor;
+  Tensor tensor;
 
   Source() = default;
-  explicit Source(const at::Tensor& any)
-      : tensor(any.stride(3) == 1 ? any : any.contiguous()) {
+  explicit Source(const Tensor& any)
+      : tensor(any.stride(3) == 1 ? any : api::contiguous(any)) {
     data = lite_detr::data<const T>(tensor);
     batch_stride = tensor.stride(0);
     token_stride = tensor.stride(1);
@@ -84,8 +88,10 @@ struct Source {
   }
 };
 
-// Memory that a thread keeps for its next call, aligned to cache lines and, for the processor's
-// table of addresses, to large pages.
+// Memory aligned to cache lines. Raises std::bad_alloc.
+void* allocate(size_t bytes);
+
+// Memory that a thread keeps for its next call.
 class KeptMemory {
  public:
   // The numbers that were there are lost.
@@ -93,7 +99,7 @@ class KeptMemory {
   T* reserve(int64_t count) {
     const size_t bytes = count * sizeof(T);
     if (bytes > size_) {
-      memory_.reset(c10::alloc_cpu(bytes));
+      memory_.reset(allocate(bytes));
       size_ = bytes;
     }
     return static_cast<T*>(memory_.get());
@@ -101,7 +107,7 @@ class KeptMemory {
 
  private:
   struct Free {
-    void operator()(void* memory) const { c10::free_cpu(memory); }
+    void operator()(void* memory) const { std::free(memory); }
   };
   std::unique_ptr<void, Free> memory_;
   size_t size_ = 0;
@@ -181,7 +187,7 @@ void run_forward(
   const KernelGeometry kernel_geometry = levels.for_kernel(geometry);
   const int64_t chunks = (geometry.queries + kQueries - 1) / kQueries;
   const int64_t slices = geometry.batch * geometry.heads;
-  at::parallel_for(0, slices * chunks, 1, [&](int64_t first, int64_t last) {
+  api::parallel_for(0, slices * chunks, 1, [&](int64_t first, int64_t last) {
     std::vector<compute_t<T>> scratch(scratch_size(kernel_geometry));
     ThreadMemory& memory = thread_memory();
     Task<T> task{};
@@ -212,7 +218,7 @@ void run_backward(
     T* grad_key, Kernel<T, Tensors> kernel, const Tensors& tensors) {
   const PointLevels levels(geometry);
   const KernelGeometry kernel_geometry = levels.for_kernel(geometry);
-  at::parallel_for(0, geometry.batch * geometry.heads, 1, [&](int64_t first, int64_t last) {
+  api::parallel_for(0, geometry.batch * geometry.heads, 1, [&](int64_t first, int64_t last) {
     std::vector<compute_t<T>> scratch(scratch_size(kernel_geometry));
     ThreadMemory& memory = thread_memory();
     Task<T> task{};

@@ -5,7 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "run.h"
 
@@ -154,6 +153,6 @@ class Call {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lite_detr, CUDA, library) { Operators<Call>::add_to(library); }
+LITE_DETR_LIBRARY_IMPL(CUDA, library) { Operators<Call>::add_to(library); }
 
 }  // namespace lite_detr::cuda

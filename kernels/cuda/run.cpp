@@ -2,7 +2,6 @@
 
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cstdint>
 #include <limits>
@@ -95,7 +94,7 @@ at::Tensor finish_rows(const at::Tensor& sums, const at::Tensor& like) {
 }
 
 // It takes no tensor that would name a device.
-TORCH_LIBRARY_IMPL(lite_detr, CompositeExplicitAutograd, library) {
+LITE_DETR_LIBRARY_IMPL(CompositeExplicitAutograd, library) {
   library.impl("cuda_architectures", [] { return std::string(architectures()); });
 }
 
