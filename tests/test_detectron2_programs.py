@@ -90,8 +90,10 @@ def test_train_net_evaluates_what_it_trained(programs, trained):
         "tools/train_net.py",
         *("--config-file", YAML, "--eval-only"),
         *("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", programs.folder / "eval"),
+        *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64, 96)"),
     )
-    assert "Task: bbox" in text
+    assert text.count("Task: bbox") == 2 and "with test-time augmentation" in text
+    assert (programs.folder / "eval" / "inference_TTA" / "coco_instances_results.json").is_file()
     predictions = [
         json.loads((folder / "inference" / "coco_instances_results.json").read_text())
         for folder in (trained, programs.folder / "eval")

@@ -146,6 +146,11 @@ ERRORS = {
         ["digits_train", "train.json", "DETECTRON2_DATASETS"],
     ),
     "half of a dataset": (["data.train_json=a.json"], TINY, ["data.val_json"]),
+    "augmentation of tests in training": (
+        ["dataloader.test_aug.enabled=True"],
+        TINY,
+        ["not for training", "dataloader.test_aug.enabled=False"],
+    ),
     "evaluation without weights": (None, TINY, ["needs weights", "train.init_checkpoint"]),
     "weights that are not there": (
         ["train.init_checkpoint=no_such.pth"],

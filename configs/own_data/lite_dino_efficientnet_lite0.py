@@ -21,6 +21,9 @@ dataloader.test.dataset.names = None
 dataloader.test.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=256, max_size=384)
 ]
+dataloader.test_aug.mapper.min_sizes = (224, 256, 288)
+dataloader.test_aug.mapper.max_size = 432
+dataloader.test_aug.mapper.flip = True
 
 # A careful one: some datasets do not bear that of the digits.
 optimizer.lr = 8e-4

@@ -107,6 +107,7 @@ def test_bad_arguments(kind, name, more, message, capsys):
         (("--weights", "absent.pth"), "error: weights absent.pth: there is no such file"),
         (("--weights", ""), "names no weights: give those of a trained detector"),
         (("model.num_clases=3",), "model.num_clases"),
+        (("dataloader.test_aug.enabled=True",), "evaluation and prediction, not for export"),
         (("--config-file", "absent.py"), "error: config 'absent.py' is neither a file nor"),
     ],
 )

@@ -183,9 +183,7 @@ def test_levels_that_contradict_the_notation_are_refused(tiny):
         model_of(tiny)
 
 
-@pytest.mark.parametrize(
-    "key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "TEST.AUG.ENABLED"]
-)
+@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
 def test_other_tasks_are_refused(tiny, key):
     tiny.merge_from_list([key, True])
     with pytest.raises(ValueError, match=f"detects boxes and cannot .*: set {key} to False"):

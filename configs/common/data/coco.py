@@ -1,6 +1,7 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.modeling import DatasetMapperTTA
 from omegaconf import OmegaConf
 
 from lite_detr.data.evaluator import DetectionEvaluator
@@ -52,6 +53,16 @@ dataloader.test = L(build_detection_test_loader)(
         image_format="${...train.mapper.image_format}",
     ),
     num_workers=4,
+)
+
+# Test-time augmentation, with the keys and the sizes of Detectron2's TEST.AUG.
+dataloader.test_aug = dict(
+    enabled=False,
+    mapper=L(DatasetMapperTTA)(
+        min_sizes=(400, 500, 600, 700, 800, 900, 1000, 1100, 1200), max_size=4000, flip=True
+    ),
+    # Boxes of two views are one object if their IoU is larger.
+    iou_threshold=0.55,
 )
 
 dataloader.evaluator = L(DetectionEvaluator)(dataset_name="${..test.dataset.names}")

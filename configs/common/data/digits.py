@@ -14,3 +14,7 @@ dataloader.test.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=256, max_size=320)
 ]
 dataloader.test.num_workers = 0
+# A mirrored digit is another one, or none.
+dataloader.test_aug.mapper.min_sizes = (224, 256, 288)
+dataloader.test_aug.mapper.max_size = 360
+dataloader.test_aug.mapper.flip = False

@@ -22,6 +22,7 @@ from ..data.coco import apply_data_config
 from ..errors import DivergenceError, WeightsError
 from ..inference import keep_freed_memory, optimize_for_program
 from ..inference.released import release_config, release_run
+from ..inference.tta import add_tta, refuse_tta
 from ..overrides import build, load_config
 from ..random_states import same_random_states
 from .best import build_best_checkpointer, check_best
@@ -101,9 +102,10 @@ def run(args: argparse.Namespace) -> None:
     DetrCheckpointer(model).load(cfg.train.init_checkpoint)
     if args.optimize:
         # Each process has its own; as nothing is trained, there is nothing to share.
-        evaluate(cfg, optimize_for_program(model, args.optimize))
+        model = optimize_for_program(model, args.optimize)
     else:
-        evaluate(cfg, create_ddp_model(model, **cfg.train.ddp))
+        model = create_ddp_model(model, **cfg.train.ddp)
+    evaluate(cfg, add_tta(cfg, model))
 
 
 def train(cfg: DictConfig, resume: bool) -> None:
@@ -228,7 +230,10 @@ def prepare(cfg: DictConfig, eval_only: bool) -> None:
 
     Raises:
         DatasetError: a dataset is missing, broken, or does not fit the config.
+        ConfigError: the config asks for what training cannot do.
     """
+    if not eval_only:
+        refuse_tta(cfg, "training")
     splits = ("test",) if eval_only else ("train", "test")
     apply_data_config(cfg, splits)
     check_registered(cfg, splits)

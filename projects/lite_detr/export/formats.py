@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from ..errors import ExportError, OptimizationError, SaveError
 from ..inference.optimize import fold_backbone_norms
 from ..inference.predictor import build_trained_model, load_trained_config
+from ..inference.tta import refuse_tta
 from ..modeling.detector import Detector
 from . import check
 from .onnx_file import check_packages, onnx_metadata, save_onnx
@@ -173,12 +174,14 @@ def export(
         ExportError: the format cannot hold the detector, its file has other detections, or this
             machine lacks the device.
         SaveError: the file cannot be written.
+        ConfigError: the config turns test-time augmentation on.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ExportError("--device cuda needs a GPU, and PyTorch finds none")
     chosen = FORMATS[format_name]
     cfg = load_trained_config(config_file, weights, opts)
     cfg.train.device = device
+    refuse_tta(cfg, "export")
     # Before minutes of tracing.
     for extra, packages in chosen.packages.items():
         check_packages(*packages, extra=extra)

@@ -25,6 +25,7 @@ from ..data.image_files import read_image, read_record
 from ..data.mapper import DetectionMapper
 from ..errors import DatasetError, WeightsError
 from .optimize import optimize_for_program
+from .tta import add_tta
 from .video import Frame
 
 logger = logging.getLogger("lite_detr")
@@ -89,14 +90,15 @@ class TrainedDetector:
     """
 
     def __init__(self, cfg: DictConfig, threshold: float = 0.0, optimize: str | None = None):
-        mapper = instantiate(cfg.dataloader.test.mapper)
-        self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
-        self.mapper = make_mapper([self.augmentations], self.image_format)
         self.threshold = threshold
         self.model = build_trained_model(cfg)
         self.metadata = class_metadata(cfg, getattr(self.model, "class_names", None))
         if optimize:
             self.model = optimize_for_program(self.model, optimize)
+        self.model = add_tta(cfg, self.model).eval()
+        mapper = instantiate(cfg.dataloader.test.mapper)
+        self.augmentations, self.image_format = mapper.augmentations, mapper.image_format
+        self.mapper = make_mapper([self.augmentations], self.image_format)
 
     def read_rgb(self, path: str | Path) -> np.ndarray:
         """Return the upright RGB image ``[H, W, 3]`` of a file."""

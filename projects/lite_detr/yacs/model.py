@@ -33,7 +33,6 @@ REFUSED = (
     ("MODEL.MASK_ON", "predict masks"),
     ("MODEL.KEYPOINT_ON", "predict keypoints"),
     ("MODEL.LOAD_PROPOSALS", "take proposals from files"),
-    ("TEST.AUG.ENABLED", "use test-time augmentation, which Detectron2 only has for R-CNNs"),
 )
 
 
