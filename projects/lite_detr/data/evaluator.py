@@ -1,4 +1,4 @@
-"""COCO's evaluation, on checked ground truth, in which an unusable image has no detections."""
+"""COCO's and LVIS's evaluation, in which an unusable image has no detections."""
 
 import json
 import logging
@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from unittest import mock
 
+import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    coco_evaluation,
+)
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import Dataset, IterableDataset
@@ -23,19 +29,58 @@ logger = logging.getLogger("lite_detr")
 
 MAX_NAMED = 5
 # Types of Detectron2 whose datasets COCO's metrics do not measure, and the evaluators that do.
-OTHER_EVALUATORS = {"lvis": "detectron2.evaluation.LVISEvaluator"}
+OTHER_EVALUATORS = {"lvis": "lite_detr.data.evaluator.LVISDetectionEvaluator"}
 
 
-class DetectionEvaluator(COCOEvaluator):
+class UnusableImages(DatasetEvaluator):
+    """Counts images that :class:`DetectionMapper` marks as unusable, for an evaluator.
+
+    They are images without detections, so that their objects are missed: a broken file never makes
+    a result better. A warning names the files, and the results hold their number as
+    ``{"unusable": {"images": number}}``.
+    """
+
+    distributed: bool
+
+    def reset(self):
+        super().reset()
+        self.unusable: list[tuple[str, str]] = []
+
+    def process(self, inputs, outputs):
+        kept = []
+        for sample, output in zip(inputs, outputs):
+            if "unusable" in sample:
+                self.unusable.append((sample["file_name"], sample["unusable"]))
+                output = output | {"instances": output["instances"][:0]}
+            kept.append(output)
+        super().process(inputs, kept)
+
+    def evaluate(self, *args, **kwargs):
+        unusable = comm.gather(self.unusable) if self.distributed else [self.unusable]
+        results = super().evaluate(*args, **kwargs)
+        # Only the main process has what the others gathered.
+        unusable = sorted(entry for entries in unusable for entry in entries)
+        if unusable:
+            listed = [f"{printable(name)}: {reason}" for name, reason in unusable[:MAX_NAMED]]
+            listed += ["..."] if len(unusable) > MAX_NAMED else []
+            logger.warning(
+                "%d image(s) are unusable and count as images without detections, whose objects "
+                "are missed:%s",
+                len(unusable),
+                "".join(f"\n  {line}" for line in listed),
+            )
+            results["unusable"] = {"images": len(unusable)}
+        return results
+
+
+class DetectionEvaluator(UnusableImages, COCOEvaluator):
     """Detectron2's ``COCOEvaluator``, on ground truth that COCO's code takes as it is meant.
 
     It evaluates every dataset of Detectron2's catalog whose records have boxes, also those that a
     function gives; see :func:`load_ground_truth`. The annotation file is read again for each
     evaluator, never from a cache.
 
-    Images that :class:`DetectionMapper` marks as unusable count as images without detections, so
-    that their objects are missed: a broken file never makes a result better. A warning names the
-    files, and the results hold their number as ``{"unusable": {"images": number}}``.
+    Unusable images count as :class:`UnusableImages` says.
 
     Args:
         dataset_name: a name of Detectron2's catalog.
@@ -65,7 +110,6 @@ class DetectionEvaluator(COCOEvaluator):
             use_fast_impl = has_own
         options["use_fast_impl"] = use_fast_impl
         self.distributed = distributed
-        self.unusable: list[tuple[str, str]] = []
         content, metadata = load_ground_truth(dataset_name)
         # Detectron2 reads ground truth from a file, whose name it takes from a dataset's metadata.
         name = f"{dataset_name}, ground truth of an evaluator"
@@ -83,36 +127,38 @@ class DetectionEvaluator(COCOEvaluator):
         """Return a context in which Detectron2 evaluates as this evaluator is told."""
         return with_faster_coco_eval() if self.uses_faster_coco_eval else nullcontext()
 
-    def reset(self):
-        super().reset()
-        self.unusable = []
-
-    def process(self, inputs, outputs):
-        kept = []
-        for sample, output in zip(inputs, outputs):
-            if "unusable" in sample:
-                self.unusable.append((sample["file_name"], sample["unusable"]))
-                output = output | {"instances": output["instances"][:0]}
-            kept.append(output)
-        super().process(inputs, kept)
-
     def evaluate(self, img_ids=None):
-        unusable = comm.gather(self.unusable) if self.distributed else [self.unusable]
         with self.evaluation():
-            results = super().evaluate(img_ids)
-        # Only the main process has what the others gathered.
-        unusable = sorted(entry for entries in unusable for entry in entries)
-        if unusable:
-            listed = [f"{printable(name)}: {reason}" for name, reason in unusable[:MAX_NAMED]]
-            listed += ["..."] if len(unusable) > MAX_NAMED else []
-            logger.warning(
-                "%d image(s) are unusable and count as images without detections, whose objects "
-                "are missed:%s",
-                len(unusable),
-                "".join(f"\n  {line}" for line in listed),
-            )
-            results["unusable"] = {"images": len(unusable)}
-        return results
+            return super().evaluate(img_ids)
+
+
+class LVISDetectionEvaluator(UnusableImages, LVISEvaluator):
+    """Detectron2's ``LVISEvaluator``, with today's NumPy.
+
+    Unusable images count as :class:`UnusableImages` says.
+
+    Args:
+        dataset_name: a name of Detectron2's catalog, whose annotation file is in LVIS's format.
+        tasks, distributed, output_dir, **options: see ``LVISEvaluator``.
+
+    Raises:
+        MissingPackageError: lvis is not installed.
+    """
+
+    def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **options):
+        try:
+            import lvis  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(
+                f"LVIS's metrics need {error.name}: run `pip install lvis`"
+            ) from None
+        self.distributed = distributed
+        super().__init__(dataset_name, tasks, distributed, output_dir, **options)
+
+    def evaluate(self):
+        # The last release of lvis, 0.5.3 of 2020, uses this name, which NumPy has dropped in 1.24.
+        with mock.patch.object(np, "float", float, create=True):
+            return super().evaluate()
 
 
 @contextmanager
