@@ -201,7 +201,10 @@ class TestFilesOfTheCatalog:
         cfg.dataloader.test.dataset.names = "lvis_like"
         cfg.model.num_classes = 2
         message = error_of(check_registered, cfg, splits=("test",))
-        assert "dataloader.evaluator._target_=lite_detr.data.evaluator.LVISDetectionEvaluator" in message
+        assert (
+            "dataloader.evaluator._target_=lite_detr.data.evaluator.LVISDetectionEvaluator"
+            in message
+        )
         evaluator = "lite_detr.data.evaluator.LVISDetectionEvaluator"
         cfg.dataloader.evaluator._target_ = evaluator
         check_registered(cfg, splits=("test",))

@@ -38,6 +38,12 @@ def test_objects_that_one_view_tells_apart_stay_apart():
     assert [score for _, score, _ in found] == pytest.approx([0.9, 0.8])
 
 
+def test_a_second_box_on_the_same_object_is_dropped():
+    same = [([0.0, 0, 10, 10], 0.9, 0), ([0.5, 0, 10.5, 10], 0.8, 0), ([0.5, 0, 10.5, 10], 0.7, 1)]
+    assert [(round(score, 6), kind) for _, score, kind in fuse(same)] == [(0.9, 0), (0.7, 1)]
+    assert [score for _, score, _ in fuse(same, same)] == pytest.approx([0.9, 0.7])
+
+
 def test_a_box_joins_the_group_of_its_class_that_it_overlaps_most():
     near, far, other = [0.0, 0, 10, 10], [3.0, 0, 13, 10], [1.0, 0, 11, 10]
     found = fuse([(near, 0.9, 0), (far, 0.8, 0), (other, 0.95, 1)], [(other, 0.5, 0)])

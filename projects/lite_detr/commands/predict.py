@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .. import cli, model_zoo, register
-from ..errors import SaveError
+from ..errors import SaveError, VideoError
 from ..labels import printable
 
 # Of a video that is written; pictures may have any of the suffixes of images.
@@ -78,13 +78,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=cli.whole_number(1),
         default=1,
         metavar="N",
-        help="images of the same size, or frames, to predict at once (default: %(default)s)",
+        help="images of the same size, frames or slices to predict at once (default: %(default)s)",
     )
     add(
         "--workers",
         type=cli.whole_number(0),
         metavar="N",
         help="processes that read images ahead (default: as in the config's test loader)",
+    )
+    add(
+        "--slice",
+        type=cli.whole_number(1),
+        metavar="SIDE",
+        help="predict large pictures in overlapping slices of so many pixels a side, and as a "
+        "whole; needs SAHI",
+    )
+    add(
+        "--track",
+        action="store_true",
+        help="number the objects of a video, the same in all frames; needs the trackers package",
     )
     cli.add_optimize(parser)
     cli.add_overrides(parser)
@@ -179,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, videos, num_missing = find_inputs(args)
     if not images and not videos and args.webcam is None:
         return 1
+    if args.track and not videos and args.webcam is None:
+        raise VideoError("--track numbers the objects of videos, and --input has none: omit it")
     pictures, films = plan_outputs(args, images, videos)
 
     # From here on PyTorch and Detectron2 are imported, which takes seconds.
@@ -186,6 +200,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..inference.predictor import TrainedDetector, load_trained_config
     from ..inference.runs import Run, default_workers
     from ..inference.video import VideoReader, load_opencv, open_window
+
+    if args.slice:
+        from ..inference.slices import SlicedDetector
+    if args.track:
+        from ..inference.tracking import load_trackers
+
+        load_trackers()
 
     with ExitStack() as stack:
         # What takes little time and may fail, before the detector is loaded.
@@ -196,7 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             window = stack.enter_context(open_window(camera.name, bool(args.output or args.json)))
         cfg = load_trained_config(args.config_file, args.weights, args.opts)
         detector = TrainedDetector(cfg, args.confidence_threshold, args.optimize)
-        run = stack.enter_context(Run(detector, args.json, args.batch_size))
+        if args.slice:
+            detector = SlicedDetector(detector, args.slice)
+        threshold = args.confidence_threshold if args.track else None
+        run = stack.enter_context(Run(detector, args.json, args.batch_size, threshold))
         if images:
             num_workers = default_workers(cfg) if args.workers is None else args.workers
             run.predict_images(list(images), pictures, num_workers, args.contact_sheet)

@@ -12,8 +12,9 @@ class DetectionFile:
 
     An image has ``file_name``, ``height``, ``width`` and ``detections``, best first, each with
     ``class``, ``score`` and ``box``: x1, y1, x2, y2 in pixels. A frame also has its number
-    ``frame``, from 0, and its ``time`` in seconds. A file that cannot be used has a ``problem``
-    instead. Lines are written one by one and the list is always closed, so that the results of an
+    ``frame``, from 0, and its ``time`` in seconds. Objects that are tracked have a ``track``: their
+    number, or null until they are seen again. A file that cannot be used has a ``problem`` instead.
+    Lines are written one by one and the list is always closed, so that the results of an
     interrupted run can be read.
 
     Args:
@@ -54,6 +55,9 @@ class DetectionFile:
                 instances.pred_boxes.tensor.tolist(),
             )
         ]
+        if instances.has("track_ids"):
+            for detection, number in zip(detections, instances.track_ids.tolist()):
+                detection["track"] = number if number > 0 else None
         size = {"height": height, "width": width}
         self._write({"file_name": str(name)} | where | size | {"detections": detections})
 

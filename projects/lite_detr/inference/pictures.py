@@ -117,12 +117,16 @@ def draw_detections(
 
     Args:
         image: RGB, ``[H, W, 3]``.
-        instances: on the CPU, with boxes in pixels of the image.
+        instances: on the CPU, with boxes in pixels of the image; the number of an object that is
+            tracked stands before its class.
         names: of the classes; None writes their numbers.
     """
     classes = instances.pred_classes.tolist()
     scores = instances.scores.tolist()
     labels = [f"{class_label(c, names)} {score:.0%}" for c, score in zip(classes, scores)]
+    if instances.has("track_ids"):
+        numbers = instances.track_ids.tolist()
+        labels = [f"#{n} {label}" if n > 0 else label for n, label in zip(numbers, labels)]
     return draw_objects(image, instances.pred_boxes, classes, labels)
 
 

@@ -138,16 +138,19 @@ class TrainedDetector:
         """Yield the prediction of each frame of a video, in order."""
         frames = iter(frames)
         while batch := list(itertools.islice(frames, batch_size)):
-            with torch.no_grad():
-                outputs = self.model([self.frame_input(frame) for frame in batch])
-            for frame, output in zip(batch, outputs):
-                instances = output["instances"].to("cpu")
+            images = [convert_image_to_rgb(frame.image, "BGR") for frame in batch]
+            for frame, instances in zip(batch, self.predict_images(images)):
                 yield FramePrediction(frame, self.drop_unsure(instances), best_score(instances))
 
-    def frame_input(self, frame: Frame) -> dict:
-        """Return the model's input made of a frame."""
-        rgb = Image.fromarray(convert_image_to_rgb(frame.image, "BGR"))
-        image = convert_PIL_to_numpy(rgb, self.image_format)
+    @torch.no_grad()
+    def predict_images(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        """Return all detections of RGB images ``[H, W, 3]`` of one size, whatever their scores."""
+        outputs = self.model([self.image_input(image) for image in images])
+        return [output["instances"].to("cpu") for output in outputs]
+
+    def image_input(self, rgb: np.ndarray) -> dict:
+        """Return the model's input made of an RGB image ``[H, W, 3]``."""
+        image = convert_PIL_to_numpy(Image.fromarray(rgb), self.image_format)
         height, width = image.shape[:2]
         return {"image": self.mapper.augment(image)[0], "height": height, "width": width}
 

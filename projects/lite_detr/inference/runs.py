@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
@@ -19,7 +20,11 @@ from ..labels import first_line, printable
 from .detection_file import DetectionFile
 from .pictures import contact_sheet, draw_detections, load_visualizer
 from .predictor import FramePrediction, TrainedDetector
+from .tracking import track
 from .video import VideoReader, VideoWriter, Window
+
+if TYPE_CHECKING:
+    from .slices import SlicedDetector
 
 # Of the images without detections, the number that is named.
 MAX_NAMED = 5
@@ -86,14 +91,22 @@ class Run:
     Args:
         detector: predicts, and drops what is below its threshold.
         json: the file of detections; None writes none.
-        batch_size: the largest number of images or frames to predict at once.
+        batch_size: the largest number of images, frames or slices to predict at once.
+        track_threshold: the objects of videos are numbered, see :func:`track`; None does not.
 
     Attributes:
         counts: of all that it has seen so far.
     """
 
-    def __init__(self, detector: TrainedDetector, json: Path | None = None, batch_size: int = 1):
+    def __init__(
+        self,
+        detector: "TrainedDetector | SlicedDetector",
+        json: Path | None = None,
+        batch_size: int = 1,
+        track_threshold: float | None = None,
+    ):
         self.detector = detector
+        self.track_threshold = track_threshold
         self.class_names = detector.metadata.thing_classes if detector.metadata else None
         self.batch_size = batch_size
         self.counts = Counts()
@@ -194,6 +207,8 @@ class Run:
         # Frames of a camera do not wait for others.
         batch_size = 1 if video.is_camera else self.batch_size
         predictions = self.detector.predict_frames(video, batch_size)
+        if self.track_threshold is not None:
+            predictions = track(predictions, video.rate, self.track_threshold)
         name = printable(Path(video.name).name)
         bar = tqdm(predictions, desc=name, total=video.num_frames, unit="frame")
         scores: list[float] = []

@@ -16,6 +16,8 @@ from ..errors import ConfigError
 
 # Of weighted boxes fusion's paper (arXiv 1910.13302).
 IOU_THRESHOLD = 0.55
+# Of two boxes of one view. Two objects of a class hardly ever overlap so much.
+DUPLICATE_IOU = 0.8
 
 
 class DetectorWithTTA(nn.Module):
@@ -126,7 +128,8 @@ def fuse_boxes(
     From the best on, a box joins the group of its class that it overlaps most, or starts one. A
     group's box is the mean of its boxes, weighted by their scores; its score is the mean over all
     views, zero for those without a box in it. Unlike in the paper, a view has one box in a group
-    at most: a DETR tells objects that overlap apart by itself.
+    at most, as a DETR tells objects that overlap apart by itself. A second box of a view that
+    nearly covers a group is dropped: it is the same object once more.
 
     Args:
         boxes: of each view, ``[N, 4]``, corners in the same coordinates.
@@ -147,12 +150,14 @@ def fuse_boxes(
     seen = np.zeros((len(labels), num_views), dtype=bool)
     num_groups = 0
     for index in np.argsort(-weights, kind="stable"):
-        joinable = np.flatnonzero(
-            (kinds[:num_groups] == labels[index]) & ~seen[:num_groups, views[index]]
-        )
-        overlaps = iou(corners[index], fused[joinable])
-        if len(joinable) and overlaps.max() > iou_threshold:
-            group = joinable[overlaps.argmax()]
+        groups = np.flatnonzero(kinds[:num_groups] == labels[index])
+        overlaps = iou(corners[index], fused[groups])
+        is_second = seen[groups, views[index]]
+        joinable = np.where(is_second, 0, overlaps)
+        if joinable.max(initial=0) > iou_threshold:
+            group = groups[joinable.argmax()]
+        elif overlaps[is_second].max(initial=0) > DUPLICATE_IOU:
+            continue
         else:
             group, num_groups = num_groups, num_groups + 1
             kinds[group] = labels[index]
