@@ -191,8 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, videos, num_missing = find_inputs(args)
     if not images and not videos and args.webcam is None:
         return 1
-    if args.track and not videos and args.webcam is None:
-        raise VideoError("--track numbers the objects of videos, and --input has none: omit it")
+    if args.track and (images or not videos and args.webcam is None):
+        raise VideoError("--track numbers the objects of videos: give no images, or omit it")
     pictures, films = plan_outputs(args, images, videos)
 
     # From here on PyTorch and Detectron2 are imported, which takes seconds.
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.slice:
         from ..inference.slices import SlicedDetector
     if args.track:
-        from ..inference.tracking import load_trackers
+        from ..inference.tracking import FOLLOWS, load_trackers
 
         load_trackers()
 
@@ -216,11 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             camera = stack.enter_context(VideoReader(args.webcam))
             window = stack.enter_context(open_window(camera.name, bool(args.output or args.json)))
         cfg = load_trained_config(args.config_file, args.weights, args.opts)
-        detector = TrainedDetector(cfg, args.confidence_threshold, args.optimize)
+        threshold = args.confidence_threshold * (FOLLOWS if args.track else 1)
+        detector = TrainedDetector(cfg, threshold, args.optimize)
         if args.slice:
             detector = SlicedDetector(detector, args.slice)
-        threshold = args.confidence_threshold if args.track else None
-        run = stack.enter_context(Run(detector, args.json, args.batch_size, threshold))
+        tracked = args.confidence_threshold if args.track else None
+        run = stack.enter_context(Run(detector, args.json, args.batch_size, tracked))
         if images:
             num_workers = default_workers(cfg) if args.workers is None else args.workers
             run.predict_images(list(images), pictures, num_workers, args.contact_sheet)

@@ -12,6 +12,10 @@ from .predictor import FramePrediction
 
 # The number of an object that has not been seen before.
 UNTRACKED = -1
+# Relative to the detector's threshold: detections that score so much follow a known object.
+FOLLOWS = 1 / 3
+# Boxes that overlap more are one object, whatever their classes: a query may have several.
+SAME_OBJECT_IOU = 0.6
 
 
 def load_trackers() -> tuple[ModuleType, ModuleType]:
@@ -35,15 +39,19 @@ def track(
 ) -> Iterator[FramePrediction]:
     """Yield the predictions of a video's frames with ``track_ids`` in their instances.
 
+    Detections that reach the threshold begin a track. Those below remain only if they continue
+    one, which bridges frames in which the detector is less sure. Of several on one object, the best
+    remains.
+
     An object has the same number, from 1 on, in all frames but its first, where nothing tells it
     from a false detection yet: there it is ``UNTRACKED``. It may be missed for a second, and its
     class may change. Other trackers of the ``trackers`` package take
     ``supervision.Detections.from_detectron2({"instances": instances})`` as this one does.
 
     Args:
-        predictions: of the frames, in order.
+        predictions: of the frames, in order, with detections that score ``FOLLOWS * threshold``.
         rate: frames per second.
-        threshold: of the detector; each detection that reaches it begins a track.
+        threshold: the least score of an object that is new.
 
     Raises:
         MissingPackageError: see :func:`load_trackers`.
@@ -60,10 +68,10 @@ def track(
         detections = supervision.Detections.from_detectron2({"instances": instances})
         # The tracker returns them in another order.
         detections.data["position"] = np.arange(len(instances))
-        tracked = tracker.update(detections)
-        ids = torch.full((len(instances),), UNTRACKED)
-        if len(tracked):
-            numbers = torch.from_numpy(tracked.tracker_id)
-            ids[tracked.data["position"]] = torch.where(numbers >= 0, numbers + 1, UNTRACKED)
-        instances.track_ids = ids
-        yield dataclasses.replace(prediction, instances=instances)
+        tracked = tracker.update(detections.with_nms(SAME_OBJECT_IOU, class_agnostic=True))
+        instances = instances[torch.from_numpy(tracked.data["position"]) if len(tracked) else []]
+        numbers = torch.from_numpy(tracked.tracker_id)
+        instances.track_ids = torch.where(numbers >= 0, numbers + 1, UNTRACKED)
+        kept = (numbers >= 0) | (instances.scores >= threshold)
+        order = instances.scores.argsort(descending=True, stable=True)
+        yield dataclasses.replace(prediction, instances=instances[order[kept[order]]])
