@@ -4,11 +4,11 @@
     onnx_demo.py --model detector.onnx --input datasets/digits/val --output output/onnx
 
 The file is one of tools/export.py; it says how images are prepared and what the classes are called.
-One in .xml is OpenVINO's, and runs by OpenVINO. Folders are searched with their sub-folders, but
-not hidden ones. An image NAME.jpg becomes DIR/NAME.png, in a like sub-folder, or DIR/NAME_2.png and
-so on if that name is taken. --json FILE writes the detections for other programs. The exit status
-is 0 if all images were read, and 1 if one was not or none was found. The program can be copied: it
-needs no other file.
+One in .xml is OpenVINO's, and runs by OpenVINO, in the --precision given. Folders are searched with
+their sub-folders, but not hidden ones. An image NAME.jpg becomes DIR/NAME.png, in a like
+sub-folder, or DIR/NAME_2.png and so on if that name is taken. --json FILE writes the detections for
+other programs. The exit status is 0 if all images were read, and 1 if one was not or none was
+found. The program can be copied: it needs no other file.
 """
 
 import argparse
@@ -57,6 +57,8 @@ class Detections(NamedTuple):
 # Arrays by name -> boxes, scores and classes of a batch.
 Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 OUTPUTS = ("boxes", "scores", "classes")
+# What OpenVINO may compute in, and how a device says that it can.
+PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
 def load_onnx(path: str) -> tuple[Run, dict[str, str], set[str]]:
@@ -69,11 +71,20 @@ def load_onnx(path: str) -> tuple[Run, dict[str, str], set[str]]:
     return lambda arrays: session.run(OUTPUTS, arrays), metadata, inputs
 
 
-def load_openvino(path: str) -> tuple[Run, dict[str, str], set[str]]:
-    """Return what :func:`load_onnx` does, of OpenVINO's file in .xml with its weights in .bin."""
+def load_openvino(path: str, precision: str) -> tuple[Run, dict[str, str], set[str]]:
+    """Return what :func:`load_onnx` does, of OpenVINO's file in .xml with its weights in .bin.
+
+    Raises:
+        ValueError: the processor does not compute in the precision.
+    """
     import openvino
 
-    model = openvino.Core().read_model(path)
+    core = openvino.Core()
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if PRECISIONS[precision] not in able:
+        found = ", ".join(name for name, word in PRECISIONS.items() if word in able)
+        raise ValueError(f"--precision is {precision}, and this processor has {found}")
+    model = core.read_model(path)
     keys = (("lite_detr", key) for key in ("preprocessing", "class_names"))
     metadata = {
         key: str(model.get_rt_info([section, key]).value)
@@ -81,8 +92,8 @@ def load_openvino(path: str) -> tuple[Run, dict[str, str], set[str]]:
         if model.has_rt_info([section, key])
     }
     inputs = {value.any_name for value in model.inputs}
-    # Processors that have it would compute in bfloat16 otherwise.
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # Without the hint, processors that have it would compute in bfloat16.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
 
     def run(arrays: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         results = compiled(arrays)
@@ -96,15 +107,18 @@ class OnnxDetector:
 
     Args:
         path: of the file.
+        precision: ``f32``, ``bf16`` or ``f16``, for OpenVINO.
 
     Raises:
-        ValueError: the file is of another program, or is not ONNX.
+        ValueError: the file is of another program, or is not ONNX, or the processor lacks the
+            precision.
     """
 
-    def __init__(self, path: str):
-        load = load_openvino if path.endswith(".xml") else load_onnx
+    def __init__(self, path: str, precision: str = "f32"):
+        is_onnx = not path.endswith(".xml")
         try:
-            self.run, metadata, inputs = load(path)
+            loaded = load_onnx(path) if is_onnx else load_openvino(path, precision)
+            self.run, metadata, inputs = loaded
         except ImportError as error:
             raise ValueError(f"{path} cannot be loaded: pip install {error.name}") from error
         # Of the runtimes' own kinds, which have no public names.
@@ -448,6 +462,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=folder, metavar="DIR", help="for pictures; created if need be")
     add("--json", type=Path, metavar="FILE.json", help="write classes, scores and boxes to it")
     add(
+        "--precision",
+        choices=PRECISIONS,
+        default="f32",
+        help="type that OpenVINO may compute in; detections differ (default: %(default)s)",
+    )
+    add(
         "--confidence-threshold",
         type=score,
         default=0.3,
@@ -459,6 +479,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("nothing to write: give --output DIR for pictures, --json FILE.json, or both")
     if args.json and args.json.suffix.lower() != ".json":
         parser.error(f"argument --json: given {args.json}, accepted are names that end in .json")
+    if args.precision != "f32" and not args.model.endswith(".xml"):
+        parser.error(f"--precision {args.precision} is for OpenVINO's files, in .xml")
     return args
 
 
@@ -475,7 +497,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not images:
         return 1
     try:
-        detector = OnnxDetector(args.model)
+        detector = OnnxDetector(args.model, args.precision)
         make_writable(args.output, args.json)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

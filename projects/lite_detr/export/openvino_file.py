@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import SaveError
+from ..errors import ExportError, SaveError
 from ..modeling.postprocessing import Detections
 from .check import split_batch
 from .onnx_file import OUTPUTS, check_packages
 
 # Where a model's runtime information has our metadata.
 SECTION = "lite_detr"
+# Hints of the type to compute in, and what a device that has it says that it can do.
+PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
 def save_openvino(onnx_file: Path, path: Path, metadata: Mapping[str, str]) -> None:
@@ -48,26 +50,37 @@ def save_openvino(onnx_file: Path, path: Path, metadata: Mapping[str, str]) -> N
 
 
 class OpenvinoFile:
-    """A model file that OpenVINO runs on the CPU in float32, with its ranking of the proposals.
+    """A model file that OpenVINO runs on the CPU, with its ranking of the proposals.
 
     It runs as :class:`~lite_detr.export.check.OnnxFile` does.
 
     Args:
         path: of the file in ``.xml``.
+        threads: the number of threads; 0 uses one per core.
+        precision: ``f32``, ``bf16`` or ``f16``, the type that OpenVINO may compute in, whatever the
+            type of the weights.
+
+    Raises:
+        ExportError: the processor does not compute in it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, threads: int = 0, precision: str = "f32"):
         import openvino
 
         self.path = path
         core = openvino.Core()
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if PRECISIONS[precision] not in able:
+            found = ", ".join(name for name, word in PRECISIONS.items() if word in able)
+            raise ExportError(f"precision is {precision}; OpenVINO computes here in {found}")
         model = core.read_model(path)
         # The last TopK chooses the detections; the one before it chooses the proposals, if any.
         *choices, _ = (op for op in model.get_ordered_ops() if op.get_type_name() == "TopK")
         self.has_proposals = bool(choices)
         model.add_outputs([choice.output(1) for choice in choices])
-        # Processors that have it would compute in bfloat16 otherwise.
-        self.compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        # Without the hint, processors that have it would compute in bfloat16.
+        options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+        self.compiled = core.compile_model(model, "CPU", options)
 
     def run(self, images: Tensor, sizes: Tensor) -> tuple[list[Detections], Tensor | None]:
         """

@@ -1,0 +1,342 @@
+#!/usr/bin/env python
+"""Run a detector in every runtime, and compare size, time, detections and AP in one table.
+
+runtimes.py --config-file digits/lite_dino_efficientnet_lite0.py --weights W.pth --evaluate
+runtimes.py --config-file dino/lite_dino_r50_h3l1_2p1x3_36ep.py --size 800x1066 --busy 2
+
+With --evaluate, the images are those of the config's test set, and AP is measured on it; otherwise
+there is one image of noise. Without --weights they are random, and spread so that scores differ and
+no layer is silent. The model, with its native operators, and all runtimes take turns on the first
+image, on the same number of CPU threads; a ratio is that of medians. With --busy N they do so
+again beside N processes that keep a core busy each.
+
+Detections are compared with the model's one by one: each that scores --least-score or more, in
+either set, with its counterpart of the same class in the other. This is done as they are, and then
+with the model's proposals in the runtime's order, as a proposal's rank changes what becomes of it.
+"""
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from calls import environment, time_turn
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from onnx_files import noise
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from lite_detr import cli
+from lite_detr.analysis.markdown_page import page, write_tables
+from lite_detr.checkpoint import DetrCheckpointer
+from lite_detr.engine.training import evaluate
+from lite_detr.export import check
+from lite_detr.export.check import OnnxFile, ProposalOrder
+from lite_detr.export.formats import FORMATS
+from lite_detr.export.onnx_file import OPSET
+from lite_detr.export.openvino_file import OpenvinoFile
+from lite_detr.modeling.detector import Detector
+from lite_detr.modeling.postprocessing import Detections
+from lite_detr.modeling.queries import ProposalQueries
+from lite_detr.overrides import load_config
+
+# Images and sizes -> detections, and the order of the proposals if it is known.
+Run = Callable[[Tensor, Tensor], tuple[list[Detections], Tensor | None]]
+# Counterparts are chosen by their differences in units of these.
+SCORE, PIXELS = 1e-2, 0.5
+
+
+class File(NamedTuple):
+    """A file that runtimes run: its name, the format and the type of its weights."""
+
+    name: str
+    format: str
+    dtype: str
+
+
+ONNX, ONNX_16 = File("a.onnx", "onnx", "float32"), File("a_16.onnx", "onnx", "float16")
+OPENVINO, PROGRAM = File("a.xml", "openvino", "float32"), File("a.pt2", "torch-export", "float32")
+
+
+def load_openvino(precision: str) -> Callable[[Path, int], Run]:
+    return lambda path, threads: OpenvinoFile(path, threads, precision).run
+
+
+def load_program(path: Path, threads: int) -> Run:
+    run = check.run_program(path)
+    return lambda *batch: (list(run(*batch)), None)
+
+
+RUNTIMES = {
+    "ONNX Runtime": (ONNX, lambda path, threads: OnnxFile(path, threads).run),
+    "ONNX Runtime, `--dtype float16`": (ONNX_16, lambda *given: OnnxFile(*given).run),
+    "OpenVINO, f32": (OPENVINO, load_openvino("f32")),
+    "OpenVINO, bf16": (OPENVINO, load_openvino("bf16")),
+    "OpenVINO, f16": (OPENVINO, load_openvino("f16")),
+    "`torch-export`": (PROGRAM, load_program),
+}
+
+
+class Differences(NamedTuple):
+    """The largest differences of detections from their counterparts.
+
+    Attributes:
+        scores: in 0 to 1.
+        pixels: of a box's corner; infinite if a detection has no counterpart.
+        missed: the number of detections that differ by more than ``SCORE`` or ``PIXELS``.
+    """
+
+    scores: float = 0.0
+    pixels: float = 0.0
+    missed: int = 0
+
+    def join(self, other: "Differences") -> "Differences":
+        return Differences(
+            max(self.scores, other.scores),
+            max(self.pixels, other.pixels),
+            self.missed + other.missed,
+        )
+
+
+def compare(expected: Detections, found: Detections, least_score: float) -> Differences:
+    """Compare the detections of one image with their counterparts.
+
+    Each of one set that scores enough has one in the other, of its class: those are chosen whose
+    differences are smallest in all. One that scores less than the other set's last may be beyond
+    what that holds, and does not count.
+    """
+    result = Differences()
+    for one, other in ((expected, found), (found, expected)):
+        least = max(least_score, other.scores[-1].item() + SCORE)
+        for number in one.classes[one.scores >= least].unique():
+            mine = (one.classes == number) & (one.scores >= least)
+            theirs = other.classes == number
+            if mine.sum() > theirs.sum():
+                return Differences(1.0, float("inf"), int(mine.sum()))
+            scores = (one.scores[mine][:, None] - other.scores[theirs]).abs()
+            pixels = (one.boxes[mine][:, None] - other.boxes[theirs]).abs().amax(-1)
+            chosen = linear_sum_assignment(scores / SCORE + pixels / PIXELS)
+            scores, pixels = scores[chosen], pixels[chosen]
+            missed = ((scores > SCORE) | (pixels > PIXELS)).sum()
+            result = result.join(Differences(scores.max().item(), pixels.max().item(), int(missed)))
+    return result
+
+
+class Row(NamedTuple):
+    """The results of a runtime.
+
+    Attributes:
+        seconds: the median, alone and beside busy processes.
+        own: differences from the model's detections.
+        ordered: differences, with the model's proposals in the runtime's order.
+        moved: the mean number of ranks with another proposal.
+    """
+
+    name: str
+    size: int | None
+    seconds: list[float]
+    ap: float | None
+    own: Differences
+    ordered: Differences
+    moved: float
+
+    def text(self, reference: "Row", total: int) -> str:
+        cells = [self.name, f"{self.size / 2**20:.1f}" if self.size else "–"]
+        cells += [f"{one / other:.2f}" for one, other in zip(self.seconds, reference.seconds)]
+        cells += [f"{self.ap:.2f}"] if self.ap is not None else []
+        for found in (self.own, self.ordered):
+            cells += [f"{found.scores:.0e}", f"{found.pixels:.2g}"]
+        cells += [f"{self.own.missed} of {total}", f"{self.moved:.0f}"]
+        return f"| {' | '.join(cells)} |"
+
+
+def header(busy: int, has_ap: bool) -> str:
+    titles = ["", "MiB", "time / the model's"]
+    titles += [f"beside {busy} busy processes"] if busy else []
+    titles += ["AP"] if has_ap else []
+    titles += ["scores differ by", "boxes, px", "scores, in the file's order", "boxes, px"]
+    titles += [f"beyond {SCORE:g} or {PIXELS:g} px", "proposals ranked otherwise"]
+    return f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
+
+
+class AsDetector:
+    """A runtime as the evaluation calls a detector.
+
+    Args:
+        run: of one image.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __call__(self, inputs: list[dict]) -> list[dict]:
+        outputs = []
+        for entry in inputs:
+            [(boxes, scores, classes)], _ = self.run(*as_batch(entry["image"]))
+            height, width = entry["height"], entry["width"]
+            ratios = [width / entry["image"].shape[2], height / entry["image"].shape[1]] * 2
+            found = Instances((height, width))
+            found.pred_boxes, found.scores = Boxes(boxes * torch.tensor(ratios)), scores
+            found.pred_classes = classes
+            outputs.append({"instances": found[found.pred_boxes.nonempty()]})
+        return outputs
+
+
+def as_batch(image: Tensor) -> tuple[Tensor, Tensor]:
+    return image[None].float(), torch.tensor([image.shape[1:]])
+
+
+def spread(detector: Detector) -> None:
+    """Let scores of random weights differ, and layers that start at zero count."""
+    for name, parameter in detector.named_parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+        if "class_embed" in name and name.endswith("weight"):
+            parameter *= 4
+
+
+def differences(
+    run: Run, detector: Detector, batches: Iterable[tuple[Tensor, Tensor]], least_score: float
+) -> tuple[Differences, Differences, float]:
+    """Return the differences as they are and in the file's order, and the moved proposals."""
+    model, has_proposals = (
+        check.run_detector(detector),
+        isinstance(detector.queries, ProposalQueries),
+    )
+    own, ordered, moved = Differences(), Differences(), []
+    for batch in batches:
+        [found], order = run(*batch)
+        own = own.join(compare(next(model(*batch)), found, least_score))
+        with ProposalOrder(order if has_proposals else None) as given:
+            [expected] = model(*batch)
+        ordered = ordered.join(compare(expected, found, least_score))
+        moved.append(given.reordering.moved)
+    return own, ordered, statistics.mean(moved)
+
+
+def take_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the median seconds of each."""
+    taken = [[time_turn(run, "cpu")[0] for run in runs] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*taken)]
+
+
+@contextlib.contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Keep as many processes busy as long as the context lasts."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> tuple[list[Row], int, int]:
+    """Return the rows, the model's first; the number of images, and of detections compared.
+
+    Raises:
+        MissingFileError, ConfigError: see :func:`lite_detr.overrides.load_config`.
+        WeightsError: see :class:`lite_detr.checkpoint.DetrCheckpointer`.
+        ExportError: it cannot be exported, or a runtime or the processor lacks something.
+    """
+    torch.manual_seed(0)
+    cfg = load_config(args.config_file, args.opts)
+    detector = instantiate(cfg.model).eval()
+    if args.weights:
+        DetrCheckpointer(detector).load(args.weights)
+    else:
+        spread(detector)
+    if args.evaluate:
+        loader = instantiate(cfg.dataloader.test)
+        batches = [as_batch(entry["image"]) for entries in loader for entry in entries]
+    else:
+        batches = [as_batch(noise(args.size))]
+    model = check.run_detector(detector)
+    # A detection counts in both directions.
+    total = sum(2 * int((next(model(*b)).scores >= args.least_score).sum()) for b in batches)
+    runs, rows = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (file, load) in RUNTIMES.items():
+            path = Path(folder, file.name)
+            kind = FORMATS[file.format]
+            if not path.exists():
+                kind.write(detector, path, {}, OPSET, file.dtype)
+            size = path.stat().st_size
+            size += path.with_suffix(kind.beside).stat().st_size if kind.beside else 0
+            runs[name] = run = load(path, args.threads)
+            ap = evaluate(cfg, AsDetector(run))["bbox"]["AP"] if args.evaluate else None
+            found = differences(run, detector, batches, args.least_score)
+            rows.append(Row(name, size, [], ap, *found))
+            print(rows[-1].text(rows[-1], total), flush=True)
+    ap = evaluate(cfg, detector)["bbox"]["AP"] if args.evaluate else None
+    first = Row("PyTorch, the model", None, [], ap, Differences(), Differences(), 0.0)
+    rows.insert(0, first)
+    turns = [lambda: detector([{"image": batches[0][0][0]}])]
+    turns += [lambda run=run: run(*batches[0]) for run in runs.values()]
+    for turn in turns:
+        turn()
+    for number in (0, args.busy) if args.busy else (0,):
+        with busy_processes(number):
+            for row, seconds in zip(rows, take_turns(turns, args.rounds)):
+                row.seconds.append(seconds)
+    return rows, len(batches), total
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    add, positive = parser.add_argument, cli.whole_number(1)
+    add("--config-file", required=True, metavar="C", help="a file or a name of the zoo")
+    add("--weights", default="", metavar="FILE", help="of a trained detector")
+    add("--evaluate", action="store_true", help="use the config's test set, and measure AP on it")
+    add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px, of the noise")
+    add("--least-score", type=float, default=0.01, help="of a detection that is compared")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of the CPU")
+    add("--rounds", type=positive, default=5, help="turns of each")
+    add("--busy", type=cli.whole_number(0), default=0, metavar="N", help="busy processes")
+    add("--markdown", type=page, metavar="FILE.md", help="rewrite the table of this page")
+    add(
+        "--opts",
+        nargs="+",
+        type=cli.key_value,
+        default=[],
+        metavar="key=value",
+        help="change values of the config",
+    )
+    return parser.parse_args(argv)
+
+
+@cli.user_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    rows, num_images, total = measure(args)
+    has_ap = rows[0].ap is not None
+    table = [header(args.busy, has_ap), *(row.text(rows[0], total) for row in rows)]
+    where = environment("cpu")
+    height, width = args.size
+    images = f"{num_images} images" if args.evaluate else f"An image of {height}x{width}"
+    text = "\n".join(table) + (
+        f"\n\n`{args.config_file}`: {images}, detections that score {args.least_score:g} or more, "
+        f"{args.threads} threads, medians of {args.rounds} turns, the model's of "
+        f"{' and '.join(f'{1000 * seconds:.0f} ms' for seconds in rows[0].seconds)}; "
+        f"{where['cpu']}, PyTorch {where['torch']}, ONNX Runtime {version('onnxruntime')}, "
+        f"OpenVINO {version('openvino')}."
+    )
+    print(f"\n{text}")
+    if args.markdown:
+        write_tables(args.markdown, text)
+
+
+if __name__ == "__main__":
+    main()
