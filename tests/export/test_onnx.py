@@ -17,6 +17,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
 from programs import ROOT
 from small_detectors import small_config
+from tensorrt_support import refusals
 
 from lite_detr import model_zoo
 from lite_detr.export import (
@@ -215,6 +216,34 @@ def test_16_bits_keep_geometry_and_scores_in_32(exported, opset, tmp_path):
     found, reordering = run_both(exported, tmp_path / "half.onnx", limits)
     assert 1e-5 < found.scores < limits.scores and found.boxes < limits.boxes
     assert reordering.gap < limits.logits
+
+
+def test_a_decoder_in_16_bits_gets_the_proposals_of_32(exported, tmp_path):
+    """The detections as they are, the detector taking its own order."""
+    model = onnx.load(exported.onnx)
+    convert_to_half(model, decoder_only=True)
+    onnx.save(model, tmp_path / "half.onnx")
+    file, batches = OnnxFile(tmp_path / "half.onnx"), check.sample_batches(exported.detector)
+    found = check.check_batches(
+        lambda *batch: file.run(*batch)[0], check.run_detector(exported.detector), batches
+    )
+    assert 1e-5 < found.scores < 1e-3 and found.boxes < 1e-3
+    assert file.path.stat().st_size < exported.onnx.stat().st_size
+
+
+def test_tensorrt_documents_each_operator_with_its_types(exported):
+    model = onnx.load(exported.onnx)
+    assert list(refusals(model)) == []
+    later = convert_opset(model, 20)
+    assert {line.partition(": ")[2] for line in refusals(later)} == {
+        "GridSample by b'linear' of [4, 4]"
+    }
+    convert_to_half(model)
+    assert list(refusals(model)) == []
+    node = next(node for node in model.graph.node if node.op_type == "TopK")
+    node.input[1] = "many"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3840]), "many"))
+    assert list(refusals(model)) == [f"{node.name}: TopK of 3840, sorted: 1"]
 
 
 def test_constants_stay_within_16_bits():

@@ -7,8 +7,9 @@ runtimes.py --config-file dino/lite_dino_r50_h3l1_2p1x3_36ep.py --size 800x1066 
 With --evaluate, the images are those of the config's test set, and AP is measured on it; otherwise
 there is one image of noise. Without --weights they are random, and spread so that scores differ and
 no layer is silent. The model, with its native operators, and all runtimes take turns on the first
-image, on the same number of CPU threads; a ratio is that of medians. With --busy N they do so
-again beside N processes that keep a core busy each.
+image, on the same number of CPU threads; a ratio is that of medians. CPU time is about what an idle
+machine would take on one thread. With --busy N they do so again beside N processes that keep a core
+busy each.
 
 Detections are compared with the model's one by one: each that scores --least-score or more, in
 either set, with its counterpart of the same class in the other. This is done as they are, and then
@@ -21,13 +22,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from calls import environment, time_turn
+from calls import environment
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from onnx_files import noise
@@ -38,11 +40,11 @@ from lite_detr import cli
 from lite_detr.analysis.markdown_page import page, write_tables
 from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.engine.training import evaluate
-from lite_detr.export import check
+from lite_detr.export import check, export_program, save_onnx, save_program
 from lite_detr.export.check import OnnxFile, ProposalOrder
-from lite_detr.export.formats import FORMATS
+from lite_detr.export.formats import write_onnx
 from lite_detr.export.onnx_file import OPSET
-from lite_detr.export.openvino_file import OpenvinoFile
+from lite_detr.export.openvino_file import OpenvinoFile, save_openvino
 from lite_detr.modeling.detector import Detector
 from lite_detr.modeling.postprocessing import Detections
 from lite_detr.modeling.queries import ProposalQueries
@@ -54,16 +56,12 @@ Run = Callable[[Tensor, Tensor], tuple[list[Detections], Tensor | None]]
 SCORE, PIXELS = 1e-2, 0.5
 
 
-class File(NamedTuple):
-    """A file that runtimes run: its name, the format and the type of its weights."""
-
-    name: str
-    format: str
-    dtype: str
+ONNX, ONNX_16, DECODER_16 = "onnx.onnx", "onnx_16.onnx", "decoder_16.onnx"
+OPENVINO, PROGRAM = "openvino.xml", "program.pt2"
 
 
-ONNX, ONNX_16 = File("a.onnx", "onnx", "float32"), File("a_16.onnx", "onnx", "float16")
-OPENVINO, PROGRAM = File("a.xml", "openvino", "float32"), File("a.pt2", "torch-export", "float32")
+def load_onnx(path: Path, threads: int) -> Run:
+    return OnnxFile(path, threads).run
 
 
 def load_openvino(precision: str) -> Callable[[Path, int], Run]:
@@ -76,8 +74,9 @@ def load_program(path: Path, threads: int) -> Run:
 
 
 RUNTIMES = {
-    "ONNX Runtime": (ONNX, lambda path, threads: OnnxFile(path, threads).run),
-    "ONNX Runtime, `--dtype float16`": (ONNX_16, lambda *given: OnnxFile(*given).run),
+    "ONNX Runtime": (ONNX, load_onnx),
+    "ONNX Runtime, `--dtype float16-decoder`": (DECODER_16, load_onnx),
+    "ONNX Runtime, `--dtype float16`": (ONNX_16, load_onnx),
     "OpenVINO, f32": (OPENVINO, load_openvino("f32")),
     "OpenVINO, bf16": (OPENVINO, load_openvino("bf16")),
     "OpenVINO, f16": (OPENVINO, load_openvino("f16")),
@@ -91,7 +90,7 @@ class Differences(NamedTuple):
     Attributes:
         scores: in 0 to 1.
         pixels: of a box's corner; infinite if a detection has no counterpart.
-        missed: the number of detections that differ by more than ``SCORE`` or ``PIXELS``.
+        missed: the number of the model's that differ by more than ``SCORE`` or ``PIXELS``.
     """
 
     scores: float = 0.0
@@ -114,7 +113,7 @@ def compare(expected: Detections, found: Detections, least_score: float) -> Diff
     what that holds, and does not count.
     """
     result = Differences()
-    for one, other in ((expected, found), (found, expected)):
+    for one, other in ((found, expected), (expected, found)):
         least = max(least_score, other.scores[-1].item() + SCORE)
         for number in one.classes[one.scores >= least].unique():
             mine = (one.classes == number) & (one.scores >= least)
@@ -125,8 +124,8 @@ def compare(expected: Detections, found: Detections, least_score: float) -> Diff
             pixels = (one.boxes[mine][:, None] - other.boxes[theirs]).abs().amax(-1)
             chosen = linear_sum_assignment(scores / SCORE + pixels / PIXELS)
             scores, pixels = scores[chosen], pixels[chosen]
-            missed = ((scores > SCORE) | (pixels > PIXELS)).sum()
-            result = result.join(Differences(scores.max().item(), pixels.max().item(), int(missed)))
+            missed = int(((scores > SCORE) | (pixels > PIXELS)).sum()) if one is expected else 0
+            result = result.join(Differences(scores.max().item(), pixels.max().item(), missed))
     return result
 
 
@@ -134,7 +133,8 @@ class Row(NamedTuple):
     """The results of a runtime.
 
     Attributes:
-        seconds: the median, alone and beside busy processes.
+        size: of its file, in bytes.
+        seconds: medians of those that pass, of the CPU's, and of those beside busy processes.
         own: differences from the model's detections.
         ordered: differences, with the model's proposals in the runtime's order.
         moved: the mean number of ranks with another proposal.
@@ -159,8 +159,8 @@ class Row(NamedTuple):
 
 
 def header(busy: int, has_ap: bool) -> str:
-    titles = ["", "MiB", "time / the model's"]
-    titles += [f"beside {busy} busy processes"] if busy else []
+    titles = ["", "MiB", "time / the model's", "CPU time"]
+    titles += [f"time beside {busy} busy processes"] if busy else []
     titles += ["AP"] if has_ap else []
     titles += ["scores differ by", "boxes, px", "scores, in the file's order", "boxes, px"]
     titles += [f"beyond {SCORE:g} or {PIXELS:g} px", "proposals ranked otherwise"]
@@ -222,10 +222,32 @@ def differences(
     return own, ordered, statistics.mean(moved)
 
 
-def take_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the median seconds of each."""
-    taken = [[time_turn(run, "cpu")[0] for run in runs] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*taken)]
+def write_files(detector: Detector, folder: Path) -> None:
+    """Write the detector in each format that a runtime needs; it is traced twice."""
+    program = export_program(detector)
+    save_onnx(program, folder / ONNX, {})
+    save_openvino(folder / ONNX, folder / OPENVINO, {})
+    save_program(program, folder / PROGRAM)
+    save_onnx(program, folder / DECODER_16, {}, dtype="float16-decoder")
+    write_onnx(detector, folder / ONNX_16, {}, OPSET, "float16")
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a file and of those beside it that differ in the ending alone."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+
+
+def take_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[tuple[float, float]]:
+    """Return the medians of each: seconds that pass, and those of the CPU."""
+    taken = []
+    for _ in range(rounds):
+        for run in runs:
+            start = time.perf_counter(), time.process_time()
+            run()
+            end = time.perf_counter(), time.process_time()
+            taken.append([after - before for before, after in zip(start, end)])
+    rounds_of = (taken[i :: len(runs)] for i in range(len(runs)))
+    return [tuple(map(statistics.median, zip(*rows))) for rows in rounds_of]
 
 
 @contextlib.contextmanager
@@ -263,33 +285,29 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], int, int]:
     else:
         batches = [as_batch(noise(args.size))]
     model = check.run_detector(detector)
-    # A detection counts in both directions.
-    total = sum(2 * int((next(model(*b)).scores >= args.least_score).sum()) for b in batches)
+    total = sum(int((next(model(*batch)).scores >= args.least_score).sum()) for batch in batches)
     runs, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
+        write_files(detector, Path(folder))
         for name, (file, load) in RUNTIMES.items():
-            path = Path(folder, file.name)
-            kind = FORMATS[file.format]
-            if not path.exists():
-                kind.write(detector, path, {}, OPSET, file.dtype)
-            size = path.stat().st_size
-            size += path.with_suffix(kind.beside).stat().st_size if kind.beside else 0
-            runs[name] = run = load(path, args.threads)
+            runs[name] = run = load(Path(folder, file), args.threads)
             ap = evaluate(cfg, AsDetector(run))["bbox"]["AP"] if args.evaluate else None
             found = differences(run, detector, batches, args.least_score)
-            rows.append(Row(name, size, [], ap, *found))
-            print(rows[-1].text(rows[-1], total), flush=True)
+            rows.append(Row(name, file_size(Path(folder, file)), [], ap, *found))
+            print(name, *rows[-1][1:], flush=True)
     ap = evaluate(cfg, detector)["bbox"]["AP"] if args.evaluate else None
     first = Row("PyTorch, the model", None, [], ap, Differences(), Differences(), 0.0)
     rows.insert(0, first)
     turns = [lambda: detector([{"image": batches[0][0][0]}])]
     turns += [lambda run=run: run(*batches[0]) for run in runs.values()]
-    for turn in turns:
-        turn()
-    for number in (0, args.busy) if args.busy else (0,):
-        with busy_processes(number):
-            for row, seconds in zip(rows, take_turns(turns, args.rounds)):
-                row.seconds.append(seconds)
+    take_turns(turns, 1)
+    times = take_turns(turns, args.rounds)
+    if args.busy:
+        with busy_processes(args.busy):
+            times = [
+                (*alone, beside[0]) for alone, beside in zip(times, take_turns(turns, args.rounds))
+            ]
+    rows = [row._replace(seconds=list(taken)) for row, taken in zip(rows, times)]
     return rows, len(batches), total
 
 
@@ -328,8 +346,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = f"{num_images} images" if args.evaluate else f"An image of {height}x{width}"
     text = "\n".join(table) + (
         f"\n\n`{args.config_file}`: {images}, detections that score {args.least_score:g} or more, "
-        f"{args.threads} threads, medians of {args.rounds} turns, the model's of "
-        f"{' and '.join(f'{1000 * seconds:.0f} ms' for seconds in rows[0].seconds)}; "
+        f"{args.threads} threads, medians of {args.rounds} turns, the model's "
+        f"{1000 * rows[0].seconds[0]:.0f} ms and {1000 * rows[0].seconds[1]:.0f} ms of the CPU; "
         f"{where['cpu']}, PyTorch {where['torch']}, ONNX Runtime {version('onnxruntime')}, "
         f"OpenVINO {version('openvino')}."
     )

@@ -28,7 +28,7 @@ SUFFIXES = {
 # Those that are traced on the CPU, and have the options of ONNX files.
 OF_ONNX = ("onnx", "openvino")
 OPSET, OPSETS = 18, range(16, 24)
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "float16-decoder")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=DTYPES,
         default=DTYPES[0],
         help="of the weights in a file of ONNX or OpenVINO; float16 keeps geometry and scores in "
-        "float32 (default: %(default)s)",
+        "float32, float16-decoder also all that ranks the proposals (default: %(default)s)",
     )
     cli.add_overrides(parser)
     args = parser.parse_intermixed_args(argv)

@@ -33,8 +33,12 @@ class Limits(NamedTuple):
     logits: float
 
 
-# Of weights in a type.
-LIMITS = {"float32": Limits(1e-4, 1e-4, 1e-4), "float16": Limits(1e-2, 2e-3, 0.1)}
+# Of files of a type.
+LIMITS = {
+    "float32": Limits(1e-4, 1e-4, 1e-4),
+    "float16": Limits(1e-2, 2e-3, 0.1),
+    "float16-decoder": Limits(1e-2, 2e-3, 1e-4),
+}
 FLOAT_LIMITS = LIMITS["float32"]
 
 

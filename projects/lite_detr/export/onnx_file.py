@@ -21,7 +21,7 @@ from ..version import __version__
 # The opset of a file unless another is asked for, and those that exist here. GridSample comes with
 # opset 16.
 OPSET, OPSETS = 18, range(16, 24)
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "float16-decoder")
 # Types and shapes by name; a size with a name is open.
 INPUTS = {
     "images": ("FLOAT", ["batch", 3, "height", "width"]),
@@ -53,7 +53,8 @@ def save_onnx(
         metadata: for the file's ``metadata_props``, see :func:`onnx_metadata`.
         opset: version of the standard operators, 16 to 23. Below 17, layer norms become several
             operators.
-        dtype: of the weights, float32 or float16; geometry and scores stay in float32, see
+        dtype: of the weights, float32 or float16, or float16-decoder for float16 after the choice
+            of proposals alone. Geometry and scores stay in float32, see
             :mod:`lite_detr.export.onnx_half`, as do inputs and outputs.
 
     Raises:
@@ -64,7 +65,7 @@ def save_onnx(
     if opset not in OPSETS:
         raise ValueError(f"opset is {opset}, accepted are {OPSETS[0]} to {OPSETS[-1]}")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype}, accepted are {' and '.join(DTYPES)}")
+        raise ValueError(f"dtype is {dtype}, accepted are {', '.join(DTYPES)}")
     check_packages("onnx", "onnxscript")
     import onnx
 
@@ -94,8 +95,8 @@ def save_onnx(
             kind, shape = kinds[value.name]
             kind = onnx.TensorProto.DataType.Value(kind)
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
-    if dtype == "float16":
-        convert_to_half(model)
+    if dtype != "float32":
+        convert_to_half(model, decoder_only=dtype == "float16-decoder")
     model = convert_opset(model, opset)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)

@@ -2,6 +2,10 @@
 
 A detector that is all in 16 bits gives wrong boxes: float16 has 11 bits, so a coordinate above 1024
 pixels is off by up to half a pixel, and each layer of the decoder adds to it.
+
+In DINO and H-DETR a query's content belongs to its rank, so features in 16 bits, which rank some
+proposals differently, give those other detections. Only what comes after the choice of proposals
+can be in 16 bits without that.
 """
 
 from collections.abc import Iterator
@@ -34,8 +38,13 @@ EXACT_INPUTS = {"GridSample": 1, "TopK": 0, "Sin": 0, "Cos": 0}
 FEATURES = {"GridSample", "InstanceNormalization", "LayerNormalization", "Softmax"}
 
 
-def convert_to_half(model: ModelProto) -> None:
+def convert_to_half(model: ModelProto, decoder_only: bool = False) -> None:
     """Convert a float32 model in place; inputs and outputs stay as they are.
+
+    Args:
+        model: of a detector.
+        decoder_only: keep all that leads to the choice of proposals in float32. A detector that
+            chooses none is converted as a whole.
 
     Raises:
         ValueError: the type of a value cannot be inferred.
@@ -43,6 +52,8 @@ def convert_to_half(model: ModelProto) -> None:
     graph = model.graph
     floats = float_values(model)
     kept = kept_nodes(graph)
+    if decoder_only:
+        kept |= before_choices(graph)
     halves = {
         name for node in graph.node if node.output[0] not in kept for name in node.output
     } & floats
@@ -113,6 +124,19 @@ def kept_nodes(graph: onnx.GraphProto) -> set[str]:
             ends.append(node.input[EXACT_INPUTS[node.op_type]])
     kept.update(node.output[0] for node in since_last_layers(ends, producers))
     return kept
+
+
+def before_choices(graph: onnx.GraphProto) -> set[str]:
+    """Return the nodes that lead to each TopK but the last, which chooses the detections."""
+    producers = {name: node for node in graph.node for name in node.output}
+    *choices, _ = (node for node in graph.node if node.op_type == "TopK")
+    pending, found = [name for node in choices for name in node.input], set()
+    while pending:
+        node = producers.get(pending.pop())
+        if node is not None and node.output[0] not in found:
+            found.add(node.output[0])
+            pending.extend(node.input)
+    return found
 
 
 def since_last_layers(names: list[str], producers: dict[str, NodeProto]) -> Iterator[NodeProto]:

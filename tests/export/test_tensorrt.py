@@ -1,0 +1,53 @@
+"""TensorRT for RTX, which builds engines without a GPU by TensorRT's parser of ONNX files."""
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from small_detectors import CONFIGS, small_config
+
+from lite_detr.export import export_program, save_onnx
+from lite_detr.export.onnx_file import DTYPES
+
+
+def build_engine(trt, path):
+    """Build for one to four images of 128 to 320 pixels; return the network and the engine."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [
+        parser.get_error(i) for i in range(parser.num_errors)
+    ]
+    profile, config = builder.create_optimization_profile(), builder.create_builder_config()
+    shapes = ((batch, 3, side, side) for batch, side in ((1, 128), (1, 224), (4, 320)))
+    profile.set_shape("images", *shapes)
+    profile.set_shape("image_sizes", (1, 2), (1, 2), (4, 2))
+    config.add_optimization_profile(profile)
+    return network, builder.build_serialized_network(network, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_engine_is_built_for_each_detector_and_type(name, tmp_path):
+    trt = pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    detector = instantiate(small_config(name, detections_per_image=30)).eval()
+    program, sizes = export_program(detector), {}
+    for dtype in DTYPES:
+        path = tmp_path / f"{dtype}.onnx"
+        save_onnx(program, path, {}, dtype=dtype)
+        network, engine = build_engine(trt, path)
+        assert engine is not None
+        results = [network.get_output(i) for i in range(network.num_outputs)]
+        assert {result.name: tuple(result.shape) for result in results} == {
+            "boxes": (-1, 30, 4),
+            "scores": (-1, 30),
+            "classes": (-1, 30),
+        }
+        # By the file's types, as sampling stays in 32 bits.
+        layers = map(network.get_layer, range(network.num_layers))
+        grids = [layer for layer in layers if layer.type == trt.LayerType.GRID_SAMPLE]
+        assert grids and {layer.get_input(1).dtype for layer in grids} == {trt.float32}
+        sizes[dtype] = engine.nbytes
+    assert sizes["float16"] < sizes["float16-decoder"] < sizes["float32"]
