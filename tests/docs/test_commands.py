@@ -35,6 +35,7 @@ NEEDS = (
     "a video",
     "the authors' release",
     "OpenVINO",
+    "TensorRT",
     "make demo",
 )
 # What it may need that shrunk runs do not.

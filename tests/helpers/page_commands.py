@@ -176,7 +176,8 @@ def _read_record(text: str) -> list[Command]:
 
 # Programs of the system or of others, which are known by name alone.
 OTHERS = frozenset(
-    "cat cd cp git head ls mkdir nproc nvidia-smi rm sbatch source tail tee tensorboard wc".split()
+    "cat cd cp git head ls mkdir nproc nvidia-smi rm sbatch source tail tee tensorboard "
+    "trtexec wc".split()
 )
 # Each with a value, so that the program behind the options can be found.
 SRUN_OPTION = re.compile(r"--[a-z-]+(=\S+)?")
