@@ -169,20 +169,19 @@ def header(busy: int, has_ap: bool) -> str:
     return f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
 
 
-class AsDetector:
-    """A runtime as the evaluation calls a detector.
+class Replay:
+    """Detections as the evaluation gets them from a detector.
 
     Args:
-        run: of one image.
+        detections: of the test set's images, in its order.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, detections: Iterable[Detections]):
+        self.detections = iter(detections)
 
     def __call__(self, inputs: list[dict]) -> list[dict]:
         outputs = []
-        for entry in inputs:
-            [(boxes, scores, classes)], _ = self.run(*as_batch(entry["image"]))
+        for entry, (boxes, scores, classes) in zip(inputs, self.detections):
             height, width = entry["height"], entry["width"]
             ratios = [width / entry["image"].shape[2], height / entry["image"].shape[1]] * 2
             found = Instances((height, width))
@@ -205,23 +204,53 @@ def spread(detector: Detector) -> None:
             parameter *= 4
 
 
-def differences(
-    run: Run, detector: Detector, batches: Iterable[tuple[Tensor, Tensor]], least_score: float
-) -> tuple[Differences, Differences, float]:
-    """Return the differences as they are and in the file's order, and the moved proposals."""
-    model, has_proposals = (
-        check.run_detector(detector),
-        isinstance(detector.queries, ProposalQueries),
-    )
-    own, ordered, moved = Differences(), Differences(), []
-    for batch in batches:
-        [found], order = run(*batch)
-        own = own.join(compare(next(model(*batch)), found, least_score))
-        with ProposalOrder(order if has_proposals else None) as given:
-            [expected] = model(*batch)
-        ordered = ordered.join(compare(expected, found, least_score))
-        moved.append(given.reordering.moved)
-    return own, ordered, statistics.mean(moved)
+class Reference:
+    """The model's detections of images, and comparisons with them.
+
+    Args:
+        detector: the model.
+        batches: images ``[1, 3, H, W]`` and their sizes ``[1, 2]``.
+        least_score: of a detection that is compared.
+    """
+
+    def __init__(
+        self, detector: Detector, batches: Sequence[tuple[Tensor, Tensor]], least_score: float
+    ):
+        self.run, self.batches, self.least_score = (
+            check.run_detector(detector),
+            batches,
+            least_score,
+        )
+        self.has_proposals = isinstance(detector.queries, ProposalQueries)
+        self.own = [next(self.run(*batch)) for batch in batches]
+        self.total = sum(int((found.scores >= least_score).sum()) for found in self.own)
+        # Of the proposals, as far as a runtime's was the same.
+        self.orders: list[Tensor | None] = [None] * len(self.own)
+
+    def compare(self, run: Run) -> tuple[list[Detections], Differences, Differences, float]:
+        """Return a runtime's detections, their differences as they are and with the model's
+        proposals in its order, and the mean number of ranks with another proposal."""
+        results, moved = [], []
+        own, ordered = Differences(), Differences()
+        for number, batch in enumerate(self.batches):
+            [found], order = run(*batch)
+            difference = compare(self.own[number], found, self.least_score)
+            results.append(found)
+            own = own.join(difference)
+            moved.append(0)
+            known = self.orders[number]
+            if (
+                self.has_proposals
+                and order is not None
+                and not (known is not None and torch.equal(known, order))
+            ):
+                with ProposalOrder(order) as given:
+                    [expected] = self.run(*batch)
+                moved[-1] = given.reordering.moved
+                difference = compare(expected, found, self.least_score)
+                self.orders[number] = known if moved[-1] else order
+            ordered = ordered.join(difference)
+        return results, own, ordered, statistics.mean(moved)
 
 
 def write_files(detector: Detector, folder: Path) -> None:
@@ -289,15 +318,14 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], int, int]:
         batches = [as_batch(entry["image"]) for entries in loader for entry in entries]
     else:
         batches = [as_batch(noise(args.size))]
-    model = check.run_detector(detector)
-    total = sum(int((next(model(*batch)).scores >= args.least_score).sum()) for batch in batches)
+    reference = Reference(detector, batches, args.least_score)
     runs, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         write_files(detector, Path(folder))
         for name, (file, load) in RUNTIMES.items():
             runs[name] = run = load(Path(folder, file), args.threads)
-            ap = evaluate(cfg, AsDetector(run))["bbox"]["AP"] if args.evaluate else None
-            found = differences(run, detector, batches, args.least_score)
+            results, *found = reference.compare(run)
+            ap = evaluate(cfg, Replay(results))["bbox"]["AP"] if args.evaluate else None
             rows.append(Row(name, file_size(Path(folder, file)), [], ap, *found))
             print(name, *rows[-1][1:], flush=True)
     ap = evaluate(cfg, detector)["bbox"]["AP"] if args.evaluate else None
@@ -313,7 +341,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], int, int]:
                 (*alone, beside[0]) for alone, beside in zip(times, take_turns(turns, args.rounds))
             ]
     rows = [row._replace(seconds=list(taken)) for row, taken in zip(rows, times)]
-    return rows, len(batches), total
+    return rows, len(batches), reference.total
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
