@@ -317,6 +317,7 @@ def test_contact_sheet(arguments, images, tmp_path):
         ({"more": ["--output", "out", "model.num_classes=3"]}, "set model.num_classes=10"),
         ({"more": ["--output", "out", "data.val_json=x"]}, "data.val_images missing"),
         ({"more": ["--output", "out", "model.num_clases=3"]}, "did you mean model.num_classes?"),
+        ({"more": ["--track"]}, "--track numbers the objects of videos: give no images"),
     ],
 )
 def test_errors_are_one_line(arguments, images, capsys, change, message):
@@ -481,6 +482,21 @@ def test_a_video_has_a_line_and_boxes_for_each_frame(
         expected = single.predict(single.read(path)[1])
         scores = torch.tensor([detection["score"] for detection in entry["detections"]])
         torch.testing.assert_close(scores, expected.scores, rtol=0, atol=2e-5)
+
+
+def test_slices_of_pictures_and_numbers_in_videos(arguments, images, clip, tmp_path):
+    pytest.importorskip("sahi")
+    pytest.importorskip("trackers")
+    report = tmp_path / "found.json"
+    assert demo.main(arguments(images, more=["--json", report, "--slice", 24])) == 0
+    found = [len(entry["detections"]) for entry in json.loads(report.read_text())]
+    # More than the eight that the detector finds in an image.
+    assert max(found) > 8
+    options = ["--json", report, "--track", "--confidence-threshold", "0.4"]
+    demo.main(arguments(clip, more=options))
+    entries = json.loads(report.read_text())
+    assert len(entries) == 7
+    assert all("track" in each for entry in entries for each in entry["detections"])
 
 
 def test_videos_that_cannot_be_read_are_failures_beside_the_others(

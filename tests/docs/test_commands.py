@@ -36,6 +36,9 @@ NEEDS = (
     "the authors' release",
     "OpenVINO",
     "TensorRT",
+    "LVIS",
+    "SAHI",
+    "trackers",
     "make demo",
 )
 # What it may need that shrunk runs do not.

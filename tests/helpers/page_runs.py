@@ -106,6 +106,7 @@ EXEMPT = {
     "make docs": "tests/docs/test_site.py is about it",
     "python tools/benchmarks/onnx_files.py": "its test runs it, on a small detector",
     "python tools/soak.py": "tests/engine/test_resume.py runs it, on a detector of its own",
+    "python tools/benchmarks/large_picture.py": "it needs a trained detector of digits",
 }
 
 # What a page needs from another: trained weights.
