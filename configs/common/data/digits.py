@@ -16,5 +16,5 @@ dataloader.test.mapper.augmentations = [
 dataloader.test.num_workers = 0
 # A mirrored digit is another one, or none.
 dataloader.test_aug.mapper.min_sizes = (224, 256, 288)
-dataloader.test_aug.mapper.max_size = 360
+dataloader.test_aug.mapper.max_size = 400
 dataloader.test_aug.mapper.flip = False

@@ -116,8 +116,7 @@ class SlicedDetector:
             "slice_width": side,
             "overlap_height_ratio": overlap,
             "overlap_width_ratio": overlap,
-            # Of two boxes of an object, the one with the higher score is whole most often; merging
-            # them makes one of two objects that overlap.
+            # SAHI's default merges boxes, and so makes one of two objects that overlap.
             "postprocess_type": "NMS",
             "verbose": 0,
         } | options
