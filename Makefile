@@ -94,7 +94,7 @@ $(APP)/installed: $(VENV)/installed requirements/app.txt
 		pathlib.Path(site.getsitepackages()[0], "others.pth").write_text( \
 		"import site; site.addsitedir(%r)\n" % sys.argv[1])' \
 		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
-	$(APP)/bin/pip install --quiet --require-hashes --requirement requirements/app.txt
+	$(APP)/bin/pip install --quiet --no-deps --require-hashes --requirement requirements/app.txt
 	touch $@
 
 test: install

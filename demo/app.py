@@ -23,10 +23,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from lite_detr import cli
-from lite_detr.analysis.explorer import MAX_BYTES, Explorer, check_upload
-from lite_detr.data.image_files import read_image
 from lite_detr.errors import LaunchError, LiteDetrError, MissingFileError, MissingPackageError
-from lite_detr.inference.predictor import load_trained_config
 from lite_detr.labels import printable
 
 if TYPE_CHECKING:
@@ -39,30 +36,28 @@ MAX_EXAMPLES = 8
 THUMBNAIL = 160  # pixels
 # Visitors whose image is kept; for a further one, that of the first is dropped.
 MAX_VISITORS = 20
-# Bytes that the server reads; up to them the page says what is wrong with a file, and beyond them
-# only that it is refused.
-MAX_UPLOAD = 5 * MAX_BYTES
+# The server reads this many times what an image may have: up to there the page says what is wrong
+# with a file, and beyond only that it is refused.
+MAX_UPLOAD = 5
 # Gradio's page asks for nothing else, and this keeps it so.
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
-def load_explorers(args: argparse.Namespace) -> list[Explorer]:
-    """Load the detectors of the command line.
+def choose_detectors(args: argparse.Namespace) -> list[tuple[str, str | None]]:
+    """Return config and weights of each detector of the command line.
 
     Raises:
         MissingFileError: none is given, and the demo's is not trained.
-        LiteDetrError: see :func:`load_trained_config`.
     """
     config_file, weights = args.config_file, args.weights
     if not config_file and not weights:
-        config_file, weights = DEMO_CONFIG, DEMO_WEIGHTS
+        weights = DEMO_WEIGHTS
         if not Path(weights).is_file():
             raise MissingFileError(
                 f"the demo's detector, {weights}, is not trained yet: run `make demo`, or give "
                 "another one with --config-file and --weights"
             )
-    given = [(config_file or DEMO_CONFIG, weights), *([args.compare] if args.compare else [])]
-    return [Explorer(load_trained_config(*pair, args.opts)) for pair in given]
+    return [(config_file or DEMO_CONFIG, weights), *([tuple(args.compare)] if args.compare else [])]
 
 
 def find_examples(given: Sequence[str]) -> dict[Path, Image.Image]:
@@ -71,6 +66,9 @@ def find_examples(given: Sequence[str]) -> dict[Path, Image.Image]:
     Args:
         given: files, patterns and folders.
     """
+    from lite_detr.analysis.explorer import check_upload
+    from lite_detr.data.image_files import read_image
+
     images, missing = cli.find_images(given)
     for name in missing:
         print(f"{printable(name)}: skipped, as it names no image", file=sys.stderr)
@@ -121,6 +119,8 @@ def serve(blocks: "gr.Blocks", host: str, port: int | None) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
+    from lite_detr.analysis.explorer import MAX_BYTES
+
     theme = gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -131,7 +131,7 @@ def serve(blocks: "gr.Blocks", host: str, port: int | None) -> str:
         _, address, _ = blocks.launch(
             server_name=host,
             server_port=port,
-            max_file_size=MAX_UPLOAD,
+            max_file_size=MAX_UPLOAD * MAX_BYTES,
             state_session_capacity=MAX_VISITORS,
             theme=theme,
             css_paths=Path(__file__).with_suffix(".css"),
@@ -188,7 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise MissingPackageError(
             "the page needs Gradio: `make app` installs it, and so does `pip install '.[app]'`"
         )
-    explorers, examples = load_explorers(args), find_examples(args.examples)
+    detectors = choose_detectors(args)
+
+    # From here on PyTorch and Detectron2 are imported, which takes seconds.
+    cli.ignore_warnings()
+    from lite_detr.analysis.explorer import Explorer
+    from lite_detr.inference.predictor import load_trained_config
+
+    explorers = [Explorer(load_trained_config(*given, args.opts)) for given in detectors]
+    examples = find_examples(args.examples)
     with tempfile.TemporaryDirectory() as folder:
         # Uploads go there, and both are read when Gradio is imported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -137,7 +137,15 @@ def test_files_of_any_kind_are_refused_before_they_cost_anything(
 def test_without_a_trained_detector_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFileError, match="output/demo/model_final.pth, is not trained yet"):
-        app.load_explorers(app.parse_args([]))
+        app.choose_detectors(app.parse_args([]))
+
+
+def test_a_second_detector_stands_beside_the_demos_or_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = app.parse_args(["--weights", "a.pth", "--compare", "b.py", "b.pth"])
+    assert app.choose_detectors(given) == [(app.DEMO_CONFIG, "a.pth"), ("b.py", "b.pth")]
+    given = app.parse_args(["--config-file", "c.py"])
+    assert app.choose_detectors(given) == [("c.py", None)]
 
 
 def test_without_gradio_it_says_what_to_do(monkeypatch, capsys):
@@ -319,7 +327,7 @@ def test_a_file_that_cannot_be_shown_is_named_and_the_page_stays(page, folder, t
 def test_the_server_stops_reading_what_no_image_can_be(address):
     """Python's own client, as a browser's page refuses to send it."""
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    body += bytes(app.MAX_UPLOAD + 1) + b"\r\n--x--\r\n"
+    body += bytes(app.MAX_UPLOAD * explorers.MAX_BYTES + 1) + b"\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{address}gradio_api/upload", body, headers)
     with pytest.raises(urllib.error.HTTPError, match="413"):
