@@ -145,10 +145,9 @@ def serve(blocks: "gr.Blocks", host: str, port: int | None) -> str:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise LaunchError(
-            f"no page at {host}, port {port or '7860 to 7959'}: {error}. Give another --host or "
-            "--port"
-        ) from error
+        # Gradio's second sentence is for programmers.
+        reason = str(error).partition(". ")[0]
+        raise LaunchError(f"no page at {host}: {reason}. Give another --host or --port") from error
     return address
 
 

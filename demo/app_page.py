@@ -148,10 +148,13 @@ class Page:
                 bar(f"Layer {number}", tokens, levels)
                 for number, levels in enumerate(explorer.layers, start=1)
             )
-            parts.append(
-                f"<p>{explorer.updates.share(tokens):.0%} of the updates of a full encoder with as "
-                f'many layers ({sum(tokens):,} tokens)</p><div class="bars">{bars}</div>'
-            )
+            # Layers that choose their tokens are not counted.
+            if all(explorer.layers):
+                parts.append(
+                    f"<p>{explorer.updates.share(tokens):.0%} of the updates of a full encoder "
+                    f"with as many layers ({sum(tokens):,} tokens)</p>"
+                )
+            parts.append(f'<div class="bars">{bars}</div>')
         return "".join(parts) + TOKENS + figures(self.explorers[0].draw_grids(seen.views[0]))
 
     def measure(self, seen: Seen | None) -> Any:

@@ -224,7 +224,10 @@ class Explorer:
         if query is None:
             return f"All {attention.weights.shape[1]:,} queries of this layer"
         level = attention.level_of(query)
-        return f"Object query {query}" if level is None else f"A token of {self.scale(level)}"
+        if level is not None:
+            return f"A token of {self.scale(level)}"
+        is_token = attention.name.startswith("encoder")
+        return f"Token {query} of those chosen" if is_token else f"Object query {query}"
 
     def scale(self, level: int) -> str:
         return f"{GLYPHS[level]} {scale_name(self.strides[level])}"
