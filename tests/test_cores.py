@@ -2,7 +2,7 @@
 
 import pytest
 
-from lite_detr.cores import count_cores, divide_cores
+from lite_detr.cores import count_cores, divide_cores, limit_threads
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,16 @@ def test_a_container_has_fewer_cores(quota, cores, tmp_path, monkeypatch):
     monkeypatch.setattr("lite_detr.cores.CPU_QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(quota)
     assert count_cores() == cores
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, [2]), ("64", [])])
+def test_a_container_starts_no_more_threads_than_it_has_cores(variable, expected, monkeypatch):
+    started = []
+    monkeypatch.setattr("lite_detr.cores.count_cores", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("torch.set_num_threads", started.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    limit_threads()
+    assert started == expected

@@ -18,6 +18,20 @@ def count_cores() -> int:
         return cores
 
 
+def limit_threads() -> None:
+    """Let PyTorch start no more threads than a container has cores.
+
+    PyTorch starts one for each core of the machine: with 2 of 64 cores, 62 would wait for the other
+    two in every operator. The environment variable ``OMP_NUM_THREADS`` has the last word.
+    """
+    # Late, as below.
+    import torch
+
+    cores = count_cores()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+
+
 def share_cores(batch_size: int) -> int:
     """Return the number of processes to train in on a CPU, and set the threads of each.
 

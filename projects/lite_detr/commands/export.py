@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import cli, model_zoo, register
+from ..cores import limit_threads
 from ..errors import SaveError
 
 # Of the formats in lite_detr.export.formats, with the endings of their files, and of the opsets and
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.output)
     # It imports PyTorch and Detectron2, which takes seconds.
     register()
+    limit_threads()
     from ..export.formats import export
 
     export(

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .. import cli, model_zoo, register
+from ..cores import limit_threads
 from ..errors import SaveError, VideoError
 from ..labels import printable
 
@@ -197,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # From here on PyTorch and Detectron2 are imported, which takes seconds.
     register()
+    limit_threads()
     from ..inference.predictor import TrainedDetector, load_trained_config
     from ..inference.runs import Run, default_workers
     from ..inference.video import VideoReader, load_opencv, open_window
