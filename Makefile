@@ -42,10 +42,14 @@ APP := build/app
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 GPU_CHECK_FLAGS ?=
 
+# Where `make test-wheel` installs the wheel: a Python and a version of PyTorch each.
+TEST_WHEELS ?= 3.10:2.10.0 3.12:2.10.0 3.13:2.10.0 3.10:newest 3.12:newest 3.13:newest
+
 # Another detector or address for `make app`, such as APP_FLAGS='--port 8000'.
 APP_FLAGS ?=
 
-.PHONY: install demo app test test-all test-pythons docs lock sanitize cuda gpu-check lint clean
+.PHONY: install demo app test test-all test-pythons wheel test-wheel docs lock sanitize cuda \
+	gpu-check lint clean
 
 # Fails with one line for a Python that the first argument does not list; the second says what to do.
 CHECK_PYTHON := -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
@@ -108,6 +112,24 @@ test-all: install
 test-pythons: install
 	$(BIN)/python tests/pythons.py $(TEST_PYTHONS)
 
+# One file for every Python, and for PyTorch from 2.10 on, with CPU kernels. auditwheel finds out how
+# old a system may be.
+wheel: $(VENV)/wheel-installed
+	rm -rf build/wheel build/lib* build/bdist* dist/*.whl
+	CUDA_VISIBLE_DEVICES= TORCH_CUDA_ARCH_LIST= FORCE_CUDA= $(BIN)/pip wheel --quiet --no-deps \
+		--no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so \
+		--wheel-dir dist build/wheel/*.whl
+	@ls -l dist/*.whl
+
+$(VENV)/wheel-installed: $(VENV)/installed requirements/wheel.txt
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements/wheel.txt
+	touch $@
+
+# The wheel in fresh environments without a compiler; those of a Python that is missing are named.
+test-wheel: wheel
+	$(BIN)/python tests/wheels.py dist/*.whl $(TEST_WHEELS)
+
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'The site is build/site/index.html; its search needs a server:'
@@ -123,7 +145,7 @@ $(VENV)/docs-installed: $(VENV)/installed requirements/docs.txt
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv==0.13.9
-	for lock in install:3.10 build:3.10 app:3.10 docs:3.11.5; do name=$${lock%:*}; \
+	for lock in install:3.10 build:3.10 wheel:3.10 app:3.10 docs:3.11.5; do name=$${lock%:*}; \
 		(cd requirements && UV_PYTHON_DOWNLOADS=never ../build/lock/bin/uv pip compile --quiet \
 		--universal --python-version $${lock#*:} --generate-hashes --no-annotate --no-header \
 		$(LOCK_FLAGS) --output-file $$name.txt $$name.in) || exit 1; done

@@ -9,11 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from programs import ROOT
+from torch import torch_version
 
 MAJOR = (torch.version.cuda or "13.0").split(".")[0]
 KNOWN = "compute_75 compute_80 compute_86 compute_87 compute_89 compute_90 compute_100 compute_120"
@@ -234,6 +237,16 @@ def test_the_cpu_build_has_nothing_of_cuda():
     assert not any("cud" in library for library in extension.libraries)
 
 
+@pytest.mark.parametrize("version, stable", [("2.9.1", False), ("2.10.0", True), ("2.15.0", True)])
+def test_the_cpu_build_uses_the_stable_abi_where_pytorch_has_one(version, stable, monkeypatch):
+    monkeypatch.setattr(torch_version, "__version__", torch_version.TorchVersion(version))
+    extension = load("setup").native_extension()
+    flags = extension.extra_compile_args["cxx"]
+    assert ("-DTORCH_TARGET_VERSION=0x020a000000000000" in flags) == stable
+    assert ("-fopenmp" in flags) == (not stable)
+    assert (extension.libraries == ["torch_cpu"]) == stable
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The sources of the package, with one function in place of each kernel."""
@@ -275,6 +288,23 @@ def build(source, tmp_path, monkeypatch):
         return library.read_bytes() if library.exists() else None, said
 
     return build
+
+
+def test_a_wheel_with_the_extension_is_for_any_python(build, source, tmp_path):
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", tmp_path]
+    run = subprocess.run(
+        [*command, "--bdist-dir", tmp_path / "bdist"],
+        cwd=source,
+        env=os.environ | NOTHING_ASKS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    platform = sysconfig.get_platform().replace("-", "_")
+    assert wheel.name.endswith(f"-py3-none-{platform}.whl")
+    assert "lite_detr/_C.so" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_with_a_toolkit_cuda_kernels_are_compiled_and_linked(build, tmp_path):

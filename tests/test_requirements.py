@@ -31,7 +31,7 @@ def pins(name, python=PYTHONS[0]):
 
 
 @pytest.mark.parametrize(
-    "name", ["build.txt", "install.txt", "app.txt", "docs.txt", "detectron2.txt"]
+    "name", ["build.txt", "install.txt", "wheel.txt", "app.txt", "docs.txt", "detectron2.txt"]
 )
 def test_every_package_has_a_version_and_a_hash(name):
     for line in lines_of(name):
@@ -40,7 +40,7 @@ def test_every_package_has_a_version_and_a_hash(name):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("name", ["build", "install", "app"])
+@pytest.mark.parametrize("name", ["build", "install", "wheel", "app"])
 def test_what_is_asked_for_is_what_is_locked(name, python):
     """Fails where `make lock` was forgotten."""
     locked, asked = pins(f"{name}.txt", python), pins(f"{name}.in", python)

@@ -1,14 +1,18 @@
 """Which operators run, the warning if they are missing, and the memory that they take."""
 
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from sampling_problems import LEAVES, make_problem, needs_native, run_python
+from torch.torch_version import TorchVersion
 
 from lite_detr import ops
+from lite_detr.ops.native import DEVICES
 
 PACKAGE = Path(ops.__file__).parents[1]
 USE = """
@@ -121,6 +125,20 @@ def test_cuda_has_the_kernels_of_the_extension_or_of_nvrtc():
         for suffix in ("", "_backward")
     }
     assert registered == {torch.version.cuda is not None}
+
+
+@needs_native
+@pytest.mark.skipif("cuda" in DEVICES, reason="with CUDA kernels it is for one PyTorch")
+@pytest.mark.skipif(TorchVersion(torch.__version__) < (2, 10), reason="has no stable ABI")
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_the_extension_takes_only_c_functions_from_pytorch():
+    """One of C++ would tie it to the PyTorch that it was built with."""
+    command = ["nm", "-D", "--undefined-only", PACKAGE / "_C.so"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = re.findall(r" U (\w+)", run.stdout)
+    assert "torch_parallel_for" in names
+    # Those of the standard library are C++.
+    assert not [name for name in names if re.match("_Z.*(2at|3c10|5torch|8pybind11)", name)]
 
 
 @needs_native
