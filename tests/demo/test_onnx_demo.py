@@ -1,6 +1,8 @@
 """What demo/onnx_demo.py does before and around the detector."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,3 +100,15 @@ def test_what_metadata_may_lack_or_ask_for(tmp_path, photo, capsys):
     save_constant_detector(model, preprocessing=large)
     assert onnx_demo.main(arguments) == 1
     assert "pixels, it is too large" in capsys.readouterr().err
+
+
+def test_a_precision_that_the_file_or_the_processor_lacks_is_refused(photo, monkeypatch, capsys):
+    options = ["--input", str(photo), "--json", str(photo.with_suffix(".json"))]
+    with pytest.raises(SystemExit):
+        onnx_demo.main(["--model", "a.onnx", "--precision", "bf16", *options])
+    assert "--precision bf16 is for OpenVINO's files, in .xml" in capsys.readouterr().err
+    # A stand-in for OpenVINO on a processor with float32 alone.
+    core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core))
+    assert onnx_demo.main(["--model", "a.xml", "--precision", "bf16", *options]) == 1
+    assert "--precision is bf16, and this processor has f32" in capsys.readouterr().err
