@@ -31,63 +31,75 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   Part sums[kVectors] = {};
   A maximum = kLowest<A>, total = 0;
 
+  GroupSamples<A, kLanes, kLayout.threads> found(group.lane);
+
   for (int32_t first = 0; first < points; first += kLanes) {
     const PointRange range(pin(group.item), points);
-    const Point<A> own = find_point(geometry, arguments.points, range, first + group.lane);
+    const Sample<A> own =
+        find_sample(geometry, arguments.points, range, first + group.lane, [](int32_t) {
+          return A(1);
+        });
     const int count = min(kLanes, points - first);
+    const auto attend = [&](auto all_exist) {
 #pragma unroll 1
-    for (int start = 0; start < count; start += kBatch) {
-      Point<A> batch[kBatch];
-      A logits[kBatch] = {};
-      Part samples[kBatch] = {};
+      for (int start = 0; start < count; start += kBatch) {
+        A logits[kBatch] = {};
+        Part samples[kBatch] = {};
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        batch[i] = share<kLanes>(own, start + i);
-        const int32_t width = geometry.width[batch[i].level()];
+        for (int i = 0; i < kBatch; ++i) {
+          const Sample<A>& point = found[start + i];
 #pragma unroll(kVectors == 1 ? 4 : 1)
-        for (int vector = 0; vector < kVectors; ++vector) {
-          Part sample{};
+          for (int vector = 0; vector < kVectors; ++vector) {
+            Part sample{};
 #pragma unroll(kKept ? 4 : kLayout.corners)
-          for (int corner = 0; corner < 4; ++corner) {
-            const A share_of_corner = Influence<A>(batch[i], corner).share;
-            add_scaled(sample, share_of_corner, keys.at(batch[i], corner, width, vector));
+            for (int corner = 0; corner < 4; ++corner) {
+              add_scaled(
+                  sample, point.shares[corner],
+                  keys.template row<all_exist()>(point.tokens[corner], vector));
+            }
+            logits[i] += dot(query.at(vector), sample);
+            if (kKept) samples[i] = sample;
           }
-          logits[i] += dot(query.at(vector), sample);
-          if (kKept) samples[i] = sample;
         }
-      }
 
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        logits[i] = sum_lanes<kLanes>(logits[i]) * arguments.scale;
-        // A batch may go beyond the last point.
-        if (start + i >= count) logits[i] = kLowest<A>;
-      }
+        for (int i = 0; i < kBatch; ++i) {
+          logits[i] = sum_lanes<kLanes>(logits[i]) * arguments.scale;
+          // A batch may go beyond the last point.
+          if (start + i >= count) logits[i] = kLowest<A>;
+        }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        // Relative to the larger of this logit and the largest so far, one of the two weights is 1.
-        const bool rises = logits[i] > maximum;
-        const A ratio = exponential(rises ? maximum - logits[i] : logits[i] - maximum);
-        const A earlier = rises ? ratio : A(1);
-        const A weight = rises ? A(1) : ratio;
-        maximum = rises ? logits[i] : maximum;
-        total = total * earlier + weight;
-        const int32_t width = geometry.width[batch[i].level()];
+        for (int i = 0; i < kBatch; ++i) {
+          // Relative to the larger of this logit and the largest so far, one of the two weights is
+          // 1.
+          const bool rises = logits[i] > maximum;
+          const A ratio = exponential(rises ? maximum - logits[i] : logits[i] - maximum);
+          const A earlier = rises ? ratio : A(1);
+          const A weight = rises ? A(1) : ratio;
+          maximum = rises ? logits[i] : maximum;
+          total = total * earlier + weight;
 #pragma unroll
-        for (int vector = 0; vector < kVectors; ++vector) {
-          sums[vector] = scale(earlier, sums[vector]);
-          if constexpr (kKept) {
-            add_scaled(sums[vector], weight, samples[i]);
-          } else {
+          for (int vector = 0; vector < kVectors; ++vector) {
+            sums[vector] = scale(earlier, sums[vector]);
+            if constexpr (kKept) {
+              add_scaled(sums[vector], weight, samples[i]);
+            } else {
+              const Sample<A>& point = found[start + i];
 #pragma unroll(kLayout.corners)
-            for (int corner = 0; corner < 4; ++corner) {
-              const A share_of_corner = Influence<A>(batch[i], corner).share;
-              const Part value = values.at(batch[i], corner, width, vector);
-              add_scaled(sums[vector], weight * share_of_corner, value);
+              for (int corner = 0; corner < 4; ++corner) {
+                add_scaled(
+                    sums[vector], weight * point.shares[corner],
+                    values.template row<all_exist()>(point.tokens[corner], vector));
+              }
             }
           }
         }
       }
+    };
+    if (found.put(own)) {
+      attend(std::true_type());
+    } else {
+      attend(std::false_type());
     }
   }
 

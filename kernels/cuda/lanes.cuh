@@ -52,6 +52,19 @@ __device__ __forceinline__ V pin(V value) {
   return value;
 }
 
+// The address of a token's row, in one instruction. Left to the compiler, the stride becomes a 64-bit
+// number ahead of the loop, and the product four instructions.
+__device__ __forceinline__ const char* token_row(
+    const char* first, int32_t token, int32_t stride) {
+#if defined(__CUDACC__)
+  const char* row;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(row) : "r"(token), "r"(stride), "l"(first));
+  return row;
+#else
+  return first + int64_t(token) * stride;
+#endif
+}
+
 // Tells the compiler what pin() hides, that an address is in device memory: an atomic addition is
 // then one instruction, instead of a case for each kind of memory.
 template <typename V>
@@ -60,6 +73,17 @@ __device__ __forceinline__ V* in_device_memory(V* address) {
   __builtin_assume(__isGlobal(address));
 #endif
   return address;
+}
+
+// An array that the threads of a block share, one for each kernel. Nothing is in it at first.
+template <typename V, int kCount>
+__device__ __forceinline__ V* shared_array() {
+#if defined(__CUDACC__)
+  __shared__ V array[kCount];
+  return array;
+#else
+  return static_cast<V*>(harness::shared_memory(kCount * sizeof(V)));
+#endif
 }
 
 // The first row of the block's head and image.

@@ -22,28 +22,36 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
       arguments.weights + range.first, points, group.lane);
   Channels<A, kWidth> sums[kVectors] = {};
 
+  GroupSamples<A, kLanes, kLayout.threads> samples(group.lane);
+
   // Each lane finds a point; then all of them add up their channels, point by point.
   for (int32_t first = 0; first < points; first += kLanes) {
-    const int32_t own_point = first + group.lane;
-    const Point<A> own = find_point(geometry, arguments.points, range, own_point);
-    const A own_weight = own_point < points ? weights.at(own_point) : A(0);
+    const Sample<A> own = find_sample(
+        geometry, arguments.points, range, first + group.lane,
+        [&](int32_t point) { return weights.at(point); });
     const int count = min(kLanes, points - first);
+    const auto add_points = [&](auto all_exist) {
 #pragma unroll 1
-    for (int start = 0; start < count; start += kLayout.batch) {
+      for (int start = 0; start < count; start += kLayout.batch) {
 #pragma unroll
-      for (int i = 0; i < kLayout.batch; ++i) {
-        const Point<A> point = share<kLanes>(own, start + i);
-        const A weight = share<kLanes>(own_weight, start + i);
-        const int32_t width = geometry.width[point.level()];
+        for (int i = 0; i < kLayout.batch; ++i) {
+          const Sample<A>& sample = samples[start + i];
 #pragma unroll
-        for (int vector = 0; vector < kVectors; ++vector) {
+          for (int vector = 0; vector < kVectors; ++vector) {
 #pragma unroll(kLayout.corners)
-          for (int corner = 0; corner < 4; ++corner) {
-            const A share = Influence<A>(point, corner).share;
-            add_scaled(sums[vector], weight * share, values.at(point, corner, width, vector));
+            for (int corner = 0; corner < 4; ++corner) {
+              add_scaled(
+                  sums[vector], sample.shares[corner],
+                  values.template row<all_exist()>(sample.tokens[corner], vector));
+            }
           }
         }
       }
+    };
+    if (samples.put(own)) {
+      add_points(std::true_type());
+    } else {
+      add_points(std::false_type());
     }
   }
   if (group.exists) store_row<kLanes>(arguments.output, group.item, group.lane, sums);

@@ -83,17 +83,29 @@ __device__ __forceinline__ Position<compute_t<T>> find_position(
       to_cells(reference.y, geometry.height[level]) + offset.y * units.row};
 }
 
+// The corners of one of a query's L * P points.
+template <typename Points, typename A = typename Points::Exact>
+__device__ __forceinline__ Corners<A> corners_of(
+    const KernelGeometry& geometry, const Points& points, const PointRange& range, int32_t point,
+    int32_t level) {
+  const Position<A> position = find_position(geometry, points, range, point, level);
+  return find_corners(
+      position.column, position.row, geometry.width[level], geometry.height[level],
+      geometry.start[level]);
+}
+
+__device__ __forceinline__ int32_t level_of(const KernelGeometry& geometry, int32_t point) {
+  return uint32_t(point) / uint32_t(geometry.points);
+}
+
 // One of a query's L * P points. Points beyond the last one have no corners.
 template <typename Points, typename A = typename Points::Exact>
 __device__ __forceinline__ Point<A> find_point(
     const KernelGeometry& geometry, const Points& points, const PointRange& range, int32_t point) {
   if (point >= geometry.levels * geometry.points) return {0, 0, A(0), A(0)};
-  const uint32_t level = uint32_t(point) / uint32_t(geometry.points);
-  const Position<A> position = find_position(geometry, points, range, point, level);
-  const Corners<A> corners = find_corners(
-      position.column, position.row, geometry.width[level], geometry.height[level],
-      geometry.start[level]);
-  uint32_t flags = level << 4;
+  const int32_t level = level_of(geometry, point);
+  const Corners<A> corners = corners_of(geometry, points, range, point, level);
+  uint32_t flags = uint32_t(level) << 4;
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
     flags |= uint32_t(corners.token[corner] >= 0) << corner;
@@ -126,6 +138,68 @@ __device__ __forceinline__ Point<A> share(const Point<A>& point, int lane) {
       share<kLanes>(point.token, lane), share<kLanes>(point.flags, lane),
       share<kLanes>(point.right, lane), share<kLanes>(point.lower, lane)};
 }
+
+// A point as all lanes of a group read it: the tokens around it, and what each of them counts.
+//
+// A corner that is not on the map repeats another one, and counts nothing. A point without corners
+// has tokens of -1.
+template <typename A>
+struct alignas(16) Sample {
+  int32_t tokens[4];
+  A shares[4];
+
+  __device__ __forceinline__ bool exists() const { return tokens[0] >= 0; }
+};
+
+// One of a query's L * P points, each of whose shares is times `weight_of` the point. Points beyond
+// the last one have no corners.
+template <typename Points, typename Weight, typename A = typename Points::Exact>
+__device__ __forceinline__ Sample<A> find_sample(
+    const KernelGeometry& geometry, const Points& points, const PointRange& range, int32_t point,
+    Weight weight_of) {
+  Sample<A> sample{{-1, -1, -1, -1}, {}};
+  if (point >= geometry.levels * geometry.points) return sample;
+  const Corners<A> corners =
+      corners_of(geometry, points, range, point, level_of(geometry, point));
+  const A weight = weight_of(point);
+  const int32_t any =
+      max(max(corners.token[0], corners.token[1]), max(corners.token[2], corners.token[3]));
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    const bool exists = corners.token[corner] >= 0;
+    const A of_column = corner & 1 ? corners.right : A(1) - corners.right;
+    const A of_row = corner >> 1 ? corners.lower : A(1) - corners.lower;
+    sample.tokens[corner] = exists ? corners.token[corner] : any;
+    sample.shares[corner] = exists ? weight * (of_column * of_row) : A(0);
+  }
+  return sample;
+}
+
+// The points that the lanes of a group have found, in shared memory.
+template <typename A, int kLanes, int kThreads>
+class GroupSamples {
+ public:
+  // Groups are a sample more apart than they have lanes, so that they read from different banks.
+  __device__ __forceinline__ explicit GroupSamples(int32_t lane)
+      : samples_(
+            shared_array<Sample<A>, kThreads + kThreads / kLanes>() +
+            threadIdx.x / kLanes * (kLanes + 1)),
+        lane_(lane) {}
+
+  // Every lane puts its own, and gets whether all samples of the warp exist.
+  __device__ __forceinline__ bool put(const Sample<A>& own) {
+    __syncwarp();
+    samples_[lane_] = own;
+    __syncwarp();
+    return __all_sync(kWholeWarp, own.exists());
+  }
+
+  __device__ __forceinline__ const Sample<A>& operator[](int lane) const { return samples_[lane]; }
+
+ private:
+  Sample<A>* samples_;
+  int32_t lane_;
+};
 
 // A corner's influence on a bilinear mix: its share, and how that changes with a step of one cell
 // to the right, or down.
@@ -166,15 +240,22 @@ class TokenReader {
 
   __device__ __forceinline__ TokenReader(const TokenRows<const T>& rows, int32_t lane)
       : first_(pin(reinterpret_cast<const char*>(first_row(rows) + lane * kWidth))),
-        stride_(rows.token_stride) {}
+        stride_(pin(rows.token_stride)) {}
+
+  // The row of a token. Unless kExists, the token may be -1, whose row is zeros.
+  template <bool kExists>
+  __device__ __forceinline__ Part row(int32_t token, int vector) const {
+    if (!kExists && token < 0) return {};
+    const char* row = token_row(first_, token, stride_);
+    return load<kWidth>(reinterpret_cast<const T*>(row) + vector * kLanes * kWidth);
+  }
 
   // The row at a corner of a point; zeros if there is none.
   template <typename A>
   __device__ __forceinline__ Part at(
       const Point<A>& point, int corner, int32_t width, int vector) const {
     if (!point.has(corner)) return {};
-    const char* row = first_ + int64_t(point.corner_token(corner, width)) * stride_;
-    return load<kWidth>(reinterpret_cast<const T*>(row) + vector * kLanes * kWidth);
+    return row<true>(point.corner_token(corner, width), vector);
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "block.h"
 
+#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
@@ -20,6 +21,9 @@ std::string describe(const Arrival& arrival) {
       break;
     case Intrinsic::shuffle_xor:
       text << "__shfl_xor_sync of " << arrival.size << " bytes";
+      break;
+    case Intrinsic::vote_all:
+      text << "__all_sync";
       break;
     case Intrinsic::sync_warp:
       text << "__syncwarp";
@@ -47,6 +51,9 @@ std::string triple(uint3 index) {
 
 bool holds(uint32_t lanes, int lane) { return lanes >> lane & 1; }
 
+// Beyond the end of shared memory.
+constexpr size_t kMargin = 1024;
+
 }  // namespace
 
 uint32_t Warp::missing(const Arrival& arrival) const {
@@ -70,6 +77,26 @@ Block::Block(
     (thread < alive_ ? warp.ready : warp.exited) |= 1u << thread % kWarpSize;
     if (thread < alive_) fibers_[thread]->begin(kernel);
   }
+}
+
+bool Block::has_exited() const {
+  if (alive_ != 0) return false;
+  for (size_t i = shared_.size() - std::min(shared_.size(), kMargin); i < shared_.size(); ++i) {
+    if (shared_[i] != 0xff) {
+      throw std::runtime_error(
+          "block " + triple(index) + " has written beyond the end of its shared memory");
+    }
+  }
+  return true;
+}
+
+void* Block::shared_memory(size_t size) {
+  // All bits set are NaN in every type.
+  if (shared_.empty()) shared_.resize(size + kMargin, 0xff);
+  if (shared_.size() != size + kMargin) {
+    throw std::runtime_error("the harness has one array of shared memory for each kernel");
+  }
+  return shared_.data();
 }
 
 int Block::choose(Schedule& schedule) const {
@@ -136,6 +163,13 @@ void Block::release_warp(int first_thread, const Arrival& arrival) {
   const uint32_t present = arrival.mask & ~warp.exited;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if (!holds(present, lane) || arrival.intrinsic == Intrinsic::sync_warp) continue;
+    if (arrival.intrinsic == Intrinsic::vote_all) {
+      warp.received[lane] = 1;
+      for (int other = 0; other < kWarpSize; ++other) {
+        if (holds(present, other)) warp.received[lane] &= warp.arrivals[other].value;
+      }
+      continue;
+    }
     const int source = source_lane(lane, warp.arrivals[lane]);
     if (!holds(present, source)) {
       const char* reason = holds(arrival.mask, source) ? "has exited" : "is not in the mask";

@@ -38,11 +38,13 @@ class Block {
 
   // Chooses a thread that can run; throws if all that have not exited wait for each other.
   int choose(Schedule& schedule) const;
-  bool has_exited() const { return alive_ == 0; }
+  bool has_exited() const;
 
   void arrive(int thread, const Arrival& arrival);
   uint64_t received(int thread) const;
   void arrive_at_barrier(int thread);
+  // Throws, as has_exited() does, if a thread has written beyond the end.
+  void* shared_memory(size_t size);
   void exit(int thread);
 
   const uint3 index;
@@ -61,6 +63,7 @@ class Block {
   int at_barrier_ = 0;
   std::vector<Warp> warps_;
   std::vector<Fiber*> fibers_;
+  std::vector<unsigned char> shared_;  // with a margin at the end
 };
 
 }  // namespace lite_detr::harness

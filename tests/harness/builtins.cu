@@ -106,6 +106,16 @@ __global__ void shuffle_in_halves(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, number);
 }
 
+// Whether all lanes below `argument` and, apart from them, all others say yes, which lanes from 20 on
+// do not.
+__global__ void vote(Arguments arguments) {
+  const int below = int(threadIdx.x) < arguments.argument;
+  const unsigned lower = (1u << arguments.argument) - 1;
+  const int yes = threadIdx.x < 20;
+  const int all = below ? __all_sync(lower, yes) : __all_sync(~lower, yes);
+  __stwb(arguments.output + threadIdx.x, float(all));
+}
+
 // Stores each thread's number within the whole grid.
 __global__ void number_threads(Arguments arguments) {
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
@@ -169,6 +179,7 @@ Kernel find_builtins_kernel(const std::string& name) {
       KERNEL(shuffle_xor<int>),
       KERNEL(shuffle_xor<unsigned>),
       KERNEL(shuffle_in_halves),
+      KERNEL(vote),
       KERNEL(number_threads),
       KERNEL(add_vectors),
       KERNEL(add_doubles),

@@ -112,7 +112,7 @@ void run_blocks(dim3 grid, dim3 size, const std::function<void()>& kernel) {
 cudaError_t launch(
     dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   if (!is_valid(grid, block)) return cudaErrorInvalidConfiguration;
-  if (shared_bytes != 0) throw std::runtime_error("the harness has no shared memory");
+  if (shared_bytes != 0) throw std::runtime_error("the harness has no dynamic shared memory");
   const std::lock_guard<std::mutex> lock(launching);
   counters = {};
   gridDim = grid;
@@ -163,11 +163,14 @@ void* checked(const void* address, size_t size, Access access) {
 uint64_t exchange(const Arrival& arrival) {
   Block& block = *current_block;
   const int thread = current_thread;
-  if (arrival.intrinsic != Intrinsic::sync_warp) ++counters.shuffles;
+  const Intrinsic intrinsic = arrival.intrinsic;
+  if (intrinsic == Intrinsic::shuffle || intrinsic == Intrinsic::shuffle_xor) ++counters.shuffles;
   block.arrive(thread, arrival);
   Fiber::give_way();
   return block.received(thread);
 }
+
+void* shared_memory(size_t size) { return current_block->shared_memory(size); }
 
 void sync_block() {
   current_block->arrive_at_barrier(current_thread);

@@ -154,6 +154,26 @@ __global__ void exchange_in_the_block(Arguments arguments) {
   __stwb(arguments.output + threadIdx.x, other);
 }
 
+// The same through shared memory.
+__device__ void exchange_by_shared_memory(Arguments arguments, bool synchronised, int beyond) {
+  float* numbers = static_cast<float*>(shared_memory(32 * sizeof(float)));
+  numbers[threadIdx.x + beyond] = float(threadIdx.x);
+  if (synchronised) __syncwarp();
+  __stwb(arguments.output + threadIdx.x, numbers[threadIdx.x ^ 1]);
+}
+
+__global__ void exchange_shared(Arguments arguments) {
+  exchange_by_shared_memory(arguments, true, 0);
+}
+
+__global__ void exchange_shared_unsynchronised(Arguments arguments) {
+  exchange_by_shared_memory(arguments, false, 0);
+}
+
+__global__ void write_beyond_shared_memory(Arguments arguments) {
+  exchange_by_shared_memory(arguments, true, 1);
+}
+
 __global__ void count_threads(Arguments arguments) { atomicAdd(arguments.output, 1.0f); }
 
 __global__ void count_threads_without_atomics(Arguments arguments) {
@@ -193,6 +213,9 @@ Kernel find_planted_kernel(const std::string& name) {
       KERNEL(exchange),
       KERNEL(exchange_in_the_block_unsynchronised),
       KERNEL(exchange_in_the_block),
+      KERNEL(exchange_shared),
+      KERNEL(exchange_shared_unsynchronised),
+      KERNEL(write_beyond_shared_memory),
       KERNEL(count_threads),
       KERNEL(count_threads_without_atomics),
       KERNEL(read_only_what_is_written),

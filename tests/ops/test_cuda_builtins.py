@@ -44,6 +44,13 @@ def test_double_additions():
     assert output[3] == 0.1 and output[33] == pytest.approx(total - 0.1)
 
 
+@pytest.mark.parametrize("lanes, yes", [(10, 10), (20, 20), (21, 0)])
+def test_votes(lanes, yes):
+    """Lanes below a number vote apart from the others, of which those from 20 on say no."""
+    output = run_planted("vote", argument=lanes)
+    assert output.tolist() == [1.0] * yes + [0.0] * (32 - yes)
+
+
 def test_minima_maxima_and_functions():
     expected = [-3, 2, 2, 3, 1.5, 1.5, 3, -2.5, 8, 10]
     assert run_planted("minima_and_maxima", size=10, block=(1, 1, 1)).tolist() == expected

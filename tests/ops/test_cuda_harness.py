@@ -91,6 +91,7 @@ def test_kernels_without_faults(order):
     assert run_planted("exchange_in_the_block", size=96, block=(96, 1, 1)).equal(
         numbers[:96].flip(0)
     )
+    assert run_planted("exchange_shared").equal((LANES ^ 1).float())
     output = run_planted("shuffle_after_others_exited")
     assert output[:16].equal((LANES[:16] ^ 1).float())
     assert output[16:].isnan().all()
@@ -168,6 +169,17 @@ def test_large_tensors_take_only_what_is_written():
     output = on_device(1)
     launch_planted("copy", tensor[-4:], output)
     assert output == 1
+
+
+def test_orders_show_a_missing_synchronisation_of_shared_memory(order):
+    """It is NaN until it is written, in the other blocks as well."""
+    output = run_planted("exchange_shared_unsynchronised", size=32, grid=(3, 1, 1))
+    assert output.isnan().any()
+
+
+def test_writing_beyond_shared_memory_is_caught(order):
+    with pytest.raises(RuntimeError, match=r"block \(0, 0, 0\) has written beyond the end of its"):
+        run_planted("write_beyond_shared_memory")
 
 
 def test_orders_show_a_missing_synchronisation():

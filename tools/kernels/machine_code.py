@@ -176,6 +176,12 @@ class Code:
         loops = self.memory_loops()
         return min(loops, key=lambda loop: (-sum(loop <= other for other in loops), len(loop)))
 
+    def longer_alternatives(self) -> set[int]:
+        """Return the loops at the second depth that have a shorter one beside them."""
+        loops = self.memory_loops()
+        second = [loop for loop in loops if sum(loop <= other for other in loops) == 2]
+        return set().union(*sorted(second, key=len)[1:])
+
     def skipped_by_a_branch(self, marked: Set[int], kept: Set[int]) -> set[int]:
         """Return the most that a branch can skip with all of ``marked`` and nothing of ``kept``."""
         reachable, largest = self.reachable(), set()
@@ -215,7 +221,7 @@ class Code:
         Raises:
             ValueError: the code has other loops.
         """
-        loops = self.memory_loops()
+        loops = [loop for loop in self.memory_loops() if not loop <= skipped]
         depths = sorted(sum(loop <= other for other in loops) for loop in loops)
         nested = depths[beside:]
         if (

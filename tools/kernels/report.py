@@ -94,6 +94,8 @@ def count_for_point(kernel: Kernel, layouts: dict[str, dict[str, int]]) -> dict[
         trips = (-(-points // lanes), -(-min(lanes, points) // layout["batch"]))
         alone = len(trips)
         trips += (CORNERS / layout["corners"],) if layout["corners"] < CORNERS else ()
+        # Forward kernels have a loop for points that may have no corners, and one for others.
+        skipped = kernel.code.longer_alternatives()
         # The maximum and the total of the logits.
         beside = 2 if kernel.name.startswith("fused_msda") else 0
     else:

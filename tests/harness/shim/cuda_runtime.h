@@ -113,6 +113,10 @@ T __shfl_xor_sync(unsigned int mask, T value, int lane_mask, int width = warpSiz
 inline void __syncwarp(unsigned int mask = 0xffffffff) {
   lite_detr::harness::exchange({lite_detr::harness::Intrinsic::sync_warp, mask, 0, warpSize, 0, 0});
 }
+inline int __all_sync(unsigned int mask, int predicate) {
+  return int(lite_detr::harness::exchange(
+      {lite_detr::harness::Intrinsic::vote_all, mask, 0, warpSize, 0, uint64_t(predicate != 0)}));
+}
 inline void __syncthreads() { lite_detr::harness::sync_block(); }
 
 // As CUDA's: also for two different types, and by the C functions if one is a floating-point type.
