@@ -14,7 +14,7 @@ constexpr unsigned kWholeWarp = 0xffffffff;
 
 // The query and head of a group of lanes. A block holds consecutive queries of one head of one
 // image; groups beyond the last query repeat it, and write nothing.
-template <int kLanes, int kThreads>
+template <int kLanes>
 struct Group {
   int32_t query;  // of B * Q
   int32_t item;   // of B * Q * M
@@ -22,7 +22,7 @@ struct Group {
   bool exists;
 
   __device__ __forceinline__ explicit Group(const KernelGeometry& geometry) {
-    const int32_t number = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
+    const int32_t number = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
     exists = number < geometry.queries;
     const int32_t last = geometry.queries - 1;
     query = blockIdx.z * geometry.queries + (exists ? number : last);
@@ -31,11 +31,22 @@ struct Group {
   }
 };
 
-// The blocks of a launch.
-inline dim3 grid(const Layout& layout, const KernelGeometry& geometry) {
-  const int32_t groups = layout.threads / layout.lanes;
-  const int32_t blocks = geometry.queries / groups + (geometry.queries % groups != 0);
-  return dim3(blocks, geometry.heads, geometry.batch);
+struct Grid {
+  dim3 blocks;
+  int threads;  // of each
+};
+
+// The grid of a launch.
+inline Grid grid(const Layout& layout, const KernelGeometry& geometry) {
+  const auto of_threads = [&](int threads) {
+    const int32_t groups = threads / layout.lanes;
+    const int32_t blocks = geometry.queries / groups + (geometry.queries % groups != 0);
+    return Grid{dim3(blocks, geometry.heads, geometry.batch), threads};
+  };
+  const Grid large = of_threads(layout.threads);
+  const bool is_small =
+      int64_t(large.blocks.x) * large.blocks.y * large.blocks.z < kBlocksOfASmallGrid;
+  return is_small ? of_threads(kSmallBlock) : large;
 }
 
 // Keeps a value in a register. Otherwise the compiler recomputes addresses for each load, a dozen

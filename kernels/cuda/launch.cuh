@@ -32,9 +32,9 @@ template <typename Arguments>
 cudaError_t launch_kernel(
     void (*kernel)(Arguments), const Layout& layout, const Arguments& arguments,
     cudaStream_t stream) {
-  const dim3 blocks = grid(layout, arguments.geometry);
+  const Grid size = grid(layout, arguments.geometry);
   void* pointers[] = {const_cast<Arguments*>(&arguments)};
-  return cudaLaunchKernel(kernel, blocks, dim3(layout.threads), pointers, 0, stream);
+  return cudaLaunchKernel(kernel, size.blocks, dim3(size.threads), pointers, 0, stream);
 }
 
 template <typename T, typename Points>

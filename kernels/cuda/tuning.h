@@ -33,15 +33,17 @@ constexpr Layout spread(int head_width, int width, int batch, int corners, int t
   return layout;
 }
 
-// Threads. Blocks have no shared memory and no barrier, so their size only decides which queries
-// share an L1 cache (those of a block are consecutive, of one head), and how finely a small call is
-// spread. Forward takes 256, so that the 32 queries of a block in float32 share many rows: a
-// decoder's 900 queries of 8 heads are still 232 blocks for the 132 multiprocessors of an H100 (in
-// 16 bits, with 64 queries each, only 120).
-// Backward is limited by its additions and not by what it reads; it takes 128, and is spread twice
-// as finely.
+// Threads. Warps of a block neither wait for each other nor exchange anything, so its size only
+// decides which queries share an L1 cache (those of a block are consecutive, of one head), and how
+// finely a small call is spread. Forward takes 256, so that the 32 queries of a block in float32
+// share many rows. Backward is limited by its additions and not by what it reads; it takes 128, and
+// is spread twice as finely.
 constexpr int kForwardThreads = 256;
 constexpr int kBackwardThreads = 128;
+// A grid of less than two blocks for each of the 132 multiprocessors of an H100 takes small blocks:
+// a decoder's 900 queries of 8 heads are 232 blocks of 256 threads in float32, and 120 in 16 bits.
+constexpr int kBlocksOfASmallGrid = 2 * 132;
+constexpr int kSmallBlock = 64;
 // Half of the threads that a multiprocessor can hold, which leaves 64 to 128 registers for each.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
 constexpr int kResidentThreads = 512;

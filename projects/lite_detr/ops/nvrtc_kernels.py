@@ -75,7 +75,7 @@ class Kernel(NamedTuple):
     def program(self) -> nvrtc.Program:
         """Return the program that instantiates the kernel, if the structs have the same size.
 
-        Its second expression names the lanes of a group and the threads of a block.
+        Its second expression names what :class:`Loaded` tells of a launch.
         """
         number = TYPES[self.dtype]
         arguments = f"{self.struct}<{number}, {self.points}<{number}>>"
@@ -86,20 +86,25 @@ class Kernel(NamedTuple):
             f"static_assert(kMaxItems == {ITEMS});\n"
             f"using Arguments = {arguments};\n"
             f"static_assert(sizeof(Arguments) == {ctypes.sizeof(self.argument())});\n"
-            "template <int kLanes, int kThreads>\n__global__ void launch_layout() {}\n}\n"
+            "template <int kLanes, int kThreads, int kFew, int kSmall>\n"
+            "__global__ void launch_layout() {}\n}\n"
         )
         key = () if self.shared is None else (str(self.shared).lower(),)
         instance = ", ".join(
             [number, f"lite_detr::{self.points}<{number}>", str(self.head_width), *key]
         )
         layout = f"k{self.struct}<{', '.join([number, str(self.head_width), *key])}>"
-        layout = f"lite_detr::cuda::{layout}"
+        space = "lite_detr::cuda::"
+        launch = (
+            f"{space}{layout}.lanes, {space}{layout}.threads, {space}kBlocksOfASmallGrid, "
+            f"{space}kSmallBlock"
+        )
         return nvrtc.Program(
             f"kernels/{file}",
             source,
             (
                 f"lite_detr::cuda::{self.name}<{instance}>",
-                f"lite_detr::cuda::launch_layout<{layout}.lanes, {layout}.threads>",
+                f"{space}launch_layout<{launch}>",
             ),
         )
 
@@ -130,9 +135,28 @@ def argument_type(name: str, points: str, exact: torch.dtype) -> type[ctypes.Str
 
 
 class Loaded(NamedTuple):
+    """A kernel on a device, and how to launch it.
+
+    Attributes:
+        lanes: of a group, which works for one query and head.
+        threads: of a block.
+        few: a grid of fewer blocks takes small ones.
+        small: the threads of a small block.
+    """
+
     function: object
     lanes: int
     threads: int
+    few: int
+    small: int
+
+    def grid(self, geometry: ctypes.Structure) -> tuple[tuple[int, int, int], int]:
+        """Return the blocks of a launch, and the threads of each."""
+        for threads in (self.threads, self.small):
+            blocks = -(-geometry.queries // (threads // self.lanes))
+            if blocks * geometry.heads * geometry.batch >= self.few:
+                break
+        return (blocks, geometry.heads, geometry.batch), threads
 
 
 @functools.cache
@@ -144,8 +168,8 @@ def load(kernel: Kernel, device: int) -> Loaded:
     """
     function, names = nvrtc.load(kernel.program(), device)
     # The compiler's name of an instance spells out its parameters.
-    lanes, threads = re.search(r"launch_layoutILi(\d+)ELi(\d+)E", names[1]).groups()
-    return Loaded(function, int(lanes), int(threads))
+    numbers = re.search(r"launch_layoutI((?:Li\d+E)+)", names[1])[1]
+    return Loaded(function, *map(int, re.findall(r"\d+", numbers)))
 
 
 @functools.cache

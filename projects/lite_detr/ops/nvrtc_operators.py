@@ -104,7 +104,7 @@ class Call:
         kernel = self.kernels[way == "backward"]
         device = self.value.device
         with torch.cuda.device(device):
-            function, lanes, threads = load(kernel, device.index)
+            loaded = load(kernel, device.index)
             struct = kernel.argument()
             argument = struct(geometry=geometry, value=token_rows(self.values))
             for name, field in self.points.fields().items():
@@ -117,9 +117,7 @@ class Call:
                     token_rows(field) if rows else field.data_ptr() if field is not None else 0
                 )
                 setattr(argument, name, pointer)
-            blocks = -(-geometry.queries // (threads // lanes))
-            grid = (blocks, geometry.heads, geometry.batch)
-            nvrtc.launch(function, grid, threads, argument, device)
+            nvrtc.launch(loaded.function, *loaded.grid(geometry), argument, device)
 
     def forward(self, any_weights: Tensor) -> Tensor:
         """Return the output, given weights, or logits if the points are given by offsets."""
