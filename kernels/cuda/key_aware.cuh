@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   using A = compute_t<T>;
   constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, kShared>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
-  constexpr int kBatch = kLayout.batch;
+  // Lambdas cannot use the layout's members.
+  constexpr int kBatch = kLayout.batch, kCorners = kLayout.corners;
   using Part = Channels<A, kWidth>;
   // Whether sampled keys stay in registers until they are added up as values.
   constexpr bool kKept = kShared && kVectors == 1;
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 #pragma unroll(kVectors == 1 ? 4 : 1)
           for (int vector = 0; vector < kVectors; ++vector) {
             Part sample{};
-#pragma unroll(kKept ? 4 : kLayout.corners)
+#pragma unroll(kKept ? 4 : kCorners)
             for (int corner = 0; corner < 4; ++corner) {
               add_scaled(
                   sample, point.shares[corner],
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
               add_scaled(sums[vector], weight, samples[i]);
             } else {
               const Sample<A>& point = found[start + i];
-#pragma unroll(kLayout.corners)
+#pragma unroll(kCorners)
               for (int corner = 0; corner < 4; ++corner) {
                 add_scaled(
                     sums[vector], weight * point.shares[corner],

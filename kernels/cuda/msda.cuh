@@ -12,6 +12,8 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   using A = compute_t<T>;
   constexpr Layout kLayout = kMsdaForward<T, kHeadWidth>;
   constexpr int kWidth = kLayout.width, kLanes = kLayout.lanes, kVectors = kLayout.vectors;
+  // Lambdas cannot use the layout's members.
+  constexpr int kBatch = kLayout.batch, kCorners = kLayout.corners;
 
   const KernelGeometry& geometry = arguments.geometry;
   const Group<kLayout.lanes> group(geometry);
@@ -32,13 +34,13 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
     const int count = min(kLanes, points - first);
     const auto add_points = [&](auto all_exist) {
 #pragma unroll 1
-      for (int start = 0; start < count; start += kLayout.batch) {
+      for (int start = 0; start < count; start += kBatch) {
 #pragma unroll
-        for (int i = 0; i < kLayout.batch; ++i) {
+        for (int i = 0; i < kBatch; ++i) {
           const Sample<A>& sample = samples[start + i];
 #pragma unroll
           for (int vector = 0; vector < kVectors; ++vector) {
-#pragma unroll(kLayout.corners)
+#pragma unroll(kCorners)
             for (int corner = 0; corner < 4; ++corner) {
               add_scaled(
                   sums[vector], sample.shares[corner],

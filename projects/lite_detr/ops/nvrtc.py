@@ -50,6 +50,8 @@ template <typename First, typename Second>
 struct conditional<false, First, Second> { using type = Second; };
 template <bool kFirst, typename First, typename Second>
 using conditional_t = typename conditional<kFirst, First, Second>::type;
+struct true_type { constexpr bool operator()() const { return true; } };
+struct false_type { constexpr bool operator()() const { return false; } };
 }
 """,
     "cuda_runtime.h": "",
