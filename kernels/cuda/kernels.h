@@ -36,16 +36,25 @@ struct KernelGeometry {
   int32_t channels;  // D, one of kHeadWidths
   int32_t points;    // P, on each level
   int32_t levels;    // L
+  int32_t query_level;  // the queries are the tokens of this level and those after it; L: they are not
   int32_t height[kMaxLevels];
   int32_t width[kMaxLevels];
   int32_t start[kMaxLevels];
 };
 
+// The first level whose tokens, with all after them, are as many as the queries; L if there is none.
+// Queries that are not these tokens after all are taken in another order, with the same results.
+inline int32_t find_query_level(const KernelGeometry& geometry) {
+  int64_t tokens = 0;
+  for (int32_t level = geometry.levels - 1; level >= 0; --level) {
+    tokens += int64_t(geometry.height[level]) * geometry.width[level];
+    if (tokens == geometry.queries) return level;
+  }
+  return geometry.levels;
+}
+
 // A tensor [B, S, M, D] with channels side by side; strides in bytes, multiples of kVectorBytes.
-//
-// A token's number times its stride is a widening 32-bit multiplication: one instruction, whose
-// result is a 64-bit offset. No tensor is too large for it, and smaller offsets would not be
-// faster.
+// Offsets within an image are 32-bit multiples of kVectorBytes.
 template <typename T>
 struct TokenRows {
   T* data;

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr bool kKept = kShared && kVectors == 1;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
@@ -33,11 +33,13 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   A maximum = kLowest<A>, total = 0;
 
   GroupSamples<A, kLanes, kLayout.threads> found(group.lane);
+  // Separate keys may have another stride than the values.
+  const int32_t step = kShared ? values.step() : 1;
 
   for (int32_t first = 0; first < points; first += kLanes) {
     const PointRange range(pin(group.item), points);
     const Sample<A> own =
-        find_sample(geometry, arguments.points, range, first + group.lane, [](int32_t) {
+        find_sample(geometry, arguments.points, range, first + group.lane, step, [](int32_t) {
           return A(1);
         });
     const int count = min(kLanes, points - first);
@@ -54,9 +56,11 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
             Part sample{};
 #pragma unroll(kKept ? 4 : kCorners)
             for (int corner = 0; corner < 4; ++corner) {
+              const int32_t row = point.rows[corner];
               add_scaled(
                   sample, point.shares[corner],
-                  keys.template row<all_exist()>(point.tokens[corner], vector));
+                  kShared ? keys.template row<all_exist()>(row, vector)
+                          : keys.template row_of_token<all_exist()>(row, vector));
             }
             logits[i] += dot(query.at(vector), sample);
             if (kKept) samples[i] = sample;
@@ -88,9 +92,11 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
               const Sample<A>& point = found[start + i];
 #pragma unroll(kCorners)
               for (int corner = 0; corner < 4; ++corner) {
+                const int32_t row = point.rows[corner];
                 add_scaled(
                     sums[vector], weight * point.shares[corner],
-                    values.template row<all_exist()>(point.tokens[corner], vector));
+                    kShared ? values.template row<all_exist()>(row, vector)
+                            : values.template row_of_token<all_exist()>(row, vector));
               }
             }
           }
@@ -131,7 +137,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   constexpr bool kSummed = kVectors == 1 || !kIs64Bit<T>;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);

@@ -12,9 +12,29 @@ namespace lite_detr::cuda {
 
 constexpr unsigned kWholeWarp = 0xffffffff;
 
-// The query and head of a group of lanes. A block holds consecutive queries of one head of one
-// image; groups beyond the last query repeat it, and write nothing.
-template <int kLanes>
+// A rectangle of a map, with a cell for each group of a block; its sides are powers of two.
+struct Tile {
+  int32_t height_bits;
+  int32_t width_bits;
+
+  __host__ __device__ constexpr explicit Tile(int groups) : height_bits(0), width_bits(0) {
+    while (groups >> (height_bits + width_bits) > 1) {
+      ++(height_bits < width_bits ? height_bits : width_bits);
+    }
+  }
+
+  __host__ __device__ __forceinline__ int32_t across(int32_t width) const {
+    return (width + (1 << width_bits) - 1) >> width_bits;
+  }
+  __host__ __device__ __forceinline__ int32_t down(int32_t height) const {
+    return (height + (1 << height_bits) - 1) >> height_bits;
+  }
+};
+
+// The query and head of a group of lanes. A block holds queries of one head of one image: a tile of
+// a map if they are tokens, which sample more of the same rows than a strip does; else consecutive
+// ones. Groups beyond the last query, or the map's border, repeat another one, and write nothing.
+template <int kLanes, int kThreads>
 struct Group {
   int32_t query;  // of B * Q
   int32_t item;   // of B * Q * M
@@ -22,12 +42,42 @@ struct Group {
   bool exists;
 
   __device__ __forceinline__ explicit Group(const KernelGeometry& geometry) {
-    const int32_t number = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
-    exists = number < geometry.queries;
-    const int32_t last = geometry.queries - 1;
-    query = blockIdx.z * geometry.queries + (exists ? number : last);
+    const int32_t group = threadIdx.x / kLanes;
+    const bool is_small = kThreads != kSmallBlock && blockDim.x == kSmallBlock;
+    int32_t number;
+    if (geometry.query_level < geometry.levels) {
+      constexpr Tile kLarge(kThreads / kLanes), kSmall(kSmallBlock / kLanes);
+      number = token_of_tile(geometry, is_small ? kSmall : kLarge, group);
+    } else {
+      number = blockIdx.x * (blockDim.x / kLanes) + group;
+      exists = number < geometry.queries;
+      number = exists ? number : geometry.queries - 1;
+    }
+    query = blockIdx.z * geometry.queries + number;
     item = query * geometry.heads + blockIdx.y;
     lane = threadIdx.x % kLanes;
+  }
+
+ private:
+  __device__ __forceinline__ int32_t
+  token_of_tile(const KernelGeometry& geometry, const Tile& tile, int32_t group) {
+    int32_t level = geometry.query_level, number = blockIdx.x, first = 0, across;
+#pragma unroll 1
+    while (true) {
+      across = tile.across(geometry.width[level]);
+      const int32_t tiles = across * tile.down(geometry.height[level]);
+      if (number < tiles) break;
+      number -= tiles;
+      first += geometry.width[level] * geometry.height[level];
+      ++level;
+    }
+    const int32_t width = geometry.width[level], height = geometry.height[level];
+    const int32_t row_of_tiles = uint32_t(number) / uint32_t(across);
+    const int32_t row = (row_of_tiles << tile.height_bits) + (group >> tile.width_bits);
+    const int32_t column = ((number - row_of_tiles * across) << tile.width_bits) +
+        (group & ((1 << tile.width_bits) - 1));
+    exists = row < height && column < width;
+    return first + min(row, height - 1) * width + min(column, width - 1);
   }
 };
 
@@ -40,7 +90,14 @@ struct Grid {
 inline Grid grid(const Layout& layout, const KernelGeometry& geometry) {
   const auto of_threads = [&](int threads) {
     const int32_t groups = threads / layout.lanes;
-    const int32_t blocks = geometry.queries / groups + (geometry.queries % groups != 0);
+    int32_t blocks = geometry.queries / groups + (geometry.queries % groups != 0);
+    if (geometry.query_level < geometry.levels) {
+      const Tile tile(groups);
+      blocks = 0;
+      for (int32_t level = geometry.query_level; level < geometry.levels; ++level) {
+        blocks += tile.across(geometry.width[level]) * tile.down(geometry.height[level]);
+      }
+    }
     return Grid{dim3(blocks, geometry.heads, geometry.batch), threads};
   };
   const Grid large = of_threads(layout.threads);
@@ -61,19 +118,6 @@ __device__ __forceinline__ V pin(V value) {
   }
 #endif
   return value;
-}
-
-// The address of a token's row, in one instruction. Left to the compiler, the stride becomes a 64-bit
-// number ahead of the loop, and the product four instructions.
-__device__ __forceinline__ const char* token_row(
-    const char* first, int32_t token, int32_t stride) {
-#if defined(__CUDACC__)
-  const char* row;
-  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(row) : "r"(token), "r"(stride), "l"(first));
-  return row;
-#else
-  return first + int64_t(token) * stride;
-#endif
 }
 
 // Tells the compiler what pin() hides, that an address is in device memory: an atomic addition is

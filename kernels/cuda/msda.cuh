@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr int kBatch = kLayout.batch, kCorners = kLayout.corners;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const int32_t points = geometry.levels * geometry.points;
   const PointRange range(group.item, points);
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   // Each lane finds a point; then all of them add up their channels, point by point.
   for (int32_t first = 0; first < points; first += kLanes) {
     const Sample<A> own = find_sample(
-        geometry, arguments.points, range, first + group.lane,
+        geometry, arguments.points, range, first + group.lane, values.step(),
         [&](int32_t point) { return weights.at(point); });
     const int count = min(kLanes, points - first);
     const auto add_points = [&](auto all_exist) {
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
             for (int corner = 0; corner < 4; ++corner) {
               add_scaled(
                   sums[vector], sample.shares[corner],
-                  values.template row<all_exist()>(sample.tokens[corner], vector));
+                  values.template row<all_exist()>(sample.rows[corner], vector));
             }
           }
         }
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   using Part = Channels<A, kWidth>;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenAdder<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
   const QueryRow<T, kWidth, kLanes, kVectors> grads(

@@ -139,24 +139,25 @@ __device__ __forceinline__ Point<A> share(const Point<A>& point, int lane) {
       share<kLanes>(point.right, lane), share<kLanes>(point.lower, lane)};
 }
 
-// A point as all lanes of a group read it: the tokens around it, and what each of them counts.
+// A point as all lanes of a group read it: the rows of the tokens around it, and what each of them
+// counts. A row is a token's number times a step that the reader knows.
 //
 // A corner that is not on the map repeats another one, and counts nothing. A point without corners
-// has tokens of -1.
+// has rows of -1.
 template <typename A>
 struct alignas(16) Sample {
-  int32_t tokens[4];
+  int32_t rows[4];
   A shares[4];
 
-  __device__ __forceinline__ bool exists() const { return tokens[0] >= 0; }
+  __device__ __forceinline__ bool exists() const { return rows[0] >= 0; }
 };
 
-// One of a query's L * P points, each of whose shares is times `weight_of` the point. Points beyond
-// the last one have no corners.
+// One of a query's L * P points, each of whose shares is times `weight_of` the point; `step` is that
+// of its rows. Points beyond the last one have no corners.
 template <typename Points, typename Weight, typename A = typename Points::Exact>
 __device__ __forceinline__ Sample<A> find_sample(
     const KernelGeometry& geometry, const Points& points, const PointRange& range, int32_t point,
-    Weight weight_of) {
+    int32_t step, Weight weight_of) {
   Sample<A> sample{{-1, -1, -1, -1}, {}};
   if (point >= geometry.levels * geometry.points) return sample;
   const Corners<A> corners =
@@ -169,7 +170,7 @@ __device__ __forceinline__ Sample<A> find_sample(
     const bool exists = corners.token[corner] >= 0;
     const A of_column = corner & 1 ? corners.right : A(1) - corners.right;
     const A of_row = corner >> 1 ? corners.lower : A(1) - corners.lower;
-    sample.tokens[corner] = exists ? corners.token[corner] : any;
+    sample.rows[corner] = any < 0 ? -1 : (exists ? corners.token[corner] : any) * step;
     sample.shares[corner] = exists ? weight * (of_column * of_row) : A(0);
   }
   return sample;
@@ -240,14 +241,24 @@ class TokenReader {
 
   __device__ __forceinline__ TokenReader(const TokenRows<const T>& rows, int32_t lane)
       : first_(pin(reinterpret_cast<const char*>(first_row(rows) + lane * kWidth))),
-        stride_(pin(rows.token_stride)) {}
+        stride_(rows.token_stride) {}
 
-  // The row of a token. Unless kExists, the token may be -1, whose row is zeros.
+  // What a token's number is multiplied by for row(): its address is then one instruction more, as
+  // the other factor is a constant.
+  __device__ __forceinline__ int32_t step() const { return stride_ / kVectorBytes; }
+
+  // A row by its Sample. Unless kExists, it may be -1, which is a row of zeros.
   template <bool kExists>
-  __device__ __forceinline__ Part row(int32_t token, int vector) const {
+  __device__ __forceinline__ Part row(int32_t row, int vector) const {
+    if (!kExists && row < 0) return {};
+    return part(first_ + int64_t(row) * kVectorBytes, vector);
+  }
+
+  // The row of a token, or of -1 as above.
+  template <bool kExists>
+  __device__ __forceinline__ Part row_of_token(int32_t token, int vector) const {
     if (!kExists && token < 0) return {};
-    const char* row = token_row(first_, token, stride_);
-    return load<kWidth>(reinterpret_cast<const T*>(row) + vector * kLanes * kWidth);
+    return part(first_ + int64_t(token) * stride_, vector);
   }
 
   // The row at a corner of a point; zeros if there is none.
@@ -255,10 +266,14 @@ class TokenReader {
   __device__ __forceinline__ Part at(
       const Point<A>& point, int corner, int32_t width, int vector) const {
     if (!point.has(corner)) return {};
-    return row<true>(point.corner_token(corner, width), vector);
+    return row_of_token<true>(point.corner_token(corner, width), vector);
   }
 
  private:
+  __device__ __forceinline__ static Part part(const char* row, int vector) {
+    return load<kWidth>(reinterpret_cast<const T*>(row) + vector * kLanes * kWidth);
+  }
+
   const char* first_;
   int32_t stride_;
 };

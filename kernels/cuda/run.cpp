@@ -60,6 +60,7 @@ KernelGeometry for_kernel(const Geometry& geometry, at::ScalarType dtype) {
     kernel_geometry.width[level] = geometry.levels[level].width;
     kernel_geometry.start[level] = geometry.levels[level].start;
   }
+  kernel_geometry.query_level = find_query_level(kernel_geometry);
   return kernel_geometry;
 }
 
@@ -74,12 +75,22 @@ at::Tensor padded(const at::Tensor& tensor, const KernelGeometry& kernel_geometr
 
 at::Tensor sampled(const at::Tensor& tensor, const KernelGeometry& kernel_geometry) {
   const int64_t bytes = tensor.element_size();
+  const auto fits = [&](const at::Tensor& rows) {
+    return rows.size(1) * (rows.stride(1) * bytes / kVectorBytes) <=
+        std::numeric_limits<int32_t>::max();
+  };
   bool as_it_is = tensor.size(3) == kernel_geometry.channels && tensor.stride(3) == 1 &&
-      tensor.stride(1) * bytes <= std::numeric_limits<int32_t>::max() && is_aligned(tensor);
+      tensor.stride(1) * bytes <= std::numeric_limits<int32_t>::max() && fits(tensor) &&
+      is_aligned(tensor);
   for (const int dimension : {0, 1, 2}) {
     as_it_is &= tensor.stride(dimension) * bytes % kVectorBytes == 0;
   }
-  return as_it_is ? tensor : padded(tensor, kernel_geometry);
+  if (as_it_is) return tensor;
+  const at::Tensor copy = padded(tensor, kernel_geometry);
+  TORCH_CHECK_VALUE(
+      fits(copy), "the CUDA kernels take tokens of up to 32 GiB an image, got ", copy.size(1),
+      " tokens of ", copy.stride(1) * bytes, " bytes. Call the *_pytorch forms of lite_detr.ops");
+  return copy;
 }
 
 at::Tensor zero_rows(

@@ -72,6 +72,21 @@ def test_every_width_and_dtype(attention, shared_key, dtype, channels, arch):
     assert_agrees(attention, cast(problem, dtype, locations_dtype), arch)
 
 
+@CASES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes, first", [(((9, 20), (5, 7), (1, 3)), 0), (((12, 9), (7, 17)), 1)])
+def test_queries_that_are_tokens(attention, shared_key, dtype, sizes, first):
+    """They are taken by tiles, of which some cross a map's border."""
+    queries = sum(height * width for height, width in sizes[first:])
+    problem = make_problem(sizes, 3, 16, 2, queries, 2, shared_key=shared_key)
+    cuda_harness.counters()
+    assert_agrees(attention, cast(problem, dtype, torch.float32))
+    groups = 64 // 4  # lanes, in small blocks
+    tiles = sum(-(-height // 4) * -(-width // 4) for height, width in sizes[first:])
+    forward = cuda_harness.counters()[0]
+    assert groups == 16 and forward["blocks"] == tiles * 2 * 2
+
+
 @st.composite
 def problems(draw):
     side = st.integers(1, 7)

@@ -60,6 +60,8 @@ ORIGINAL_POINT_LOADS = 7
 OCCUPANCY, OCCUPANCY_ON = 0.5, ("8.0", "9.0")
 LOADS_RATIO = {"float32": 0.5, "float16": 0.25, "bfloat16": 0.25}
 COUNTED = ("loads", "atomics", "shuffles")
+# Bytes of a block.
+SHARED = 16 * 1024
 
 
 def label(kernel: Kernel) -> str:

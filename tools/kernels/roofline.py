@@ -23,8 +23,8 @@ Separate keys count R twice. The L2 cache keeps nothing from one kernel to the n
 Gathers read 4 n D e bytes through the L1 caches, twice that with separate keys. The L2 cache passes
 all of memory's bytes, but tokens' rows more than once: each block of threads fetches the rows that
 its queries sample into an L1 cache of its own. How many these are is an expectation, for queries at
-the tokens in their order and offsets that are normal, with a standard deviation of two cells
-of each level; a block then fetches each of its rows once. The backward pass adds 4 n D 4 bytes in
+the tokens and offsets that are normal, with a standard deviation of two cells
+of each level; a block has a tile of a map, and then fetches each of its rows once. The backward pass adds 4 n D 4 bytes in
 the L2 cache, twice that with separate keys. The cost of additions there is not published: they are
 assumed to cost as much as reading.
 
@@ -121,7 +121,7 @@ def fetched_rows(levels: tuple[tuple[int, int], ...], queries: int, spread: floa
 
     Args:
         levels: height and width of each.
-        queries: of a block.
+        queries: of a block, a power of two.
         spread: the standard deviation of offsets in cells.
     """
 
@@ -131,15 +131,17 @@ def fetched_rows(levels: tuple[tuple[int, int], ...], queries: int, spread: floa
         ndtr = torch.special.ndtr
         return ndtr((distances + 1) / spread) - ndtr((distances - 1) / spread)
 
-    centers = torch.cat(
-        [
-            torch.cartesian_prod(
-                (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
-            ).view(-1, 2)
-            for height, width in levels
+    # As kernels/cuda/lanes.cuh has it.
+    bits = queries.bit_length() - 1
+    tile_height, tile_width = 1 << bits // 2, 1 << bits - bits // 2
+    blocks = []
+    for height, width in levels:
+        y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+        blocks += [
+            torch.cartesian_prod(rows, columns).view(-1, 2).double()
+            for rows in y.split(tile_height)
+            for columns in x.split(tile_width)
         ]
-    )
-    blocks = centers.double().split(queries)
     sampled = blocks[:: min(SAMPLED_BLOCKS, len(blocks))]
     rows = 0.0
     for block in sampled:
@@ -147,7 +149,7 @@ def fetched_rows(levels: tuple[tuple[int, int], ...], queries: int, spread: floa
             y, x = reached(block[:, 0], height), reached(block[:, 1], width)
             missed = (1 - y[:, :, None] * x[:, None, :]).prod(0) ** POINTS
             rows += (1 - missed).sum().item()
-    return rows * len(centers) / sum(map(len, sampled))
+    return rows * sum(map(len, blocks)) / sum(map(len, sampled))
 
 
 def cost(

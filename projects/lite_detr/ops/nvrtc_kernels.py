@@ -33,7 +33,7 @@ def structure(name: str, **fields: type) -> type[ctypes.Structure]:
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 KernelGeometry = structure(
     "KernelGeometry",
-    **dict.fromkeys("batch queries heads channels points levels".split(), INT),
+    **dict.fromkeys("batch queries heads channels points levels query_level".split(), INT),
     **dict.fromkeys("height width start".split(), INT * LEVELS),
 )
 TokenRows = structure(
@@ -153,10 +153,24 @@ class Loaded(NamedTuple):
     def grid(self, geometry: ctypes.Structure) -> tuple[tuple[int, int, int], int]:
         """Return the blocks of a launch, and the threads of each."""
         for threads in (self.threads, self.small):
-            blocks = -(-geometry.queries // (threads // self.lanes))
+            blocks = count_blocks(geometry, threads // self.lanes)
             if blocks * geometry.heads * geometry.batch >= self.few:
                 break
         return (blocks, geometry.heads, geometry.batch), threads
+
+
+def count_blocks(geometry: ctypes.Structure, groups: int) -> int:
+    """Return the blocks of a head and image: tiles of maps if the queries are their tokens."""
+    if geometry.query_level == geometry.levels:
+        return -(-geometry.queries // groups)
+    # As kernels/cuda/lanes.cuh has it, the longer side is the width.
+    bits = groups.bit_length() - 1
+    height, width = 1 << bits // 2, 1 << bits - bits // 2
+    levels = range(geometry.query_level, geometry.levels)
+    return sum(
+        -(-geometry.height[level] // height) * -(-geometry.width[level] // width)
+        for level in levels
+    )
 
 
 @functools.cache
@@ -233,7 +247,10 @@ def make_geometry(
             f"the CUDA kernels take up to {ITEMS} points of a query, got {len(sizes) * points}. "
             "Call the *_pytorch forms of lite_detr.ops"
         )
-    geometry = KernelGeometry(batch, queries, heads, width, points, len(sizes))
+    # The queries are the tokens of this level and those after it, as in kernels/cuda/kernels.h.
+    sums = [sum(h * w for h, w in sizes[level:]) for level in range(len(sizes))]
+    query_level = sums.index(queries) if queries in sums else len(sizes)
+    geometry = KernelGeometry(batch, queries, heads, width, points, len(sizes), query_level)
     start = 0
     for level, (height, level_width) in enumerate(sizes):
         geometry.height[level], geometry.width[level] = height, level_width

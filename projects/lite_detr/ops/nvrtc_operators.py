@@ -75,14 +75,28 @@ class Call:
     def sampled(self, tensor: Tensor) -> Tensor:
         """Return rows ``[B, S, M, D']``: the tensor if its strides allow, else a padded copy."""
         size, strides = tensor.element_size(), tensor.stride()
+
+        def fits(rows: Tensor) -> bool:
+            return rows.shape[1] * (rows.stride(1) * size // VECTOR_BYTES) < 2**31
+
         as_it_is = (
             tensor.shape[3] == self.width
             and strides[3] == 1
             and strides[1] * size < 2**31
+            and fits(tensor)
             and not tensor.data_ptr() % VECTOR_BYTES
             and not any(stride * size % VECTOR_BYTES for stride in strides[:3])
         )
-        return tensor if as_it_is else self.padded(tensor)
+        if as_it_is:
+            return tensor
+        copy = self.padded(tensor)
+        if not fits(copy):
+            raise ValueError(
+                f"the CUDA kernels take tokens of up to 32 GiB an image, got {copy.shape[1]} "
+                f"tokens of {copy.stride(1) * size} bytes. Call the *_pytorch forms of "
+                "lite_detr.ops"
+            )
+        return copy
 
     def empty(self, *shape: int, exact: bool = False) -> Tensor:
         dtype = compute_dtype(self.value.dtype) if exact else self.value.dtype

@@ -75,17 +75,19 @@ def test_costs_grow_with_the_problem(operator, direction):
     assert halves["L1"] == once["L1"] / 2
 
 
-def test_rows_that_blocks_fetch():
-    """Expectations, beside a count of what random points reach."""
+def test_rows_that_blocks_fetch(monkeypatch):
+    """Expectations, beside a count of what random points reach from tiles of 4x8 queries."""
+    monkeypatch.setattr(roofline, "SAMPLED_BLOCKS", 1)
     levels = ((12, 9), (6, 5))
     # All of a map for a block of all queries whose points go far, and of each block again.
     assert roofline.fetched_rows(((2, 2),), 4, 1.0) == pytest.approx(4, rel=2e-2)
     generator = torch.Generator().manual_seed(0)
-    centers = torch.cat(
-        [
-            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w)
-            for h, w in levels
-        ]
+    queries = [
+        (level, y, x) for level, (h, w) in enumerate(levels) for y in range(h) for x in range(w)
+    ]
+    blocks = [(level, y // 4, x // 8) for level, y, x in queries]
+    centers = torch.tensor(
+        [((y + 0.5) / levels[level][0], (x + 0.5) / levels[level][1]) for level, y, x in queries]
     )
     counts = []
     for _ in range(20):
@@ -94,14 +96,13 @@ def test_rows_that_blocks_fetch():
             size = torch.tensor([height, width])
             points = centers[:, None] * size - 0.5
             points = points + 1.5 * torch.randn(len(centers), 4, 2, generator=generator)
-            for query, cells in enumerate(points.floor().long()):
+            for block, cells in zip(blocks, points.floor().long()):
                 for y, x in cells.tolist():
                     for row, column in ((y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1)):
                         if 0 <= row < height and 0 <= column < width:
-                            found.add((query // 138, level, row, column))
+                            found.add((block, level, row, column))
         counts.append(len(found))
-    # 138 queries in one block: blocks of which one of eight is computed are all of them here.
-    expected = roofline.fetched_rows(levels, 138, 1.5)
+    expected = roofline.fetched_rows(levels, 32, 1.5)
     assert expected == pytest.approx(sum(counts) / len(counts), rel=1e-2)
 
 
