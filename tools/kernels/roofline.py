@@ -22,11 +22,11 @@ Separate keys count R twice. The L2 cache keeps nothing from one kernel to the n
 
 Gathers read 4 n D e bytes through the L1 caches, twice that with separate keys. The L2 cache passes
 all of memory's bytes, but tokens' rows more than once: each block of threads fetches the rows that
-its queries sample into an L1 cache of its own. How many these are is an expectation, for queries at
-the tokens and offsets that are normal, with a standard deviation of two cells
-of each level; a block has a tile of a map, and then fetches each of its rows once. The backward pass adds 4 n D 4 bytes in
-the L2 cache, twice that with separate keys. The cost of additions there is not published: they are
-assumed to cost as much as reading.
+its queries, a tile of a map, sample into an L1 cache of its own. How many these are is an
+expectation, for offsets that are normal, with a standard deviation of two cells of each level; a
+block then fetches each of its rows once. The backward pass adds 4 n D 4 bytes in the L2 cache,
+twice that with separate keys. The cost of additions there is not published: they are assumed to
+cost as much as reading.
 
 Operations, where a multiply-add is two: finding a point and its corners' shares takes 12; and
 
