@@ -26,9 +26,9 @@ A corner is a row of a value or key that is read: four for a point, and eight wi
 The original has no 16-bit kernels; ours are compared with its float32 kernels.
 
 --check fails if one of our kernels spills, has local memory or more than 16 KiB of shared memory,
-issues more instructions for a point than INSTRUCTIONS allows, has room for less than half
-of the warps of 8.0 or 9.0, or loads more than half as often for a corner as the original does, or
-in 16-bit types more than a quarter as often. Loads are only compared with --original.
+in a forward pass issues more instructions for a point than INSTRUCTIONS allows, has room for less
+than half of the warps of 8.0 or 9.0, or loads more than half as often for a corner as the original
+does, or in 16-bit types more than a quarter as often. Loads are only compared with --original.
 """
 
 import argparse
@@ -62,6 +62,8 @@ LOADS_RATIO = {"float32": 0.5, "float16": 0.25, "bfloat16": 0.25}
 COUNTED = ("loads", "atomics", "shuffles")
 # Bytes of a block.
 SHARED = 16 * 1024
+# Of forward kernels for a point, by their keys; float64 serves to check gradients alone.
+INSTRUCTIONS = {"none": 24, "shared": 30, "separate": 50}
 
 
 def label(kernel: Kernel) -> str:
@@ -200,6 +202,12 @@ def violations(records: list[dict]) -> list[str]:
             )
         if "not counted" in entry:
             complaints.append(f"has loops that cannot be counted: {entry['not counted']}")
+        if entry["pass"] == "forward" and entry["dtype"] != "float64" and "for a point" in entry:
+            issued, most = entry["for a point"]["instructions"], INSTRUCTIONS[entry["keys"]]
+            if issued > most:
+                complaints.append(
+                    f"issues {issued:.1f} instructions for a point, accepted are {most}"
+                )
         ratio, most = entry.get("loads of the original's"), LOADS_RATIO.get(entry["dtype"])
         if ratio and most and ratio > most:
             complaints.append(

@@ -230,6 +230,7 @@ ptxas info    : Used 40 registers, used 0 barriers
 
 def test_a_broken_bound_gets_a_line():
     good = {"whose": "ours", "kernel": "k<float>", "architecture": "9.0", "dtype": "float32"}
+    good |= {"pass": "backward", "keys": "none"}
     good |= {"spills": 0, "local": 0, "shared": 0, "occupancy": 0.5, "loads of the original's": 0.5}
     good["code"] = {"local": 0, "shared": 0}
     assert report.violations([good, good | {"architecture": "8.9", "occupancy": 0.4}]) == []
@@ -237,8 +238,8 @@ def test_a_broken_bound_gets_a_line():
         ({"spills": 4}, "spills 4 bytes"),
         ({"local": 8}, "has 8 bytes of local memory"),
         ({"code": {"local": 2, "shared": 0}}, "2 instructions for it"),
-        ({"shared": 16}, "has 16 bytes of shared memory"),
-        ({"code": {"local": 0, "shared": 3}}, "3 instructions for it"),
+        ({"shared": 16385}, "has 16385 bytes of shared memory, accepted are 16384"),
+        ({"pass": "forward", "for a point": {"instructions": 24.1}}, "issues 24.1 instructions"),
         ({"not counted": "five loops"}, "has loops that cannot be counted: five loops"),
         ({"occupancy": 0.49}, "occupies 49% of a multiprocessor"),
         ({"loads of the original's": 0.51}, "loads 0.51 times as often"),
