@@ -75,15 +75,17 @@ def measure(run: Path, num_batches: int, opts: Sequence[str]) -> Iterator[Statis
     """Yield the figures of a run at its start and at each checkpoint."""
     cfg = overrides.load_config(str(run / "config.yaml"), opts)
     apply_data_config(cfg)
-    for iteration, weights in [(0, cfg.train.init_checkpoint), *checkpoints(run)]:
+    states = [(0, cfg.train.init_checkpoint), *checkpoints(run)]
+    inputs = first_batches(cfg, num_batches)
+    for iteration, weights in states:
         seed_all_rng(cfg.train.seed)
         model = instantiate(cfg.model).to(cfg.train.device).train()
         DetrCheckpointer(model).load(str(weights))
-        yield Statistics(iteration, *statistics(model, batches(cfg, num_batches)))
+        yield Statistics(iteration, *statistics(model, inputs))
 
 
-def batches(cfg: DictConfig, number: int) -> list[list[dict]]:
-    """Return the first batches of the training data, the same at each call."""
+def first_batches(cfg: DictConfig, number: int) -> list[list[dict]]:
+    """Return the first batches of the training data, the same for each run."""
     seed_all_rng(SEED)
     return list(islice(instantiate(cfg.dataloader.train), number))
 

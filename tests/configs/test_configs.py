@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from small_detectors import sampled
 
 from lite_detr import model_zoo
+from lite_detr.checkpoint.mismatch import build_without_memory
 from lite_detr.errors import ConfigError
 from lite_detr.modeling import (
     DeformableEncoder,
@@ -104,11 +105,17 @@ def hyperparameters(name):
     return 2e-4, slow, 0.1, decay, 0.1
 
 
+@pytest.fixture(scope="module")
+def backbones():
+    """Backbones that were built so far, by their configs."""
+    return {}
+
+
 @ALL
-def test_model_and_optimizer(name):
+def test_model_and_optimizer(name, backbones):
     """Every trainable parameter is optimised once, at its own learning rate."""
     config = get_config(name)
-    model = instantiate(config.model)
+    model = build_without_memory(config.model, backbones)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     base_lr, slow, share, weight_decay, clip_norm = hyperparameters(name)

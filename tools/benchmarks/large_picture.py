@@ -27,7 +27,6 @@ from lite_detr.data.digits import CANVAS_SIDE, CLASSES, write_digits_dataset
 from lite_detr.data.evaluator import DetectionEvaluator
 from lite_detr.inference.pictures import draw_detections
 from lite_detr.inference.predictor import TrainedDetector, load_trained_config
-from lite_detr.inference.slices import SlicedDetector
 
 # For AP also those that are not drawn count.
 MIN_SCORE, DRAWN_SCORE = 0.05, 0.3
@@ -154,6 +153,9 @@ def before_and_after(mosaic: Image.Image, plain: Instances, sliced: Instances) -
 @cli.user_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    # SAHI is an extra; arguments are parsed without it.
+    from lite_detr.inference.slices import SlicedDetector
+
     cli.make_folder(args.output)
     mosaic, content = make_mosaic(args.side, args.scale, args.seed)
     mosaic.save(args.output / "mosaic.jpg", quality=92)

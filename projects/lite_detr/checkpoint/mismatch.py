@@ -187,19 +187,8 @@ def suggest_configs(signature: Signature, settings: tuple[Setting, ...]) -> tupl
         settings: the constants that they were trained with.
     """
     found: dict[str, list[str]] = {}
-    backbones: dict[str, nn.Module] = {}
-    # Configs of several schedules have one model.
-    detectors: dict[str, nn.Module] = {}
-    for name in model_zoo.list_configs():
-        if not name.startswith(FOLDERS.get(signature.detector, "deformable_detr/")):
-            continue
-        model = model_zoo.get_config(name).model
-        if not may_fit(model.backbone, signature):
-            continue
-        key = str(OmegaConf.to_container(model))
-        if key not in detectors:
-            detectors[key] = build_without_memory(model, backbones)
-        detector = detectors[key]
+    folder = FOLDERS.get(signature.detector, "deformable_detr/")
+    for name, model, detector in candidates(folder, signature.backbone):
         differences = signature.differences(signature_of(detector))
         options = [list(needed_options(field, signature, model)) for field in differences]
         options += [setting.options() for setting in settings if not setting.fits(detector)]
@@ -209,14 +198,42 @@ def suggest_configs(signature: Signature, settings: tuple[Setting, ...]) -> tupl
     return [" ".join([name, *options]) for name, options in found.items() if len(options) == fewest]
 
 
-def may_fit(backbone: DictConfig, signature: Signature) -> bool:
-    """Tell whether a config's backbone is of the right kind, before building its model."""
+@functools.cache
+def candidates(folder: str, backbone: str) -> list[tuple[str, DictConfig, nn.Module]]:
+    """Return the configs of a folder whose backbone may be this one, with models and detectors.
+
+    They are kept, as it takes seconds to build them, and weights often fail to fit twice.
+
+    Args:
+        folder: of the model zoo.
+        backbone: as in :class:`Signature`.
+    """
+    found = []
+    backbones: dict[str, nn.Module] = {}
+    # Configs of several schedules have one model.
+    detectors: dict[str, nn.Module] = {}
+    for name in model_zoo.list_configs():
+        if not name.startswith(folder):
+            continue
+        model = model_zoo.get_config(name).model
+        if may_fit(model.backbone, backbone):
+            key = str(OmegaConf.to_container(model))
+            if key not in detectors:
+                detectors[key] = build_without_memory(model, backbones)
+            found.append((name, model, detectors[key]))
+    for module in backbones.values():
+        module.to("meta")
+    return found
+
+
+def may_fit(backbone: DictConfig, description: str) -> bool:
+    """Tell whether a config's backbone may be the one described, before building its model."""
     kind = class_name(backbone)
     if kind != "SwinTransformer":
-        return signature.backbone.startswith(kind)
+        return description.startswith(kind)
     # Large ones take seconds to build.
     sizes = backbone.embed_dim, backbone.get("window_size", 7)
-    return signature.backbone == describe_swin(backbone.depths, *sizes)
+    return description == describe_swin(backbone.depths, *sizes)
 
 
 def class_name(node: Mapping) -> str:
