@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr bool kKept = kShared && kVectors == 1;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   constexpr bool kSummed = kVectors == 1 || !kIs64Bit<T>;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr int kBatch = kLayout.batch, kCorners = kLayout.corners;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const int32_t points = geometry.levels * geometry.points;
   const PointRange range(group.item, points);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   using Part = Channels<A, kWidth>;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenAdder<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
   const QueryRow<T, kWidth, kLanes, kVectors> grads(

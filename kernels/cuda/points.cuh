@@ -139,6 +139,26 @@ __device__ __forceinline__ Point<A> share(const Point<A>& point, int lane) {
       share<kLanes>(point.right, lane), share<kLanes>(point.lower, lane)};
 }
 
+// A corner's influence on a bilinear mix: its share, and how that changes with a step of one cell
+// to the right, or down.
+template <typename A>
+struct Influence {
+  A share;
+  A along_x;
+  A along_y;
+
+  __device__ __forceinline__ Influence(const Point<A>& point, int corner)
+      : Influence(point.right, point.lower, corner) {}
+
+  __device__ __forceinline__ Influence(A right, A lower, int corner) {
+    const A of_column = corner & 1 ? right : A(1) - right;
+    const A of_row = corner >> 1 ? lower : A(1) - lower;
+    share = of_column * of_row;
+    along_x = corner & 1 ? of_row : -of_row;
+    along_y = corner >> 1 ? of_column : -of_column;
+  }
+};
+
 // A point as all lanes of a group read it: the rows of the tokens around it, and what each of them
 // counts. A row is a token's number times a step that the reader knows.
 //
@@ -168,10 +188,9 @@ __device__ __forceinline__ Sample<A> find_sample(
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
     const bool exists = corners.token[corner] >= 0;
-    const A of_column = corner & 1 ? corners.right : A(1) - corners.right;
-    const A of_row = corner >> 1 ? corners.lower : A(1) - corners.lower;
+    const A share = Influence<A>(corners.right, corners.lower, corner).share;
     sample.rows[corner] = any < 0 ? -1 : (exists ? corners.token[corner] : any) * step;
-    sample.shares[corner] = exists ? weight * (of_column * of_row) : A(0);
+    sample.shares[corner] = exists ? weight * share : A(0);
   }
   return sample;
 }
@@ -200,23 +219,6 @@ class GroupSamples {
  private:
   Sample<A>* samples_;
   int32_t lane_;
-};
-
-// A corner's influence on a bilinear mix: its share, and how that changes with a step of one cell
-// to the right, or down.
-template <typename A>
-struct Influence {
-  A share;
-  A along_x;
-  A along_y;
-
-  __device__ __forceinline__ Influence(const Point<A>& point, int corner) {
-    const A of_column = corner & 1 ? point.right : A(1) - point.right;
-    const A of_row = corner >> 1 ? point.lower : A(1) - point.lower;
-    share = of_column * of_row;
-    along_x = corner & 1 ? of_row : -of_row;
-    along_y = corner >> 1 ? of_column : -of_column;
-  }
 };
 
 // The bilinear mix of one number for each corner, and its slopes.

@@ -52,6 +52,7 @@ import torch
 
 from lite_detr import cli
 from lite_detr.errors import LiteDetrError
+from lite_detr.ops.nvrtc_kernels import tile_size
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 OPERATORS = ("msda", "key-aware, shared", "key-aware, separate")
@@ -131,9 +132,7 @@ def fetched_rows(levels: tuple[tuple[int, int], ...], queries: int, spread: floa
         ndtr = torch.special.ndtr
         return ndtr((distances + 1) / spread) - ndtr((distances - 1) / spread)
 
-    # As kernels/cuda/lanes.cuh has it.
-    bits = queries.bit_length() - 1
-    tile_height, tile_width = 1 << bits // 2, 1 << bits - bits // 2
+    tile_height, tile_width = tile_size(queries)
     blocks = []
     for height, width in levels:
         y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width

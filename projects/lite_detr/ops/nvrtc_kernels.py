@@ -159,13 +159,17 @@ class Loaded(NamedTuple):
         return (blocks, geometry.heads, geometry.batch), threads
 
 
+def tile_size(groups: int) -> tuple[int, int]:
+    """Return height and width of a tile of a power of two of cells, as ``Tile`` in lanes.cuh."""
+    bits = groups.bit_length() - 1
+    return 1 << bits // 2, 1 << bits - bits // 2
+
+
 def count_blocks(geometry: ctypes.Structure, groups: int) -> int:
     """Return the blocks of a head and image: tiles of maps if the queries are their tokens."""
     if geometry.query_level == geometry.levels:
         return -(-geometry.queries // groups)
-    # As kernels/cuda/lanes.cuh has it, the longer side is the width.
-    bits = groups.bit_length() - 1
-    height, width = 1 << bits // 2, 1 << bits - bits // 2
+    height, width = tile_size(groups)
     levels = range(geometry.query_level, geometry.levels)
     return sum(
         -(-geometry.height[level] // height) * -(-geometry.width[level] // width)
@@ -221,8 +225,13 @@ def make_geometry(
     width: int,
     points: int,
     sizes: tuple[tuple[int, int], ...],
+    tiles: bool,
 ) -> ctypes.Structure:
     """Return the geometry of a call; calls of equal sizes share one.
+
+    Args:
+        batch, queries, heads, width, points, sizes: those of the call; ``width`` is a kernel's.
+        tiles: whether queries that are tokens are taken by tiles.
 
     Raises:
         ValueError: a launch has no room for it.
@@ -249,7 +258,7 @@ def make_geometry(
         )
     # The queries are the tokens of this level and those after it, as in kernels/cuda/kernels.h.
     sums = [sum(h * w for h, w in sizes[level:]) for level in range(len(sizes))]
-    query_level = sums.index(queries) if queries in sums else len(sizes)
+    query_level = sums.index(queries) if tiles and queries in sums else len(sizes)
     geometry = KernelGeometry(batch, queries, heads, width, points, len(sizes), query_level)
     start = 0
     for level, (height, level_width) in enumerate(sizes):

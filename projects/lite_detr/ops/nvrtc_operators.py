@@ -56,8 +56,10 @@ class Call:
         )
         self.width = self.kernels[0].head_width
         batch, queries, heads = points_shape[:3]
+        # In float64, kernels have no registers for tiles.
+        tiles = value.dtype != torch.float64
         self.geometry = make_geometry(
-            batch, queries, heads, self.width, points_shape[4], tuple(sizes)
+            batch, queries, heads, self.width, points_shape[4], tuple(sizes), tiles
         )
         self.value, self.points, self.key = value, points, key
         self.values, self.keys = self.sampled(value), None if key is None else self.sampled(key)
