@@ -48,7 +48,7 @@ ALONE = (
 
 
 class Seen(NamedTuple):
-    """What a visitor sees.
+    """The image and the views that a visitor sees.
 
     Attributes:
         name: of the image's file.

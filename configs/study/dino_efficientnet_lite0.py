@@ -10,10 +10,10 @@ from ..digits.dino_efficientnet_lite0 import (
     train,
 )
 
-# The accuracy study of docs/accuracy.md: BCCD at its own 640x480 pixels, where the encoder is the
+# For studies of accuracy (tools/study.py): BCCD at its own 640x480 pixels, where the encoder is the
 # largest part of a training step. Its paths are to be given, data.train_json=... and so on.
 model.num_classes = 3
-# So a step is mostly the encoder, and two trainings fit on a small machine.
+# A step is then mostly the encoder, and two runs fit on a small machine.
 model.backbone.frozen_stride = 32
 model.encoder.num_layers = 6
 model.queries.num_queries = 100

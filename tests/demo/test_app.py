@@ -76,7 +76,7 @@ def test_the_query_is_the_token_at_a_click_or_that_of_the_object(explorer, view)
         if found is not None and view.queries[found] != nearest_query(point):
             break
     else:
-        pytest.fail("there is no such place")
+        pytest.fail("no cell has an object whose query is not the nearest one")
     assert explorer.query(view, DECODER, point, 0.0) == view.queries[found]
     # Of objects that are not shown, none is clicked.
     assert explorer.query(view, DECODER, point, 1.0) == nearest_query(point)

@@ -1,4 +1,4 @@
-"""What TensorRT's parser takes of the operators in our ONNX files, as it documents it.
+"""The operators of ONNX that TensorRT's parser accepts, as it documents them.
 
 The table holds facts of ``operators.md`` in onnx-tensorrt, for TensorRT 10.1. They were compared,
 not run: that needs a GPU. The types are those of an operator's data, not of its shapes and indices.

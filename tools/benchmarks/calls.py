@@ -1,5 +1,6 @@
 """The time and the memory of a call on a device, and the machine that this is."""
 
+import argparse
 import ctypes
 import os
 import platform
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lite_detr import ops
+from lite_detr import cli, ops
 from lite_detr.errors import LiteDetrError
 
 # A turn on a GPU has as many calls as take TURN_SECONDS, but no more than MOST_CALLS: a GPU's queue
@@ -21,6 +22,18 @@ from lite_detr.errors import LiteDetrError
 TURN_SECONDS, MOST_CALLS = 0.01, 10
 # More than any GPU's clock.
 CYCLES_PER_SECOND = 2.5e9
+
+
+def add_opts(parser: argparse.ArgumentParser) -> None:
+    """Add ``--opts``: overrides of all configs, which may be followed by other options."""
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        type=cli.key_value,
+        default=[],
+        metavar="key=value",
+        help="change values of the configs",
+    )
 
 
 def check_device(device: str, native: bool = False) -> None:

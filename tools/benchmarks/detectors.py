@@ -31,7 +31,7 @@ import competitor
 import detectron2
 import efficientdet
 import torch
-from calls import check_device, environment, naming
+from calls import add_opts, check_device, environment, naming
 from records import TASKS, Case, Memory, Record, common_text, comparison, draw, table
 from subjects import CHOICES, OFF, build_detector
 from tqdm import tqdm
@@ -254,14 +254,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--json", type=Path, help="write all figures to this file")
     add("--chart", type=Path, help="draw them as bars in this picture")
-    add(
-        "--opts",
-        **many,
-        type=cli.key_value,
-        default=[],
-        metavar="key=value",
-        help="change values of the configs",
-    )
+    add_opts(parser)
     args = parser.parse_args(argv)
     if "training" in args.tasks and (args.rates or args.optimize != [OFF]):
         parser.error("--optimize and --rates are for --tasks inference only")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from calls import environment, time_turn
+from calls import add_opts, environment, time_turn
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
@@ -117,24 +117,23 @@ def read_images(folder: Path, cfg: DictConfig) -> list[Tensor]:
     return images
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.make_parser(__doc__)
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what exported detectors run with, and where their table goes."""
     add, positive = parser.add_argument, cli.whole_number(1)
-    add("--config-file", required=True, nargs="+", metavar="C", help="files or names of the zoo")
     add("--weights", default="", metavar="FILE", help="of a trained detector, for all configs")
-    add("--images", type=Path, metavar="FOLDER", help="instead of an image of noise")
     add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px, of the noise")
     add("--threads", type=positive, default=torch.get_num_threads(), help="of the CPU")
     add("--rounds", type=positive, default=5, help="turns of each")
     add("--markdown", type=page, metavar="FILE.md", help="rewrite the table of this page")
-    add(
-        "--opts",
-        nargs="+",
-        type=cli.key_value,
-        default=[],
-        metavar="key=value",
-        help="change values of the configs",
-    )
+    add_opts(parser)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("--config-file", required=True, nargs="+", metavar="C", help="files or names of the zoo")
+    add("--images", type=Path, metavar="FOLDER", help="instead of an image of noise")
+    add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -148,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     height, width = args.size
     images = f"Images of {args.images.name}" if args.images else f"An image of {height}x{width}"
     text = (
-        f"{table}\n\n{images}, {args.threads} threads, medians of {args.rounds} turns; "
+        f"{table}\n\n{images}, threads {args.threads}, medians of {args.rounds} turns; "
         f"{where['cpu']}, PyTorch {where['torch']}, ONNX Runtime {version('onnxruntime')}."
     )
     print(f"\n{text}")

@@ -33,12 +33,12 @@ import torch
 from calls import environment
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
-from onnx_files import noise
+from onnx_files import add_run_options, noise
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from lite_detr import cli
-from lite_detr.analysis.markdown_page import page, write_tables
+from lite_detr.analysis.markdown_page import write_tables
 from lite_detr.checkpoint import DetrCheckpointer
 from lite_detr.engine.training import evaluate
 from lite_detr.export import check, export_program, save_onnx, save_program
@@ -56,7 +56,6 @@ from lite_detr.overrides import load_config
 Run = Callable[[Tensor, Tensor], tuple[list[Detections], Tensor | None]]
 # Counterparts are chosen by their differences in units of these.
 SCORE, PIXELS = 1e-2, 0.5
-
 
 ONNX, ONNX_16, DECODER_16 = "onnx.onnx", "onnx_16.onnx", "decoder_16.onnx"
 OPENVINO, PROGRAM = "openvino.xml", "program.pt2"
@@ -216,11 +215,8 @@ class Reference:
     def __init__(
         self, detector: Detector, batches: Sequence[tuple[Tensor, Tensor]], least_score: float
     ):
-        self.run, self.batches, self.least_score = (
-            check.run_detector(detector),
-            batches,
-            least_score,
-        )
+        self.run = check.run_detector(detector)
+        self.batches, self.least_score = batches, least_score
         self.has_proposals = isinstance(detector.queries, ProposalQueries)
         self.own = [next(self.run(*batch)) for batch in batches]
         self.total = sum(int((found.scores >= least_score).sum()) for found in self.own)
@@ -346,24 +342,12 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], int, int]:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    add, positive = parser.add_argument, cli.whole_number(1)
+    add = parser.add_argument
     add("--config-file", required=True, metavar="C", help="a file or a name of the zoo")
-    add("--weights", default="", metavar="FILE", help="of a trained detector")
     add("--evaluate", action="store_true", help="use the config's test set, and measure AP on it")
-    add("--size", type=cli.size, default=(800, 1066), metavar="HxW", help="px, of the noise")
     add("--least-score", type=float, default=0.01, help="of a detection that is compared")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="of the CPU")
-    add("--rounds", type=positive, default=5, help="turns of each")
     add("--busy", type=cli.whole_number(0), default=0, metavar="N", help="busy processes")
-    add("--markdown", type=page, metavar="FILE.md", help="rewrite the table of this page")
-    add(
-        "--opts",
-        nargs="+",
-        type=cli.key_value,
-        default=[],
-        metavar="key=value",
-        help="change values of the config",
-    )
+    add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -379,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = f"{num_images} images" if args.evaluate else f"An image of {height}x{width}"
     text = "\n".join(table) + (
         f"\n\n`{args.config_file}`: {images}, detections that score {args.least_score:g} or more, "
-        f"{args.threads} threads, medians of {args.rounds} turns, the model's "
+        f"threads {args.threads}, medians of {args.rounds} turns, the model's "
         f"{1000 * rows[0].seconds[0]:.0f} ms and {1000 * rows[0].seconds[1]:.0f} ms of the CPU; "
         f"{where['cpu']}, PyTorch {where['torch']}, ONNX Runtime {version('onnxruntime')}, "
         f"OpenVINO {version('openvino')}."

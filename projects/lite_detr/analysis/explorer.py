@@ -40,7 +40,7 @@ from .figures import (
     scale_name,
     scale_strides,
 )
-from .token_updates import count_updates, encoder_name, make_grids, updated_levels
+from .token_updates import count_layers, encoder_name, make_grids, updated_levels
 
 # Of a file that strangers may send.
 MAX_BYTES = 20 * 2**20
@@ -123,15 +123,16 @@ class Explorer:
         self.updates: EncoderUpdates | None = None
         if self.attentions:
             self.strides = scale_strides(model)
-            self.title += f" with {encoder_name(model.encoder, len(self.strides))}"
+            name = encoder_name(model.encoder, len(self.strides))
+            self.title += f" with {name}"
         if attention_names(model, "encoder"):
             self.layers = updated_levels(model.encoder)
-            self.updates = count_updates(model.encoder)
+            self.updates = EncoderUpdates(name, count_layers(self.layers, len(self.strides)))
             self.title += f", {self.default_attention.rpartition(' ')[2]}"
 
     @property
     def default_attention(self) -> str | None:
-        """What the last attention of the encoder is called, or else that of the decoder."""
+        """The title of the encoder's last attention, or else of the decoder's."""
         encoder = [title for title in self.attentions if title.startswith("Encoder")]
         return (encoder or list(self.attentions) or [None])[-1]
 
@@ -160,11 +161,12 @@ class Explorer:
         """Return the map of an attention; the model runs if it has not been recorded yet.
 
         Raises:
-            UnknownPartError: there is no such attention.
+            UnknownPartError: the detector has no attention of this title.
         """
         if title not in self.attentions:
             raise UnknownPartError(
-                f"there is no attention {title}, but {', '.join(self.attentions) or 'none'}"
+                f"the detector has no attention {title}: choose one of "
+                f"{', '.join(self.attentions) or '(none)'}"
             )
         name = self.attentions[title]
         if name not in view.maps:
@@ -264,7 +266,8 @@ def check_upload(path: str | Path) -> None:
     """Check the size of a file from a stranger before it is decoded.
 
     Raises:
-        ImageError: it has more than ``MAX_BYTES`` bytes or ``MAX_PIXELS`` pixels, or is no image.
+        ImageError: it has more than ``MAX_BYTES`` bytes or ``MAX_PIXELS`` pixels, or is not an
+            image.
     """
     size = Path(path).stat().st_size
     if size > MAX_BYTES:

@@ -42,8 +42,12 @@ def count_updates(encoder: nn.Module) -> EncoderUpdates:
     """
     layers = updated_levels(encoder)
     num_levels = next(iter(find_attentions(encoder).values())).num_levels
-    counts = tuple(sum(level in layer for layer in layers) for level in range(num_levels))
-    return EncoderUpdates(encoder_name(encoder, num_levels), counts)
+    return EncoderUpdates(encoder_name(encoder, num_levels), count_layers(layers, num_levels))
+
+
+def count_layers(layers: Sequence[Sequence[int]], num_levels: int) -> tuple[int, ...]:
+    """Return the number of layers that update each scale; see :func:`updated_levels`."""
+    return tuple(sum(level in layer for layer in layers) for level in range(num_levels))
 
 
 def encoder_name(encoder: nn.Module, num_levels: int) -> str:

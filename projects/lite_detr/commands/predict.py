@@ -91,7 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--slice",
         type=cli.whole_number(1),
         metavar="SIDE",
-        help="predict large pictures in overlapping slices of so many pixels a side, and as a "
+        help="predict large pictures in overlapping slices, SIDE pixels wide and high, and as a "
         "whole; needs SAHI",
     )
     add(

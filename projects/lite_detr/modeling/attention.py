@@ -181,7 +181,7 @@ class KeyAwareDeformableAttention(DeformableAttention):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if self.random_queries:
-            # They weigh points by chance, and training starts slowly (docs/accuracy.md).
+            # They weigh points by chance, and training starts slowly (docs/get_started.md).
             reset_projection(self.query_proj)
         else:
             nn.init.zeros_(self.query_proj.weight)
