@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -43,6 +44,18 @@ def test_anchors_keep_off_the_border(make_scales, columns, usable_ends, transpos
     assert torch.equal(usable[0, :, 0], expected)
     assert torch.equal(anchors.isfinite().all(-1)[0], expected)
     assert (anchors[0, ~expected] == math.inf).all()
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1.2e-7, -1.2e-7])
+def test_centres_on_the_limit_have_no_anchor_whichever_way_they_are_rounded(make_scales, rounding):
+    """A runtime may divide by multiplying with a rounded reciprocal: 49.5 / 50 < 0.99 then."""
+    for rows in range(1, 400):
+        scales = make_scales(((rows, 1),), dtype=torch.float32)
+        scales = dataclasses.replace(scales, centers=scales.centers * (1 + rounding))
+        _, usable = anchor_logits(scales)
+        # 0.01 < (row + 1/2) / rows < 0.99, in whole numbers.
+        expected = [rows < 100 * row + 50 < 99 * rows for row in range(rows)]
+        assert usable[0, :, 0].tolist() == expected, rows
 
 
 def test_anchors_are_not_on_padding(make_scales):
