@@ -16,6 +16,7 @@ from lite_detr import collect_env, ops
 
 PACKAGE = Path(lite_detr.__file__).parent
 CAPABILITIES = ("portable", "avx2", "avx512")
+COMPILER = shutil.which("cc")
 
 
 @pytest.fixture
@@ -147,6 +148,19 @@ def test_an_extension_that_does_not_load_is_reported_with_its_error(tmp_path):
     assert line_of(run.stdout, "extension").startswith(f"{extension}, not loaded: {extension}: ")
     assert line_of(run.stdout, "commit") == "none, as this is not a checkout"
     assert "python -m lite_detr.collect_env" in run.stderr
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+def test_an_extension_for_another_pytorch_is_said_to_be_one(tmp_path):
+    """As the wheel's is for PyTorch before 2.10."""
+    ignore = shutil.ignore_patterns("__pycache__", "_C.so")
+    shutil.copytree(PACKAGE, tmp_path / "lite_detr", ignore=ignore)
+    extension, source = tmp_path / "lite_detr" / "_C.so", tmp_path / "a.c"
+    source.write_text("void torch_of_tomorrow(void);\nvoid (*f)(void) = torch_of_tomorrow;\n")
+    subprocess.run([COMPILER, "-shared", "-fPIC", source, "-o", extension], check=True)
+    run = run_command("-c", "import lite_detr.ops", path=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert f"(built for another PyTorch than {torch.__version__}: {extension}: und" in run.stderr
 
 
 def test_the_file_by_itself_reports_where_nothing_can_be_imported(tmp_path):

@@ -83,7 +83,7 @@ def compiled_gradients(attention, device, backend, shared_key=False, **options):
 
     def function(leaves):
         doubled = transform(leaves, lambda tensor: tensor * 2)
-        return run(attention, "native", doubled | {"locations": leaves["locations"]}).sin()
+        return run(attention, "native", {**doubled, "locations": leaves["locations"]}).sin()
 
     compiled = torch.compile(function, backend=backend, fullgraph=True, **options)
     results = []

@@ -31,6 +31,8 @@ def load_library() -> str:
             # Most often, it was built for another version of PyTorch. PyTorch may only name the
             # file; the loader's error, which is then the cause, names the library or the symbol.
             reason = str(error.__cause__ or error)
+            if "undefined symbol" in reason:
+                reason = f"built for another PyTorch than {torch.__version__}: {reason}"
     logger.warning(
         "lite_detr's native operators are not available (%s); on CPUs the PyTorch ones run "
         "instead, several times slower. docs/kernels.md says how to build them, and "
