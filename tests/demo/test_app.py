@@ -265,7 +265,9 @@ def test_an_uploaded_image_is_shown_and_another_can_follow(page, tmp_path):
         upload(page, tmp_path / name)
         status(page, name.split()[0])
         page.wait_for_function(
-            "old => document.querySelector('#picture img').src != old", arg=before
+            "old => (i => i.src != old && i.complete && i.naturalWidth)"
+            "(document.querySelector('#picture img'))",
+            arg=before,
         )
         shape = page.eval_on_selector("#picture img", "i => i.naturalWidth / i.naturalHeight")
         assert shape == pytest.approx(size[0] / size[1], rel=0.01)
