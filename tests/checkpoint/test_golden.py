@@ -73,7 +73,8 @@ def run(request):
     conversion = convert_weights(reference_checkpoint(path), model)
     model.load_state_dict(conversion.state_dict)
     model.double()
-    outputs = {"single": model.forward_queries(golden_batch(golden, "single"))}
+    with torch.no_grad():
+        outputs = {"single": model.forward_queries(golden_batch(golden, "single"))}
     # Encoded once for the outputs and the losses.
     memory, scales = model.train().encode(model.preprocess_images(golden_batch(golden, "padded")))
     with evaluating(model), torch.no_grad():
