@@ -42,10 +42,6 @@ struct KernelGeometry {
   int32_t start[kMaxLevels];
 };
 
-// Whether blocks of tokens are tiles. In float64 there are no registers for it.
-template <typename T>
-constexpr bool kTiles = sizeof(T) < 8;
-
 // The first level whose tokens, with all after them, are as many as the queries; L if there is none.
 // Queries that are not these tokens after all are taken in another order, with the same results.
 inline int32_t find_query_level(const KernelGeometry& geometry) {

@@ -11,7 +11,7 @@ namespace lite_detr::cuda {
 
 // kShared: the values are the keys, and are read once.
 template <typename T, typename Points, int kHeadWidth, bool kShared>
-__global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
+__global__ void __launch_bounds__(kForwardThreads, kResidentThreads<T> / kForwardThreads)
     key_aware_forward(const __grid_constant__ KeyAwareForward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kKeyAwareForward<T, kHeadWidth, kShared>;
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr bool kKept = kShared && kVectors == 1;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 }
 
 template <typename T, typename Points, int kHeadWidth, bool kShared>
-__global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
+__global__ void __launch_bounds__(kBackwardThreads, kResidentThreads<T> / kBackwardThreads)
     key_aware_backward(const __grid_constant__ KeyAwareBackward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kKeyAwareBackward<T, kHeadWidth, kShared>;
@@ -132,26 +132,20 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   using Part = Channels<A, kWidth>;
   using Row = QueryRow<T, kWidth, kLanes, kVectors>;
   // Whether a sampled key stays in registers until its gradient is known, or is sampled again.
-  constexpr bool kKept = kVectors == 1 && !kIs64Bit<T>;
-  // Whether the query's gradient is summed in registers, or in memory, where no other lane adds.
-  constexpr bool kSummed = kVectors == 1 || !kIs64Bit<T>;
+  constexpr bool kKept = kVectors == 1;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenReader<T, kWidth, kLanes> keys(
       kShared ? arguments.value : arguments.key, group.lane);
   const int32_t points = geometry.levels * geometry.points;
-  const auto find_logsumexp = [&] { return load_number(arguments.logsumexp + pin(group.item)); };
-  // In float64 it is loaded again for each point, for want of registers.
-  A logsumexp = 0;
-  if constexpr (!kIs64Bit<T>) logsumexp = find_logsumexp();
-
+  const A logsumexp = load_number(arguments.logsumexp + pin(group.item));
   const A mean = row_product(
       Row(arguments.grad_output, group.item, group.lane), arguments.output, group.item,
       group.lane);
 
-  Part grad_query[kSummed ? kVectors : 1] = {};
+  Part grad_query[kVectors] = {};
   for (int32_t first = 0; first < points; first += kLanes) {
     const int32_t item = pin(group.item);
     const PointRange range(item, points);
@@ -187,7 +181,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         }
       }
       sum_lanes<kLanes>(by_grads.value, by_query.value, group.lane);
-      if constexpr (kIs64Bit<T>) logsumexp = find_logsumexp();
       const A weight = exponential(by_query.value * arguments.scale - logsumexp);
       const A grad_logit = weight * (by_grads.value - mean) * arguments.scale;
       A by_x = weight * by_grads.along_x + grad_logit * by_query.along_x;
@@ -209,17 +202,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
             add_scaled(key_sample, share_of_corner, keys.at(point, corner, width, vector));
           }
         }
-        if constexpr (kSummed) {
-          add_scaled(grad_query[vector], grad_logit, key_sample);
-        } else if (group.exists) {
-          T* row = arguments.grad_query + int64_t(pin(item)) * kHeadWidth + group.lane * kWidth;
-#pragma unroll
-          for (int i = 0; i < kWidth; ++i) {
-            atomicAdd(
-                in_device_memory(row + vector * kLanes * kWidth + i),
-                grad_logit * key_sample.at[i]);
-          }
-        }
+        add_scaled(grad_query[vector], grad_logit, key_sample);
         const Part asked = added_query.at(vector);
         Part grad_value = scale(weight, added_grads.at(vector));
         if (kShared) add_scaled(grad_value, grad_logit, asked);
@@ -235,9 +218,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
       }
     }
   }
-  if constexpr (kSummed) {
-    if (group.exists) store_row<kLanes>(arguments.grad_query, group.item, group.lane, grad_query);
-  }
+  if (group.exists) store_row<kLanes>(arguments.grad_query, group.item, group.lane, grad_query);
 }
 
 }  // namespace lite_detr::cuda

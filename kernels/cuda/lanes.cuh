@@ -34,7 +34,7 @@ struct Tile {
 // The query and head of a group of lanes. A block holds queries of one head of one image: a tile of
 // a map if they are tokens, which sample more of the same rows than a strip does; else consecutive
 // ones. Groups beyond the last query, or the map's border, repeat another one, and write nothing.
-template <int kLanes, int kThreads, bool kTiles>
+template <int kLanes, int kThreads>
 struct Group {
   int32_t query;  // of B * Q
   int32_t item;   // of B * Q * M
@@ -45,7 +45,7 @@ struct Group {
     const int32_t group = threadIdx.x / kLanes;
     const bool is_small = kThreads != kSmallBlock && blockDim.x == kSmallBlock;
     int32_t number;
-    if (kTiles && geometry.query_level < geometry.levels) {
+    if (geometry.query_level < geometry.levels) {
       constexpr Tile kLarge(kThreads / kLanes), kSmall(kSmallBlock / kLanes);
       number = token_of_tile(geometry, is_small ? kSmall : kLarge, group);
     } else {

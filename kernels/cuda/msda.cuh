@@ -7,7 +7,7 @@
 namespace lite_detr::cuda {
 
 template <typename T, typename Points, int kHeadWidth>
-__global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardThreads)
+__global__ void __launch_bounds__(kForwardThreads, kResidentThreads<T> / kForwardThreads)
     msda_forward(const __grid_constant__ MsdaForward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kMsdaForward<T, kHeadWidth>;
@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
   constexpr int kBatch = kLayout.batch, kCorners = kLayout.corners;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const int32_t points = geometry.levels * geometry.points;
   const PointRange range(group.item, points);
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kForwardThreads, kResidentThreads / kForwardTh
 }
 
 template <typename T, typename Points, int kHeadWidth>
-__global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackwardThreads)
+__global__ void __launch_bounds__(kBackwardThreads, kResidentThreads<T> / kBackwardThreads)
     msda_backward(const __grid_constant__ MsdaBackward<T, Points> arguments) {
   using A = compute_t<T>;
   constexpr Layout kLayout = kMsdaBackward<T, kHeadWidth>;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   using Part = Channels<A, kWidth>;
 
   const KernelGeometry& geometry = arguments.geometry;
-  const Group<kLayout.lanes, kLayout.threads, kTiles<T>> group(geometry);
+  const Group<kLayout.lanes, kLayout.threads> group(geometry);
   const TokenReader<T, kWidth, kLanes> values(arguments.value, group.lane);
   const TokenAdder<A, kWidth, kLanes> grad_values(arguments.grad_value, group.lane);
   const QueryRow<T, kWidth, kLanes, kVectors> grads(
@@ -79,12 +79,10 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
   const int32_t points = geometry.levels * geometry.points;
   const PointWeights<kLanes, T, Points::kLogits> weights(
       arguments.weights + int64_t(group.item) * points, points, group.lane);
-  const auto find_mean = [&] {
-    return row_product(grads, arguments.output, pin(group.item), group.lane);
-  };
-  // In float64 it is found again for each group of points, for want of registers.
   A mean = 0;
-  if constexpr (Points::kLogits && !kIs64Bit<T>) mean = find_mean();
+  if constexpr (Points::kLogits) {
+    mean = row_product(grads, arguments.output, pin(group.item), group.lane);
+  }
 
   for (int32_t first = 0; first < points; first += kLanes) {
     const PointRange range(pin(group.item), points);
@@ -128,7 +126,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kResidentThreads / kBackward
         grad_y = total_by_y;
       }
     }
-    if constexpr (Points::kLogits && kIs64Bit<T>) mean = find_mean();
     if (group.exists && own_point < points) {
       if constexpr (Points::kLogits) grad_weight = own_weight * (grad_weight - mean);
       const PointRange stored(pin(group.item), points);

@@ -119,9 +119,7 @@ class Call {
     const Tensor log_sums = aligned(logsumexp);
     const Tensor grad_value = zero_rows(geometry_, kernel_geometry_, value);
     const Tensor grad_key = key ? zero_rows(geometry_, kernel_geometry_, value) : Tensor();
-    const Tensor grad_query = dtype == at::kDouble
-        ? at::zeros(queries.sizes(), queries.options())
-        : at::empty(queries.sizes(), queries.options());
+    const Tensor grad_query = at::empty(queries.sizes(), queries.options());
 
     for_storage_type(dtype, [&](auto* storage) {
       using T = std::remove_pointer_t<decltype(storage)>;

@@ -282,13 +282,13 @@ class TokenReader {
 
 // A lane's channels of a row that belongs to a query: the query itself, its output or a gradient.
 //
-// One vector of 32-bit numbers stays in registers. More would leave too few for the sums: they are
+// One vector stays in registers. More would leave too few for the sums: they are
 // loaded from a cache when they are used.
 template <typename T, int kWidth, int kLanes, int kVectors>
 class QueryRow {
  public:
   using Part = Channels<compute_t<T>, kWidth>;
-  static constexpr bool kHeld = kVectors == 1 && !kIs64Bit<T>;
+  static constexpr bool kHeld = kVectors == 1;
 
   __device__ __forceinline__ QueryRow(const T* rows, int32_t item, int32_t lane)
       : rows_(rows), item_(item), channel_(lane * kWidth) {

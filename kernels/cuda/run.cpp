@@ -60,9 +60,7 @@ KernelGeometry for_kernel(const Geometry& geometry, at::ScalarType dtype) {
     kernel_geometry.width[level] = geometry.levels[level].width;
     kernel_geometry.start[level] = geometry.levels[level].start;
   }
-  // As kTiles says.
-  kernel_geometry.query_level =
-      dtype == at::kDouble ? levels : find_query_level(kernel_geometry);
+  kernel_geometry.query_level = find_query_level(kernel_geometry);
   return kernel_geometry;
 }
 

@@ -46,12 +46,12 @@ constexpr int kBlocksOfASmallGrid = 2 * 132;
 constexpr int kSmallBlock = 64;
 // Half of the threads that a multiprocessor can hold, which leaves 64 to 128 registers for each.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
-constexpr int kResidentThreads = 512;
+constexpr int kHalf = 512;
 #elif defined(__CUDA_ARCH__) && \
     (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
-constexpr int kResidentThreads = 768;
+constexpr int kHalf = 768;
 #else
-constexpr int kResidentThreads = 1024;
+constexpr int kHalf = 1024;
 #endif
 
 template <typename T>
@@ -59,13 +59,18 @@ constexpr bool kIs16Bit = sizeof(T) == 2;
 template <typename T>
 constexpr bool kIs64Bit = sizeof(T) == 8;
 
+// float64 is there to check gradients: no more than a block of a forward pass, whose threads have as
+// many registers as they need.
+template <typename T>
+constexpr int kResidentThreads = kIs64Bit<T> ? kForwardThreads : kHalf;
+
 // Width, forward: 16 bytes, the most that a load takes, unless that leaves lanes without channels.
 template <typename T, int kHeadWidth>
 constexpr int kForwardWidth =
     kHeadWidth < 4 * kChannelMultiple<T> ? kHeadWidth / 4 : kChannelMultiple<T>;
 // Backward: four numbers, even of 16 bits. Their gradients add up in float32, of which four are the
 // widest atomic addition, and a lane should add to the channels that it has loaded. A single 64-bit
-// number: it takes two registers, and float64 is there to check gradients.
+// number, which neighbouring lanes add beside each other.
 template <typename T>
 constexpr int kBackwardWidth = kIs64Bit<T> ? 1 : 4;
 
@@ -73,25 +78,23 @@ constexpr int kBackwardWidth = kIs64Bit<T> ? 1 : 4;
 // With 1024 threads these are 64 KiB, which hides a latency of 500 cycles at the 128 bytes a cycle
 // of an L1 cache; two points hide twice as much. A load takes four registers and a lane's sums as
 // many, or eight for 16-bit numbers; these are the largest batches that fit 64 registers without
-// spilling. With separate keys, and for 64-bit numbers, fewer corners of a point are in flight,
-// down to one.
+// spilling. With separate keys fewer corners of a point are in flight, down to one.
 template <typename T, int kHeadWidth>
 constexpr Layout kMsdaForward = spread(
-    kHeadWidth, kForwardWidth<T, kHeadWidth>, kIs16Bit<T> || kIs64Bit<T> ? 1 : 2, 4,
+    kHeadWidth, kForwardWidth<T, kHeadWidth>, kIs16Bit<T> ? 1 : 2, 4,
     kForwardThreads);
 
 template <typename T, int kHeadWidth>
 constexpr Layout kMsdaBackward = spread(
-    kHeadWidth, kBackwardWidth<T>, kIs64Bit<T> ? 1 : 2, kIs64Bit<T> ? 1 : 4, kBackwardThreads);
+    kHeadWidth, kBackwardWidth<T>, 2, 4, kBackwardThreads);
 
 template <typename T, int kHeadWidth, bool kShared>
 constexpr Layout kKeyAwareForward = spread(
-    kHeadWidth, kIs64Bit<T> && kHeadWidth == 256 ? 1 : kForwardWidth<T, kHeadWidth>,
-    kShared && !kIs16Bit<T> && !kIs64Bit<T> ? 2 : 1, kIs64Bit<T> ? 1 : kShared ? 4 : 2,
+    kHeadWidth, kForwardWidth<T, kHeadWidth>, kShared && !kIs16Bit<T> ? 2 : 1, kShared ? 4 : 2,
     kForwardThreads);
 
 template <typename T, int kHeadWidth, bool kShared>
 constexpr Layout kKeyAwareBackward = spread(
-    kHeadWidth, kBackwardWidth<T>, 1, kIs64Bit<T> || !kShared ? 1 : 4, kBackwardThreads);
+    kHeadWidth, kBackwardWidth<T>, 1, kShared ? 4 : 1, kBackwardThreads);
 
 }  // namespace lite_detr::cuda

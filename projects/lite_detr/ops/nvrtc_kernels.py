@@ -225,13 +225,8 @@ def make_geometry(
     width: int,
     points: int,
     sizes: tuple[tuple[int, int], ...],
-    tiles: bool,
 ) -> ctypes.Structure:
     """Return the geometry of a call; calls of equal sizes share one.
-
-    Args:
-        batch, queries, heads, width, points, sizes: those of the call; ``width`` is a kernel's.
-        tiles: whether queries that are tokens are taken by tiles.
 
     Raises:
         ValueError: a launch has no room for it.
@@ -258,7 +253,7 @@ def make_geometry(
         )
     # The queries are the tokens of this level and those after it, as in kernels/cuda/kernels.h.
     sums = [sum(h * w for h, w in sizes[level:]) for level in range(len(sizes))]
-    query_level = sums.index(queries) if tiles and queries in sums else len(sizes)
+    query_level = sums.index(queries) if queries in sums else len(sizes)
     geometry = KernelGeometry(batch, queries, heads, width, points, len(sizes), query_level)
     start = 0
     for level, (height, level_width) in enumerate(sizes):

@@ -56,10 +56,8 @@ class Call:
         )
         self.width = self.kernels[0].head_width
         batch, queries, heads = points_shape[:3]
-        # In float64, kernels have no registers for tiles.
-        tiles = value.dtype != torch.float64
         self.geometry = make_geometry(
-            batch, queries, heads, self.width, points_shape[4], tuple(sizes), tiles
+            batch, queries, heads, self.width, points_shape[4], tuple(sizes)
         )
         self.value, self.points, self.key = value, points, key
         self.values, self.keys = self.sampled(value), None if key is None else self.sampled(key)
@@ -174,9 +172,7 @@ class Call:
         outputs, log_sums = self.padded_heads(output), aligned(logsumexp)
         grad_value = self.zero_rows()
         grad_key = None if self.key is None else self.zero_rows()
-        # In float64, whose sums do not all fit into registers, the kernel adds to it.
-        make = torch.zeros_like if self.value.dtype == torch.float64 else torch.empty_like
-        grad_query = make(queries)
+        grad_query = torch.empty_like(queries)
         self.run(
             "backward",
             query=queries,
