@@ -24,10 +24,10 @@ CONFIGS = {
     "deformable_detr_r50_two_stage": "deformable_detr/deformable_detr_r50_two_stage_50ep.py",
     "h_detr_r50": "h_detr/h_detr_r50_36ep.py",
     "detrex_dino_r50_4scale": "dino/detrex_dino_r50_4scale_12ep.py",
-    "mmdet_dino_r50_4scale": "dino/mmdet_dino_r50_4scale_12ep.py",
 }
-# These share their names' rules with those above.
+# Their names' rules are tested in test_other_zoos.py.
 SLOW_CONFIGS = {
+    "mmdet_dino_r50_4scale": "dino/mmdet_dino_r50_4scale_12ep.py",
     "detrex_deformable_detr_r50_two_stage": "deformable_detr/"
     "detrex_deformable_detr_r50_two_stage_50ep.py",
     "mmdet_deformable_detr_r50_two_stage": "deformable_detr/deformable_detr_r50_two_stage_50ep.py",

@@ -14,15 +14,12 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 NAMES = [name for name in model_zoo.list_configs() if name.startswith("baselines/")]
-# One of each meta-architecture. A choice of tokens, whose number follows the image, is the hardest.
+# One of each meta-architecture.
 SAMPLE = {model_zoo.get_config(name).model._target_.__name__: name for name in NAMES}
-EVERY = [
-    pytest.param(name, marks=() if kind == "PnPDETR" else pytest.mark.slow)
-    for kind, name in SAMPLE.items()
-]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLE.values())
 def test_a_file_gives_what_the_detector_gives(name, tmp_path):
     cfg = model_zoo.get_config(name)
     model = narrow(cfg.model)

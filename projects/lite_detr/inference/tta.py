@@ -57,7 +57,9 @@ class DetectorWithTTA(nn.Module):
         return cls(model, DatasetMapperTTA(cfg))
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
-        """Return the merged detections of each image; see :class:`lite_detr.modeling.Detector`.
+        """Return the merged detections of each image.
+
+        As :class:`~lite_detr.modeling.detector.Detector` does without losses.
 
         Args:
             batched_inputs: ``image`` is ``[3, H, W]``, uint8; ``height`` and ``width`` are the size
