@@ -135,11 +135,15 @@ def run_command(*arguments, path):
     )
 
 
+def copy_package(folder):
+    """Copy the package without its extension; return where that belongs."""
+    ignore = shutil.ignore_patterns("__pycache__", "_C.so")
+    return shutil.copytree(PACKAGE, folder / "lite_detr", ignore=ignore) / "_C.so"
+
+
 def test_an_extension_that_does_not_load_is_reported_with_its_error(tmp_path):
     """By the command itself, in a copy of the package."""
-    ignore = shutil.ignore_patterns("__pycache__", "_C.so")
-    shutil.copytree(PACKAGE, tmp_path / "lite_detr", ignore=ignore)
-    extension = tmp_path / "lite_detr" / "_C.so"
+    extension = copy_package(tmp_path)
     extension.write_bytes(b"not a library")
     run = run_command("-m", "lite_detr.collect_env", path=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -153,9 +157,7 @@ def test_an_extension_that_does_not_load_is_reported_with_its_error(tmp_path):
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 def test_an_extension_for_another_pytorch_is_said_to_be_one(tmp_path):
     """As the wheel's is for PyTorch before 2.10."""
-    ignore = shutil.ignore_patterns("__pycache__", "_C.so")
-    shutil.copytree(PACKAGE, tmp_path / "lite_detr", ignore=ignore)
-    extension, source = tmp_path / "lite_detr" / "_C.so", tmp_path / "a.c"
+    extension, source = copy_package(tmp_path), tmp_path / "a.c"
     source.write_text("void torch_of_tomorrow(void);\nvoid (*f)(void) = torch_of_tomorrow;\n")
     subprocess.run([COMPILER, "-shared", "-fPIC", source, "-o", extension], check=True)
     run = run_command("-c", "import lite_detr.ops", path=tmp_path)

@@ -282,8 +282,8 @@ class TokenReader {
 
 // A lane's channels of a row that belongs to a query: the query itself, its output or a gradient.
 //
-// One vector stays in registers. More would leave too few for the sums: they are
-// loaded from a cache when they are used.
+// One vector stays in registers. More would leave too few for the sums: they are loaded from a cache
+// when they are used.
 template <typename T, int kWidth, int kLanes, int kVectors>
 class QueryRow {
  public:

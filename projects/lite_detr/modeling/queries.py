@@ -181,8 +181,7 @@ def anchor_logits(scales: Scales, base_size: float = 0.05) -> tuple[Tensor, Tens
     # The centres of padding lie beyond 1. Those on the limits, as of the first of 50 rows, are out,
     # as in the references, also where a runtime rounds a quotient otherwise.
     rounding = 1e-6
-    usable = (boxes > 0.01 + rounding) & (boxes < 0.99 - rounding)
-    usable = usable.all(-1, keepdim=True)
+    usable = ((boxes > 0.01 + rounding) & (boxes < 0.99 - rounding)).all(-1, keepdim=True)
     logits = torch.log(boxes / (1 - boxes)).masked_fill(~usable, float("inf"))
     return logits.to(scales.centers.dtype), usable
 
