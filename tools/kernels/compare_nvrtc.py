@@ -4,17 +4,19 @@
 compare_nvrtc.py --arch 8.0 9.0 --dtype float32     # needs nvcc, but no GPU
 
 Registers, bytes of spills and instructions for a point are those of report.py, for which see its
-help. Each row is for all kernels of an architecture and a type, and names the kernels that differ.
+help. Each row is for all kernels of an architecture and a type. With --check, NVRTC's kernels are
+held to the bounds of report.py --check.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from machine_code import MULTIPROCESSORS
 from nvcc import compile_by_nvrtc, compile_ours, read_layouts
-from report import DTYPES, HEAD_WIDTH, record
+from report import DTYPES, HEAD_WIDTH, record, violations
 
 from lite_detr import cli
 
@@ -59,6 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add, known = parser.add_argument, list(MULTIPROCESSORS)
     add("--arch", nargs="+", choices=known, default=known, help="default: all")
     add("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
+    add("--check", action="store_true", help="exit with status 1 if NVRTC's exceed a bound")
     return parser.parse_args(argv)
 
 
@@ -70,11 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "bytes of spills, nvcc and NVRTC | instructions of NVRTC's"
     )
     print(f"| {header} |\n|{'---|' * 7}")
+    complaints = []
     for architecture in args.arch:
         for dtype in args.dtype:
             with tempfile.TemporaryDirectory() as folder:
                 pairs = compare(architecture, dtype, Path(folder))
             print(row(architecture, dtype, pairs), flush=True)
+            complaints += violations([compiled for _, compiled in pairs])
+    if args.check and complaints:
+        sys.exit("\n".join(complaints))
 
 
 if __name__ == "__main__":
