@@ -29,6 +29,7 @@ using Sizes = at::IntArrayRef;
 
 namespace api {
 
+using at::get_num_threads;
 using at::parallel_for;
 
 // New tensors are contiguous, and on the device of `like`.

@@ -53,6 +53,7 @@ class TypeError final : public pybind11::builtin_exception {
 
 namespace api {
 
+using torch::stable::get_num_threads;
 using torch::stable::parallel_for;
 
 // Calls an operator of PyTorch that returns a tensor.

@@ -7,22 +7,38 @@
 namespace lite_detr::cpu {
 namespace LITE_DETR_ISA {
 
-// Heads of 32, 64, ... channels are processed in blocks of 32, others in blocks of 16.
-#define LITE_DETR_BY_WIDTH(kernel, Tensors)                                                       \
+// Heads of 32 channels, which most detectors have, are one block, others several of 16.
+#define LITE_DETR_FORWARD(kernel, Tensors)                                                        \
   template <typename T, typename Points>                                                          \
-  void kernel##_any_width(                                                                        \
+  void kernel##_any_rows(                                                                         \
       const KernelGeometry& geometry, const Task<T>& task, const Tensors<T, Points>& tensors) {   \
-    if (geometry.channels % 32 == 0) {                                                            \
-      kernel<T, Points, 32>(geometry, task, tensors);                                             \
+    if (geometry.channels == 32) {                                                                \
+      if (geometry.bordered) {                                                                    \
+        kernel<T, Points, Bordered<32>, 32>(geometry, task, tensors);                             \
+      } else {                                                                                    \
+        kernel<T, Points, InPlace, 32>(geometry, task, tensors);                                  \
+      }                                                                                           \
+    } else if (geometry.bordered) {                                                               \
+      kernel<T, Points, Bordered<0>, kChannelMultiple>(geometry, task, tensors);                  \
     } else {                                                                                      \
-      kernel<T, Points, kChannelMultiple>(geometry, task, tensors);                               \
+      kernel<T, Points, InPlace, kChannelMultiple>(geometry, task, tensors);                      \
+    }                                                                                             \
+  }
+#define LITE_DETR_BACKWARD(kernel, Tensors)                                                       \
+  template <typename T, typename Points>                                                          \
+  void kernel##_any_rows(                                                                         \
+      const KernelGeometry& geometry, const Task<T>& task, const Tensors<T, Points>& tensors) {   \
+    if (geometry.channels == 32) {                                                                \
+      kernel<T, Points, Bordered<32>, 32>(geometry, task, tensors);                               \
+    } else {                                                                                      \
+      kernel<T, Points, Bordered<0>, kChannelMultiple>(geometry, task, tensors);                  \
     }                                                                                             \
   }
 
-LITE_DETR_BY_WIDTH(msda_forward, MsdaForward)
-LITE_DETR_BY_WIDTH(msda_backward, MsdaBackward)
-LITE_DETR_BY_WIDTH(key_aware_forward, KeyAwareForward)
-LITE_DETR_BY_WIDTH(key_aware_backward, KeyAwareBackward)
+LITE_DETR_FORWARD(msda_forward, MsdaForward)
+LITE_DETR_BACKWARD(msda_backward, MsdaBackward)
+LITE_DETR_FORWARD(key_aware_forward, KeyAwareForward)
+LITE_DETR_BACKWARD(key_aware_backward, KeyAwareBackward)
 
 template <typename T, int kChannels>
 void store_rows_of(
@@ -49,7 +65,8 @@ template <typename T>
 void store_rows(
     const compute_t<T>* source, int64_t padded_channels, const TokenRows<T>& target, int64_t count,
     int64_t channels) {
-  if (padded_channels % 32 == 0) {
+  // As the kernels, whose order of channels may depend on it.
+  if (padded_channels == 32) {
     store_rows_of<T, 32>(source, padded_channels, target, count, channels);
   } else {
     store_rows_of<T, kChannelMultiple>(source, padded_channels, target, count, channels);
@@ -59,8 +76,8 @@ void store_rows(
 template <typename T, typename Points>
 constexpr PointKernels<T, Points> point_kernels() {
   return {
-      msda_forward_any_width<T, Points>, msda_backward_any_width<T, Points>,
-      key_aware_forward_any_width<T, Points>, key_aware_backward_any_width<T, Points>};
+      msda_forward_any_rows<T, Points>, msda_backward_any_rows<T, Points>,
+      key_aware_forward_any_rows<T, Points>, key_aware_backward_any_rows<T, Points>};
 }
 
 template <typename T>

@@ -14,22 +14,29 @@ constexpr int kGroup = 16;
 // Channels of a head are padded to a multiple of this.
 constexpr int kChannelMultiple = 16;
 
+// The queries whose points are found together, before the first one is sampled: what finding waits
+// for is then done for several at once. More would fill the buffers of stores that wait.
+constexpr int kTogether = 4;
+
 // The geometry of a call, as kernels take it.
 struct KernelGeometry {
-  int64_t tokens;    // S
   int64_t queries;   // Q
   int64_t heads;     // M
   int64_t channels;  // D, padded
   int64_t points;    // L * P
   int64_t levels;    // L
+  // Levels have a border of rows that are zero or discarded, and so have the first rows: four that
+  // are as far apart as a point's corners. Backward kernels only take such rows.
+  bool bordered;
   // The level of each point, and zeros after the last one: a map without cells.
   const int32_t* level;
   const int32_t* width;
   const int32_t* height;
-  const int32_t* start;
+  const int32_t* first;  // the row of the level's first token
+  const int32_t* pitch;  // from a token's row to that of the one below
 };
 
-// The tokens of one head and image: S rows of D channels, `stride` elements apart.
+// The tokens of one head and image: rows of D channels, `stride` elements apart.
 template <typename T>
 struct TokenRows {
   T* first;
@@ -45,14 +52,39 @@ struct Task {
   int64_t end;
   TokenRows<const T> value;
   TokenRows<const T> key;  // `first` is null where the values are the keys
-  TokenRows<compute_t<T>> grad_value;  // backward kernels add to both
+  void* scratch;  // of `scratch_bytes`
+  // Of backward kernels only. They add to both gradients, for points [first_point, end_point), which
+  // are those of whole levels.
+  TokenRows<compute_t<T>> grad_value;
   TokenRows<compute_t<T>> grad_key;
-  compute_t<T>* scratch;  // kScratchRows rows, of which the first one stays zero, and weights
+  int64_t first_point;
+  int64_t end_point;
+  // [L, items, D], the parts of levels in the query's gradient; null if a task has all levels.
+  compute_t<T>* level_sums;
+  int64_t items;  // B * Q * M
 };
 
-// A task's scratch memory: a row of zeros, a row for what is discarded, and two rows for each point
-// of a group; then the weights of all points of a query, up to a whole group.
-constexpr int kScratchRows = 2 + 2 * kGroup;
+inline int64_t groups_of_query(const KernelGeometry& geometry) {
+  return (geometry.points + kGroup - 1) / kGroup;
+}
+
+// The groups whose points are found together.
+inline int64_t groups_together(const KernelGeometry& geometry) {
+  const int64_t groups = groups_of_query(geometry);
+  return groups < kTogether ? kTogether / groups * groups : groups;
+}
+
+// What is found of a group of points takes at most so much.
+constexpr int64_t kPlaceBytes = 20 * kGroup * sizeof(double);
+
+// A task's scratch memory, aligned to cache lines: a row of zeros, what is found of points and their
+// weights, a row for each point, and one for each query and each level.
+inline int64_t scratch_bytes(const KernelGeometry& geometry) {
+  const int64_t groups = groups_together(geometry);
+  const int64_t rows = 1 + kGroup * groups + kTogether + geometry.levels;
+  return groups * (kPlaceBytes + kGroup * sizeof(double)) +
+      rows * geometry.channels * sizeof(double);
+}
 
 // All tensors are contiguous: weights [B, Q, M, L * P], queries and outputs [B, Q, M, D], logsumexp
 // [B, Q, M].

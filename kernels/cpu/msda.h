@@ -35,120 +35,183 @@ LITE_DETR_INLINE void softmax(const T* logits, int64_t count, compute_t<T>* weig
   for (int64_t i = 0; i < end; i += kLanes<A>) store(weights + i, load(weights + i) * share);
 }
 
-// The weights of a query's points: given, as they are read, or a softmax.
-template <typename T, typename Points>
-class Attention {
- public:
-  using A = compute_t<T>;
+// Finds the weights of queries' points, if they are a softmax.
+template <typename Points, typename T>
+LITE_DETR_INLINE void find_weights(
+    const T* weights, const KernelGeometry& geometry, compute_t<T>* computed) {
+  if constexpr (Points::kLogits) softmax(weights, geometry.points, computed);
+}
 
-  LITE_DETR_INLINE Attention(const T* weights, const KernelGeometry& geometry, A* scratch)
-      : given_(weights), computed_(scratch) {
-    if constexpr (Points::kLogits) softmax(weights, geometry.points, scratch);
-  }
+// The weights of a group of points: as found, or as given, in `target`.
+template <typename Points, typename T>
+LITE_DETR_INLINE const compute_t<T>* weights_of_group(
+    const T* weights, int64_t first, int count, const compute_t<T>* computed,
+    compute_t<T>* target) {
+  if constexpr (Points::kLogits) return computed + first;
+  load_group(weights + first, count, target);
+  return target;
+}
 
-  // The weights of a group of points, in `target` or elsewhere.
-  LITE_DETR_INLINE const A* group(int64_t first, int count, A* target) const {
-    if constexpr (Points::kLogits) return computed_ + first;
-    load_group(given_ + first, count, target);
-    return target;
-  }
-
- private:
-  const T* given_;
-  const A* computed_;
-};
-
-template <typename T, typename Points, int kChannels>
+template <typename T, typename Points, typename Layout, int kChannels>
 void msda_forward(
     const KernelGeometry& geometry, const Task<T>& task, const MsdaForward<T, Points>& tensors) {
   using A = compute_t<T>;
   using B = Block<A, kChannels>;
+  struct Place {
+    alignas(64) A weights[4][kGroup];
+    CornerRows<const T, Layout> rows;
+  };
   // Sums that do not wait for each other, as registers allow.
   constexpr int kSums = LITE_DETR_VECTOR_BYTES / 16;
-  const int64_t channels = geometry.channels;
-  const Scratch<T> scratch(task, channels);
+  const int64_t channels = Layout::channels(geometry), points = geometry.points;
+  const int64_t groups = groups_of_query(geometry);
+  const int64_t together = groups_together(geometry) / groups;
+  const Scratch<T, Place> scratch(task, geometry);
 
-  for (int64_t query = task.begin; query < task.end; ++query) {
-    const Item item(geometry, task, query);
-    const int64_t later = item.index + kPrefetched * geometry.heads;
-    prefetch_points(tensors.points, geometry, later);
-    prefetch<false>(tensors.weights, geometry.points, later);
-    prefetch<true>(tensors.output, channels, later);
-    const Attention<T, Points> attention(
-        tensors.weights + item.index * geometry.points, geometry, scratch.weights);
-
-    for (int64_t channel = 0; channel < channels; channel += kChannels) {
-      B sums[kSums] = {};
-      for (int64_t first = 0; first < geometry.points; first += kGroup) {
-        const Group<A> group(tensors.points, geometry, item, first);
-        alignas(64) A given[kGroup], weights[4][kGroup];
-        group.corner_weights(attention.group(first, group.count, given), weights);
-        CornerRows<const T> rows;
-        rows.find(task.value, scratch.zeros, group);
-        for (int point = 0; point < group.count; ++point) {
-          for (int corner = 0; corner < 4; ++corner) {
-            add_scaled(
-                sums[corner % kSums], weights[corner][point],
-                load_block<B>(rows.at(corner, point) + channel));
+  for (int64_t begin = task.begin; begin < task.end; begin += together) {
+    const int64_t count = task.end - begin < together ? task.end - begin : together;
+    for (int64_t i = 0; i < count; ++i) {
+      const Item item(geometry, task, begin + i);
+      const int64_t later = item.index + kPrefetched * geometry.heads;
+      prefetch_points(tensors.points, geometry, later);
+      prefetch<false>(tensors.weights, points, later);
+      prefetch<true>(tensors.output, channels, later);
+      find_weights<Points>(
+          tensors.weights + item.index * points, geometry, scratch.weights + i * groups * kGroup);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const Item item(geometry, task, begin + i);
+      for (int64_t first = 0; first < points; first += kGroup) {
+        Place& place = scratch.places[i * groups + first / kGroup];
+        Group<A> group;
+        group.template find<Layout::kBordered>(tensors.points, geometry, item, first, points);
+        alignas(64) A given[kGroup];
+        const A* factors = weights_of_group<Points>(
+            tensors.weights + item.index * points, first, group.count,
+            scratch.weights + i * groups * kGroup, given);
+        group.corner_weights(factors, place.weights);
+        place.rows.find(task.value, scratch.zeros, group);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const Item item(geometry, task, begin + i);
+      for (int64_t channel = 0; channel < channels; channel += kChannels) {
+        B sums[kSums] = {};
+        for (int64_t first = 0; first < points; first += kGroup) {
+          const Place& place = scratch.places[i * groups + first / kGroup];
+          const int in_group = count_in_group(first, points);
+          for (int point = 0; point < in_group; ++point) {
+            for (int corner = 0; corner < 4; ++corner) {
+              add_scaled(
+                  sums[corner % kSums], place.weights[corner][point],
+                  load_block<B>(place.rows.at(corner, point) + channel));
+            }
           }
         }
+        for (int j = 1; j < kSums; ++j) add_scaled(sums[0], A(1), sums[j]);
+        store_block(tensors.output + item.index * channels + channel, sums[0]);
       }
-      for (int i = 1; i < kSums; ++i) add_scaled(sums[0], A(1), sums[i]);
-      store_block(tensors.output + item.index * channels + channel, sums[0]);
     }
   }
 }
 
-template <typename T, typename Points, int kChannels>
+template <typename T, typename Points, typename Layout, int kChannels>
 void msda_backward(
     const KernelGeometry& geometry, const Task<T>& task, const MsdaBackward<T, Points>& tensors) {
   using A = compute_t<T>;
   using B = Block<A, kChannels>;
-  const int64_t channels = geometry.channels;
-  const Scratch<T> scratch(task, channels);
+  struct Place {
+    alignas(64) A weights[4][kGroup];
+    alignas(64) A factors[kGroup], right[kGroup], lower[kGroup];
+    CornerRows<const T, Layout> rows;
+    CornerRows<A, Layout> grad_rows;
+  };
+  const int64_t channels = Layout::channels(geometry), points = geometry.points;
+  const int64_t groups = groups_of_query(geometry);
+  const int64_t together = groups_together(geometry) / groups;
+  const Scratch<T, Place> scratch(task, geometry);
 
-  for (int64_t query = task.begin; query < task.end; ++query) {
-    const Item item(geometry, task, query);
-    const T* grad_output = tensors.grad_output + item.index * channels;
-    const Attention<T, Points> attention(
-        tensors.weights + item.index * geometry.points, geometry, scratch.weights);
-    // The softmax's Jacobian subtracts the mean of the weights' gradients.
-    const A mean = Points::kLogits
-        ? dot<A, B>(grad_output, tensors.output + item.index * channels, channels) : A(0);
-
-    for (int64_t first = 0; first < geometry.points; first += kGroup) {
-      const Group<A> group(tensors.points, geometry, item, first);
-      alignas(64) A given[kGroup], weights[4][kGroup];
-      const A* factors = attention.group(first, group.count, given);
-      group.corner_weights(factors, weights);
-      CornerRows<const T> rows;
-      rows.find(task.value, scratch.zeros, group);
-      CornerRows<A> grad_rows;
-      grad_rows.find(task.grad_value, scratch.discarded, group);
-
-      Vec<A> by_weight[kGroup] = {}, by_x[kGroup] = {}, by_y[kGroup] = {};
-      for (int64_t channel = 0; channel < channels; channel += kChannels) {
-        const B gradient = load_block<B>(grad_output + channel);
-        for (int point = 0; point < group.count; ++point) {
-          const Slopes<B> slopes = sample_slopes<B>(rows, channel, group, point);
-          add_product(by_weight[point], gradient, slopes.sample);
-          add_product(by_x[point], gradient, slopes.along_x);
-          add_product(by_y[point], gradient, slopes.along_y);
-          scatter_block(grad_rows, channel, weights, point, gradient);
+  for (int64_t begin = task.begin; begin < task.end; begin += together) {
+    const int64_t count = task.end - begin < together ? task.end - begin : together;
+    A means[kTogether];
+    for (int64_t i = 0; i < count; ++i) {
+      const Item item(geometry, task, begin + i);
+      const int64_t later = item.index + kPrefetched * geometry.heads;
+      prefetch_points(tensors.points, geometry, later);
+      prefetch<false>(tensors.weights, points, later);
+      prefetch<false>(tensors.grad_output, channels, later);
+      prefetch_gradients(tensors.points, geometry, later);
+      prefetch<true>(tensors.grad_weights, points, later);
+      find_weights<Points>(
+          tensors.weights + item.index * points, geometry, scratch.weights + i * groups * kGroup);
+      means[i] = 0;
+      if constexpr (Points::kLogits) {
+        // The softmax's Jacobian subtracts the mean of the weights' gradients.
+        prefetch<false>(tensors.output, channels, later);
+        means[i] = dot<A, B>(
+            tensors.grad_output + item.index * channels, tensors.output + item.index * channels,
+            channels);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const Item item(geometry, task, begin + i);
+      Place* place = scratch.places + i * groups;
+      for (int64_t first = task.first_point; first < task.end_point; first += kGroup, ++place) {
+        Group<A> group;
+        group.template find<Layout::kBordered>(
+            tensors.points, geometry, item, first, task.end_point);
+        const A* factors = weights_of_group<Points>(
+            tensors.weights + item.index * points, first, group.count,
+            scratch.weights + i * groups * kGroup, place->factors);
+        group.corner_weights(factors, place->weights);
+        if (factors != place->factors) std::memcpy(place->factors, factors, sizeof(place->factors));
+        std::memcpy(place->right, group.right, sizeof(place->right));
+        std::memcpy(place->lower, group.lower, sizeof(place->lower));
+        place->rows.find(task.value, nullptr, group);
+        place->grad_rows.find(task.grad_value, nullptr, group);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const Item item(geometry, task, begin + i);
+      const T* grad_output = tensors.grad_output + item.index * channels;
+      const Place* place = scratch.places + i * groups;
+      for (int64_t first = task.first_point; first < task.end_point; first += kGroup, ++place) {
+        const int in_group = count_in_group(first, task.end_point);
+        // The products of the gradient and each corner's row, from which all others follow.
+        Vec<A> products[4][kGroup];
+        for (Vec<A>* of_points : products) {
+          for (int point = in_group; point < kGroup; ++point) of_points[point] = Vec<A>{};
         }
+        for (int64_t channel = 0; channel < channels; channel += kChannels) {
+          const B gradient = load_block<B>(grad_output + channel);
+          for (int point = 0; point < in_group; ++point) {
+            for (int corner = 0; corner < 4; ++corner) {
+              Vec<A> sum = channel == 0 ? Vec<A>{} : products[corner][point];
+              add_product(
+                  sum, gradient, load_block<B>(place->rows.at(corner, point) + channel));
+              products[corner][point] = sum;
+            }
+            scatter_block(place->grad_rows, channel, place->weights, point, gradient);
+          }
+        }
+        alignas(64) A corners[4][kGroup], grad_weights[kGroup], grad_x[kGroup], grad_y[kGroup];
+        for (int corner = 0; corner < 4; ++corner) sum_lanes<A>(products[corner], corners[corner]);
+        for (int j = 0; j < kGroup; j += kLanes<A>) {
+          const Vec<A> factor = load(place->factors + j);
+          const Vec<A> right = load(place->right + j), lower = load(place->lower + j);
+          const Vec<A> a = load(corners[0] + j), c = load(corners[2] + j);
+          const Vec<A> top = load(corners[1] + j) - a, bottom = load(corners[3] + j) - c;
+          const Vec<A> upper = a + right * top;
+          const Vec<A> along_y = (c + right * bottom) - upper;
+          const Vec<A> by_weight = upper + lower * along_y;
+          store(grad_x + j, factor * (top + lower * (bottom - top)));
+          store(grad_y + j, factor * along_y);
+          store(grad_weights + j, Points::kLogits ? factor * (by_weight - means[i]) : by_weight);
+        }
+        store_group(
+            tensors.grad_weights + item.index * points + first, in_group, grad_weights);
+        store_grad_points(tensors.points, geometry, item, first, in_group, grad_x, grad_y);
       }
-      A grad_weights[kGroup], grad_x[kGroup], grad_y[kGroup];
-      sum_lanes<A>(by_weight, grad_weights);
-      sum_lanes<A>(by_x, grad_x);
-      sum_lanes<A>(by_y, grad_y);
-      for (int i = 0; i < kGroup; ++i) {
-        grad_x[i] *= factors[i];
-        grad_y[i] *= factors[i];
-        if (Points::kLogits) grad_weights[i] = factors[i] * (grad_weights[i] - mean);
-      }
-      const int64_t target = item.index * geometry.points + first;
-      store_group(tensors.grad_weights + target, group.count, grad_weights);
-      store_grad_points(tensors.points, group, geometry, item, first, grad_x, grad_y);
     }
   }
 }

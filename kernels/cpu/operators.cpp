@@ -57,7 +57,7 @@ class Call {
           kernel_points, data<T>(weights), outputs.defined() ? data<T>(outputs) : nullptr,
           data<T>(grads), data<T>(grad_weights)};
       run_backward<T>(
-          geometry_, Source<T>(value), Source<T>(), data<T>(grad_value), nullptr,
+          geometry_, Source<T>(value), Source<T>(), data<T>(grad_value), nullptr, nullptr,
           kernels_at(kernel_points).msda_backward, tensors);
     });
     return {grad_value, grad_weights};
@@ -113,7 +113,8 @@ class Call {
           A(logit_scale(geometry_)), data<T>(grad_query)};
       run_backward<T>(
           geometry_, Source<T>(value), key ? Source<T>(*key) : Source<T>(), data<T>(grad_value),
-          key ? data<T>(grad_key) : nullptr, kernels_at(kernel_points).key_aware_backward, tensors);
+          key ? data<T>(grad_key) : nullptr, data<T>(grad_query),
+          kernels_at(kernel_points).key_aware_backward, tensors);
     });
     return {
         api::contiguous(api::narrow(grad_query, 3, 0, geometry_.channels)), grad_key, grad_value};

@@ -1,8 +1,6 @@
 #include "run.h"
 
-#include <algorithm>
 #include <cstdlib>
-#include <new>
 #include <string>
 
 namespace lite_detr::cpu {
@@ -38,46 +36,40 @@ const AllKernels& kernels() {
   return chosen;
 }
 
-void* allocate(size_t bytes) {
-  constexpr size_t kLine = 64;
-  void* memory = std::aligned_alloc(kLine, round_up(std::max(bytes, kLine), kLine));
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 ThreadMemory& thread_memory() {
   static thread_local ThreadMemory memory;
   return memory;
 }
 
-PointLevels::PointLevels(const Geometry& geometry) {
+PointLevels::PointLevels(const Geometry& geometry, const RowLayout& layout) {
   const int64_t count = geometry.points_in_all();
-  const int64_t padded = round_up(count, kGroup);
-  level_.resize(padded);
-  width_.resize(padded);
-  height_.resize(padded);
-  start_.resize(padded);
+  // A group may begin at any level.
+  for (auto* of_points : {&level_, &width_, &height_, &first_, &pitch_}) {
+    of_points->resize(count + kGroup);
+  }
   for (int64_t point = 0; point < count; ++point) {
-    level_[point] = point / geometry.points;
-    const Level& level = geometry.levels[level_[point]];
-    width_[point] = level.width;
-    height_[point] = level.height;
-    start_[point] = level.start;
+    const int64_t level = point / geometry.points;
+    level_[point] = level;
+    width_[point] = geometry.levels[level].width;
+    height_[point] = geometry.levels[level].height;
+    first_[point] = layout.first[level];
+    pitch_[point] = layout.pitch[level];
   }
 }
 
-KernelGeometry PointLevels::for_kernel(const Geometry& geometry) const {
+KernelGeometry PointLevels::for_kernel(const Geometry& geometry, const RowLayout& layout) const {
   return {
-      geometry.tokens,
       geometry.queries,
       geometry.heads,
       padded_channels(geometry.channels),
       geometry.points_in_all(),
       int64_t(geometry.levels.size()),
+      layout.bordered,
       level_.data(),
       width_.data(),
       height_.data(),
-      start_.data()};
+      first_.data(),
+      pitch_.data()};
 }
 
 // It takes no tensor that would name a device.

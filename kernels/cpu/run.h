@@ -2,13 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <vector>
 
 #include "../point_tensors.h"
-#include "kernels.h"
+#include "packing.h"
 
 namespace lite_detr::cpu {
 
@@ -37,13 +34,6 @@ const PointKernels<T, Offsets<T>>& kernels_at(const Offsets<T>&) {
   return kernels_for<T>().at_offsets;
 }
 
-// The numbers of a task's scratch memory.
-inline int64_t scratch_size(const KernelGeometry& geometry) {
-  return kScratchRows * geometry.channels + round_up(geometry.points, kGroup);
-}
-
-inline int64_t padded_channels(int64_t channels) { return round_up(channels, kChannelMultiple); }
-
 // [B, Q, M * D] -> contiguous [B, Q, M, D'], with the channels of kernels.
 inline Tensor padded_heads(const Tensor& tensor, const Geometry& geometry) {
   return pad_channels(
@@ -59,11 +49,11 @@ inline Tensor joined_heads(const Tensor& tensor, const Geometry& geometry) {
 // The levels of a call, point by point.
 class PointLevels {
  public:
-  explicit PointLevels(const Geometry& geometry);
-  KernelGeometry for_kernel(const Geometry& geometry) const;
+  PointLevels(const Geometry& geometry, const RowLayout& layout);
+  KernelGeometry for_kernel(const Geometry& geometry, const RowLayout& layout) const;
 
  private:
-  std::vector<int32_t> level_, width_, height_, start_;
+  std::vector<int32_t> level_, width_, height_, first_, pitch_;
 };
 
 // A tensor [B, S, M, D] to read the rows of a head from; empty if there is no separate key.
@@ -88,110 +78,45 @@ struct Source {
   }
 };
 
-// Memory aligned to cache lines. Raises std::bad_alloc.
-void* allocate(size_t bytes);
-
-// Memory that a thread keeps for its next call.
-class KeptMemory {
- public:
-  // The numbers that were there are lost.
-  template <typename T>
-  T* reserve(int64_t count) {
-    const size_t bytes = count * sizeof(T);
-    if (bytes > size_) {
-      memory_.reset(allocate(bytes));
-      size_ = bytes;
-    }
-    return static_cast<T*>(memory_.get());
-  }
-
- private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  size_t size_ = 0;
-};
-
-// Memory of this thread, for its copies and sums of the value's and the key's rows.
-struct ThreadMemory {
-  KeptMemory rows[2];
-  KeptMemory sums[2];
-};
-ThreadMemory& thread_memory();
-
-// How many rows ahead of their copy tokens are prefetched.
-constexpr int64_t kRowsAhead = 16;
-
-// A thread's contiguous copy of a head's rows. In a usual tensor they are 1 KiB apart, so that they
-// would share an eighth of the cache's sets; side by side they fit into it.
-//
-// Copies and pads rows that will be read more than once; returns others as they are.
-template <typename T>
-TokenRows<const T> pack(const TokenRows<const T>& rows, const Geometry& geometry, KeptMemory& kept) {
-  const int64_t padded = padded_channels(geometry.channels);
-  const bool read_often = geometry.queries * geometry.points_in_all() > geometry.tokens;
-  if (rows.first == nullptr || (padded == geometry.channels && !read_often)) return rows;
-  T* copy = kept.reserve<T>(geometry.tokens * padded);
-  const auto bytes = geometry.channels * sizeof(T);
-  // With a size that the compiler knows, a copy is a few instructions instead of a call.
-  const auto copy_rows = [&](auto size) {
-    for (int64_t token = 0; token < geometry.tokens; ++token) {
-      const T* source = rows.first + token * rows.stride;
-      for (size_t line = 0; line < size; line += 64) {
-        __builtin_prefetch(source + kRowsAhead * rows.stride + line / sizeof(T));
-      }
-      T* target = copy + token * padded;
-      std::memcpy(target, source, size);
-      std::memset(target + geometry.channels, 0, (padded - geometry.channels) * sizeof(T));
-    }
-  };
-  if (bytes == 128) {
-    copy_rows(std::integral_constant<size_t, 128>());
-  } else if (bytes == 64) {
-    copy_rows(std::integral_constant<size_t, 64>());
-  } else {
-    copy_rows(bytes);
-  }
-  return {copy, padded};
-}
-
-// Zeros for the gradient of one head's rows, which kernels add to.
-template <typename A>
-TokenRows<A> clear(const Geometry& geometry, KeptMemory& kept) {
-  const int64_t padded = padded_channels(geometry.channels);
-  A* sums = kept.reserve<A>(geometry.tokens * padded);
-  std::memset(sums, 0, geometry.tokens * padded * sizeof(A));
-  return {sums, padded};
-}
-
 // Writes these sums to a head's place in a contiguous [B, S, M, D].
 template <typename T>
 void store_sums(
-    const TokenRows<compute_t<T>>& sums, T* gradient, const Geometry& geometry, int64_t image,
-    int64_t head) {
+    const TokenRows<compute_t<T>>& sums, T* gradient, const Geometry& geometry,
+    const RowLayout& layout, int64_t image, int64_t head, int64_t first_level, int64_t end_level) {
   const int64_t stride = geometry.heads * geometry.channels;
-  const TokenRows<T> target{
-      gradient + image * geometry.tokens * stride + head * geometry.channels, stride};
-  kernels_for<T>().store_rows(sums.first, sums.stride, target, geometry.tokens, geometry.channels);
+  T* first = gradient + image * geometry.tokens * stride + head * geometry.channels;
+  for (int64_t i = first_level; i < end_level; ++i) {
+    const Level& level = geometry.levels[i];
+    for (int64_t row = 0; row < level.height; ++row) {
+      const int64_t source = layout.first[i] + row * layout.pitch[i];
+      const TokenRows<T> target{first + (level.start + row * level.width) * stride, stride};
+      kernels_for<T>().store_rows(
+          sums.first + source * sums.stride, sums.stride, target, level.width, geometry.channels);
+    }
+  }
 }
 
 // Runs a forward kernel over all queries, in chunks. A result belongs to one query, so that it does
 // not depend on the thread that takes the chunk. The chunks of a head follow one another.
+//
+// Rows that are read more than once are copied, and get a border; others are read as they are, or
+// copied without one if their channels must be padded.
 template <typename T, typename Tensors>
 void run_forward(
     const Geometry& geometry, const Source<T>& value, const Source<T>& key,
     Kernel<T, Tensors> kernel, const Tensors& tensors) {
   constexpr int64_t kQueries = 128;
-  const PointLevels levels(geometry);
-  const KernelGeometry kernel_geometry = levels.for_kernel(geometry);
+  const bool read_often = geometry.queries * geometry.points_in_all() > geometry.tokens;
+  const bool copied = read_often || padded_channels(geometry.channels) != geometry.channels;
+  const RowLayout layout(geometry, read_often);
+  const PointLevels levels(geometry, layout);
+  const KernelGeometry kernel_geometry = levels.for_kernel(geometry, layout);
   const int64_t chunks = (geometry.queries + kQueries - 1) / kQueries;
   const int64_t slices = geometry.batch * geometry.heads;
   api::parallel_for(0, slices * chunks, 1, [&](int64_t first, int64_t last) {
-    std::vector<compute_t<T>> scratch(scratch_size(kernel_geometry));
     ThreadMemory& memory = thread_memory();
     Task<T> task{};
-    task.scratch = scratch.data();
+    task.scratch = memory.scratch.template reserve<char>(scratch_bytes(kernel_geometry));
     int64_t packed_slice = -1;
     for (int64_t item = first; item < last; ++item) {
       const int64_t slice = item / chunks;
@@ -199,44 +124,92 @@ void run_forward(
         packed_slice = slice;
         task.image = slice / geometry.heads;
         task.head = slice % geometry.heads;
-        task.value = pack(value.slice(task.image, task.head), geometry, memory.rows[0]);
-        task.key = pack(key.slice(task.image, task.head), geometry, memory.rows[1]);
+        task.value = value.slice(task.image, task.head);
+        task.key = key.slice(task.image, task.head);
+        if (copied) {
+          const int64_t count = geometry.levels.size();
+          task.value = pack(task.value, geometry, layout, 0, count, memory.rows[0]);
+          if (key.data) {
+            task.key = pack(task.key, geometry, layout, 0, count, memory.rows[1]);
+          }
+        }
       }
       task.begin = item % chunks * kQueries;
       task.end = std::min(task.begin + kQueries, geometry.queries);
       kernel(kernel_geometry, task, tensors);
     }
+    memory.trim();
   });
 }
 
-// Runs a backward kernel, a head at a time. It adds to the gradient of the head's rows, query by
-// query: with one thread for each head, the order of the sums, and so every bit of them, is the
-// same for any number of threads.
+// Runs a backward kernel, a head at a time, or a part of its levels if there are more threads than
+// heads. It adds to the gradient of the levels' rows, query by query: with one thread for each level
+// of a head, the order of the sums, and so every bit of them, is the same for any number of threads.
+//
+// `grad_query`: null, or [B, Q, M, D], whose levels' parts are added in their order.
 template <typename T, typename Tensors>
 void run_backward(
     const Geometry& geometry, const Source<T>& value, const Source<T>& key, T* grad_value,
-    T* grad_key, Kernel<T, Tensors> kernel, const Tensors& tensors) {
-  const PointLevels levels(geometry);
-  const KernelGeometry kernel_geometry = levels.for_kernel(geometry);
-  api::parallel_for(0, geometry.batch * geometry.heads, 1, [&](int64_t first, int64_t last) {
-    std::vector<compute_t<T>> scratch(scratch_size(kernel_geometry));
+    T* grad_key, T* grad_query, Kernel<T, Tensors> kernel, const Tensors& tensors) {
+  using A = compute_t<T>;
+  const RowLayout layout(geometry, true);
+  const PointLevels levels(geometry, layout);
+  const KernelGeometry kernel_geometry = levels.for_kernel(geometry, layout);
+  const int64_t slices = geometry.batch * geometry.heads;
+  const int64_t count = geometry.levels.size();
+  const int64_t parts = slices == 0
+      ? 1 : std::min((int64_t(api::get_num_threads()) + slices - 1) / slices, count);
+  const int64_t items = slices * geometry.queries, channels = kernel_geometry.channels;
+  std::unique_ptr<A[]> level_sums;
+  if (grad_query != nullptr && parts > 1) level_sums.reset(new A[count * items * channels]);
+
+  api::parallel_for(0, slices * parts, 1, [&](int64_t first, int64_t last) {
     ThreadMemory& memory = thread_memory();
     Task<T> task{};
-    task.scratch = scratch.data();
+    task.scratch = memory.scratch.template reserve<char>(scratch_bytes(kernel_geometry));
     task.end = geometry.queries;
-    for (int64_t slice = first; slice < last; ++slice) {
+    task.level_sums = level_sums.get();
+    task.items = items;
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t slice = item / parts, part = item % parts;
+      const int64_t first_level = part * count / parts, end_level = (part + 1) * count / parts;
       task.image = slice / geometry.heads;
       task.head = slice % geometry.heads;
-      task.value = pack(value.slice(task.image, task.head), geometry, memory.rows[0]);
-      task.key = pack(key.slice(task.image, task.head), geometry, memory.rows[1]);
-      task.grad_value = clear<compute_t<T>>(geometry, memory.sums[0]);
-      if (grad_key != nullptr) task.grad_key = clear<compute_t<T>>(geometry, memory.sums[1]);
-      kernel(kernel_geometry, task, tensors);
-      store_sums(task.grad_value, grad_value, geometry, task.image, task.head);
-      if (grad_key != nullptr) {
-        store_sums(task.grad_key, grad_key, geometry, task.image, task.head);
+      task.first_point = first_level * geometry.points;
+      task.end_point = end_level * geometry.points;
+      const auto pack_levels = [&](const Source<T>& source, KeptMemory& kept) {
+        return pack(
+            source.slice(task.image, task.head), geometry, layout, first_level, end_level, kept);
+      };
+      task.value = pack_levels(value, memory.rows[0]);
+      task.grad_value = clear<A>(geometry, layout, first_level, end_level, memory.sums[0]);
+      if (key.data) {
+        task.key = pack_levels(key, memory.rows[1]);
+        task.grad_key = clear<A>(geometry, layout, first_level, end_level, memory.sums[1]);
       }
+      kernel(kernel_geometry, task, tensors);
+      const auto store = [&](const TokenRows<A>& sums, T* gradient) {
+        store_sums(
+            sums, gradient, geometry, layout, task.image, task.head, first_level, end_level);
+      };
+      store(task.grad_value, grad_value);
+      if (grad_key != nullptr) store(task.grad_key, grad_key);
     }
+    memory.trim();
+  });
+
+  if (level_sums == nullptr) return;
+  constexpr int64_t kItems = 1024;
+  api::parallel_for(0, (items + kItems - 1) / kItems, 1, [&](int64_t first, int64_t last) {
+    const int64_t begin = first * kItems, end = std::min(last * kItems, items);
+    A* totals = level_sums.get();
+    for (int64_t level = 1; level < count; ++level) {
+      const A* sums = totals + level * items * channels;
+      for (int64_t i = begin * channels; i < end * channels; ++i) totals[i] += sums[i];
+    }
+    const TokenRows<T> target{grad_query + begin * channels, channels};
+    kernels_for<T>().store_rows(
+        totals + begin * channels, channels, target, end - begin, channels);
   });
 }
 

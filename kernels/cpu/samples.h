@@ -5,22 +5,28 @@
 
 namespace lite_detr::cpu::LITE_DETR_ISA {
 
-// The rows of D channels in a task's scratch memory.
-template <typename T>
+// The parts of a task's scratch memory. `Place` is what a kernel keeps of a group of points.
+template <typename T, typename Place>
 struct Scratch {
   using A = compute_t<T>;
+  static_assert(sizeof(Place) <= kPlaceBytes);
+  Place* places;  // of the groups found together
+  A* weights;     // of their points
   const T* zeros;
-  A* discarded;
-  A* first;   // one row for each point of a group
-  A* second;  // the same again
-  A* weights;  // of all points of a query, and zeros up to a whole group
+  A* samples;     // one row for each of their points
+  A* sums;        // one row for each of their queries
+  A* level_sums;  // one row for each level
 
-  Scratch(const Task<T>& task, int64_t channels) {
-    zeros = reinterpret_cast<const T*>(task.scratch);
-    discarded = task.scratch + channels;
-    first = discarded + channels;
-    second = first + kGroup * channels;
-    weights = second + kGroup * channels;
+  Scratch(const Task<T>& task, const KernelGeometry& geometry) {
+    const int64_t groups = groups_together(geometry), channels = geometry.channels;
+    places = static_cast<Place*>(task.scratch);
+    weights = reinterpret_cast<A*>(static_cast<char*>(task.scratch) + groups * kPlaceBytes);
+    A* row = weights + groups * kGroup;
+    std::memset(row, 0, channels * sizeof(A));
+    zeros = reinterpret_cast<const T*>(row);
+    samples = row + channels;
+    sums = samples + groups * kGroup * channels;
+    level_sums = sums + kTogether * channels;
   }
 };
 
@@ -138,15 +144,16 @@ struct Origin {
       const Offsets<T>& points, const KernelGeometry& geometry, const Item& item, int64_t first) {
     const int32_t coordinates = points.coordinates;
     const A* references = points.references + item.query * geometry.levels * coordinates;
+    const int count = int(geometry.levels) * coordinates;
     alignas(64) int32_t indices[kGroup];
     for (int i = 0; i < kGroup; ++i) indices[i] = geometry.level[first + i] * coordinates;
-    gather(references, indices, x);
-    gather(references + 1, indices, y);
+    look_up(references, count, indices, 0, x);
+    look_up(references, count, indices, 1, y);
     if (coordinates == 2) {
       for (int i = 0; i < kGroup; ++i) step_x[i] = step_y[i] = 1;
     } else {
-      gather(references + 2, indices, step_x);
-      gather(references + 3, indices, step_y);
+      look_up(references, count, indices, 2, step_x);
+      look_up(references, count, indices, 3, step_y);
       for (int i = 0; i < kGroup; ++i) {
         step_x[i] *= points.step * A(geometry.width[first + i]);
         step_y[i] *= points.step * A(geometry.height[first + i]);
@@ -162,36 +169,44 @@ struct Position {
   Vec<A> row;
 };
 
+// The points of a group, of points [first, end).
+LITE_DETR_INLINE int count_in_group(int64_t first, int64_t end) {
+  return end - first < kGroup ? int(end - first) : kGroup;
+}
+
 // The corners of a group of points: an array for each field.
 template <typename A>
 struct Group {
-  alignas(64) int32_t corner[kGroup];      // the top left token, even if it is not on the map
-  alignas(64) int32_t missing[4][kGroup];  // -1 for corners outside the map, 0 for others
+  alignas(64) int32_t corner[kGroup];      // the top left row; without a border perhaps none
+  alignas(64) int32_t missing[4][kGroup];  // without a border, -1 for corners outside the map, or 0
   alignas(64) A right[kGroup];
   alignas(64) A lower[kGroup];
-  const int32_t* width;  // of each point's level
-  int count;             // points in the group; the others lie outside every map
+  const int32_t* pitch;  // of each point's level
+  int count;             // points in the group; the others are never sampled
 
-  template <typename T>
-  LITE_DETR_INLINE Group(
-      const Locations<T>& points, const KernelGeometry& geometry, const Item& item,
-      int64_t first) {
-    begin(geometry, first);
+  // `end`: of the points that are sampled.
+  template <bool kBordered, typename T>
+  LITE_DETR_INLINE void find(
+      const Locations<T>& points, const KernelGeometry& geometry, const Item& item, int64_t first,
+      int64_t end) {
+    begin(geometry, first, end);
     A locations[2 * kGroup];
     load_pairs(points.locations + (item.index * geometry.points + first) * 2, locations);
-    locate(geometry, first, locations, [](int, Vec<A> x, Vec<A> y, Vec<A> columns, Vec<A> rows) {
-      return Position<A>{x * columns - A(0.5), y * rows - A(0.5)};
-    });
+    locate<kBordered>(
+        geometry, first, locations, [](int, Vec<A> x, Vec<A> y, Vec<A> columns, Vec<A> rows) {
+          return Position<A>{x * columns - A(0.5), y * rows - A(0.5)};
+        });
   }
 
-  template <typename T>
-  LITE_DETR_INLINE Group(
-      const Offsets<T>& points, const KernelGeometry& geometry, const Item& item, int64_t first) {
-    begin(geometry, first);
+  template <bool kBordered, typename T>
+  LITE_DETR_INLINE void find(
+      const Offsets<T>& points, const KernelGeometry& geometry, const Item& item, int64_t first,
+      int64_t end) {
+    begin(geometry, first, end);
     A offsets[2 * kGroup];
     load_pairs(points.offsets + (item.index * geometry.points + first) * 2, offsets);
     const Origin<T> origin(points, geometry, item, first);
-    locate(
+    locate<kBordered>(
         geometry, first, offsets,
         [&](int i, Vec<A> x, Vec<A> y, Vec<A> columns, Vec<A> rows) {
           return Position<A>{
@@ -214,10 +229,9 @@ struct Group {
   }
 
  private:
-  LITE_DETR_INLINE void begin(const KernelGeometry& geometry, int64_t first) {
-    const int64_t remaining = geometry.points - first;
-    count = remaining < kGroup ? int(remaining) : kGroup;
-    width = geometry.width + first;
+  LITE_DETR_INLINE void begin(const KernelGeometry& geometry, int64_t first, int64_t end) {
+    count = count_in_group(first, end);
+    pitch = geometry.pitch + first;
   }
 
   template <typename T>
@@ -227,16 +241,17 @@ struct Group {
 
   // Finds the corners of as many points at once as a vector has lanes, without branches. A position
   // that is NaN, infinite or outside the map fails the comparison and becomes a cell that is never
-  // read, before a conversion to an integer could overflow.
+  // read, or the zeros before the first level, before a conversion to an integer could overflow.
   // `position` turns pairs (x, y) into cells, given the columns and rows of their levels.
-  template <typename GetPosition>
+  template <bool kBordered, typename GetPosition>
   LITE_DETR_INLINE void locate(
       const KernelGeometry& geometry, int64_t first, const A* pairs, GetPosition position) {
     constexpr std::make_integer_sequence<int, kLanes<A>> lanes;
     for (int i = 0; i < kGroup; i += kLanes<A>) {
       const auto columns = load_bytes<Ints<A>>(geometry.width + first + i);
       const auto rows = load_bytes<Ints<A>>(geometry.height + first + i);
-      const auto start = load_bytes<Ints<A>>(geometry.start + first + i);
+      const auto start = load_bytes<Ints<A>>(geometry.first + first + i);
+      const auto step = load_bytes<Ints<A>>(geometry.pitch + first + i);
       const Vec<A> exact_columns = __builtin_convertvector(columns, Vec<A>);
       const Vec<A> exact_rows = __builtin_convertvector(rows, Vec<A>);
       const Vec<A> a = load(pairs + 2 * i), b = load(pairs + 2 * i + kLanes<A>);
@@ -253,14 +268,18 @@ struct Group {
       left += __builtin_convertvector(column < __builtin_convertvector(left, Vec<A>), Ints<A>);
       upper += __builtin_convertvector(row < __builtin_convertvector(upper, Vec<A>), Ints<A>);
       const Ints<A> exists = __builtin_convertvector(inside, Ints<A>);
-      const Ints<A> has_left = exists & (left >= 0), has_right = exists & (left + 1 < columns);
-      const Ints<A> has_upper = upper >= 0, has_lower = upper + 1 < rows;
-      const Ints<A> token = start + upper * columns + left;
-      store_ints(missing[0] + i, ~(has_left & has_upper));
-      store_ints(missing[1] + i, ~(has_right & has_upper));
-      store_ints(missing[2] + i, ~(has_left & has_lower));
-      store_ints(missing[3] + i, ~(has_right & has_lower));
-      store_ints(corner + i, token);
+      const Ints<A> token = start + upper * step + left;
+      if constexpr (kBordered) {
+        store_ints(corner + i, token & exists);
+      } else {
+        const Ints<A> has_left = exists & (left >= 0), has_right = exists & (left + 1 < columns);
+        const Ints<A> has_upper = upper >= 0, has_lower = upper + 1 < rows;
+        store_ints(missing[0] + i, ~(has_left & has_upper));
+        store_ints(missing[1] + i, ~(has_right & has_upper));
+        store_ints(missing[2] + i, ~(has_left & has_lower));
+        store_ints(missing[3] + i, ~(has_right & has_lower));
+        store_ints(corner + i, token);
+      }
       store(right + i, column - __builtin_convertvector(left, Vec<A>));
       store(lower + i, row - __builtin_convertvector(upper, Vec<A>));
     }
@@ -282,7 +301,7 @@ LITE_DETR_INLINE void prefetch(const T* rows, int64_t size, int64_t index) {
 }
 
 // How many queries ahead of their use data are prefetched.
-constexpr int kPrefetched = 8;
+constexpr int kPrefetched = 16;
 
 template <typename T>
 LITE_DETR_INLINE void prefetch_points(
@@ -293,6 +312,20 @@ template <typename T>
 LITE_DETR_INLINE void prefetch_points(
     const Offsets<T>& points, const KernelGeometry& geometry, int64_t index) {
   prefetch<false>(points.offsets, 2 * geometry.points, index);
+}
+
+template <typename T>
+LITE_DETR_INLINE void prefetch_gradients(
+    const Locations<T>& points, const KernelGeometry& geometry, int64_t index) {
+  prefetch<true>(points.gradient, 2 * geometry.points, index);
+}
+template <typename T>
+LITE_DETR_INLINE void prefetch_gradients(
+    const Offsets<T>& points, const KernelGeometry& geometry, int64_t index) {
+  prefetch<true>(points.gradient, 2 * geometry.points, index);
+  if (points.grad_positions != nullptr) {
+    prefetch<true>(points.grad_positions, 2 * geometry.points, index);
+  }
 }
 
 template <typename A>
@@ -306,21 +339,21 @@ struct Ones {
 // Stores the gradient of where a group's points lie, from that of their positions in cells.
 template <typename T, typename A>
 LITE_DETR_INLINE void store_grad_points(
-    const Locations<T>& points, const Group<A>& group, const KernelGeometry& geometry,
-    const Item& item, int64_t first, const A* along_x, const A* along_y) {
+    const Locations<T>& points, const KernelGeometry& geometry, const Item& item, int64_t first,
+    int count, const A* along_x, const A* along_y) {
   A pairs[2 * kGroup];
   for (int i = 0; i < kGroup; ++i) {
     pairs[2 * i] = along_x[i] * A(geometry.width[first + i]);
     pairs[2 * i + 1] = along_y[i] * A(geometry.height[first + i]);
   }
   A* target = points.gradient + (item.index * geometry.points + first) * 2;
-  std::memcpy(target, pairs, 2 * group.count * sizeof(A));
+  std::memcpy(target, pairs, 2 * count * sizeof(A));
 }
 
 template <typename T, typename A>
 LITE_DETR_INLINE void store_grad_points(
-    const Offsets<T>& points, const Group<A>& group, const KernelGeometry& geometry,
-    const Item& item, int64_t first, const A* along_x, const A* along_y) {
+    const Offsets<T>& points, const KernelGeometry& geometry, const Item& item, int64_t first,
+    int count, const A* along_x, const A* along_y) {
   A pairs[2 * kGroup];
   for (int i = 0; i < kGroup; ++i) {
     pairs[2 * i] = along_x[i];
@@ -328,7 +361,7 @@ LITE_DETR_INLINE void store_grad_points(
   }
   const int64_t target = (item.index * geometry.points + first) * 2;
   if (points.grad_positions != nullptr) {
-    std::memcpy(points.grad_positions + target, pairs, 2 * group.count * sizeof(A));
+    std::memcpy(points.grad_positions + target, pairs, 2 * count * sizeof(A));
   }
   if (points.coordinates == 4) {
     const Origin<T> origin(points, geometry, item, first);
@@ -337,23 +370,69 @@ LITE_DETR_INLINE void store_grad_points(
       pairs[2 * i + 1] *= origin.step_y[i];
     }
   }
-  store_group<2 * kGroup>(points.gradient + target, 2 * group.count, pairs);
+  store_group<2 * kGroup>(points.gradient + target, 2 * count, pairs);
 }
 
-// The rows at the corners of a group's points. `outside` replaces rows outside the map: there is no
-// branch, and no invalid number elsewhere in the map is read. All addresses are computed together,
-// by vectors.
+// Where the rows of a head lie in memory. Between rows with a border, the corner to the right is the
+// next row; kRow is their number of channels, or 0 if the compiler cannot know it.
+template <int kRow>
+struct Bordered {
+  static constexpr bool kBordered = true;
+  static LITE_DETR_INLINE int64_t channels(const KernelGeometry& geometry) {
+    return kRow > 0 ? kRow : geometry.channels;
+  }
+};
+// Rows that are read where they are.
+struct InPlace {
+  static constexpr bool kBordered = false;
+  static LITE_DETR_INLINE int64_t channels(const KernelGeometry& geometry) {
+    return geometry.channels;
+  }
+};
+
+// The rows at the corners of a group's points. There is no branch, and no invalid number elsewhere in
+// the map is read. All addresses are computed together, by vectors.
+template <typename T, typename Layout>
+class CornerRows;
+
+template <typename T, int kRow>
+class CornerRows<T, Bordered<kRow>> {
+ public:
+  template <typename A>
+  LITE_DETR_INLINE void find(const TokenRows<T>& rows, const void*, const Group<A>& group) {
+    row_ = uint32_t(rows.stride * sizeof(T));
+    const uint64_t base = reinterpret_cast<uint64_t>(rows.first), bytes = row_bytes();
+    for (int i = 0; i < kGroup; ++i) {
+      upper_[i] = base + uint64_t(uint32_t(group.corner[i])) * bytes;
+      lower_[i] = upper_[i] + uint64_t(uint32_t(group.pitch[i])) * bytes;
+    }
+  }
+
+  LITE_DETR_INLINE T* at(int corner, int point) const {
+    return reinterpret_cast<T*>(
+        (corner < 2 ? upper_ : lower_)[point] + (corner % 2) * uint64_t(row_bytes()));
+  }
+
+ private:
+  LITE_DETR_INLINE uint32_t row_bytes() const { return kRow > 0 ? kRow * sizeof(T) : row_; }
+
+  alignas(64) uint64_t upper_[kGroup];
+  alignas(64) uint64_t lower_[kGroup];
+  uint32_t row_;
+};
+
+// `outside` replaces rows outside the map.
 template <typename T>
-class CornerRows {
+class CornerRows<T, InPlace> {
  public:
   template <typename A>
   LITE_DETR_INLINE void find(const TokenRows<T>& rows, T* outside, const Group<A>& group) {
-    const uintptr_t base = reinterpret_cast<uintptr_t>(rows.first);
-    const uintptr_t replacement = reinterpret_cast<uintptr_t>(outside);
-    const uintptr_t stride = uintptr_t(rows.stride) * sizeof(T);
+    const uint64_t base = reinterpret_cast<uint64_t>(rows.first);
+    const uint64_t replacement = reinterpret_cast<uint64_t>(outside);
+    const uint64_t stride = uint64_t(rows.stride) * sizeof(T);
     for (int i = 0; i < kGroup; ++i) {
-      const uintptr_t upper = base + uintptr_t(int64_t(group.corner[i])) * stride;
-      const uintptr_t lower = upper + uintptr_t(int64_t(group.width[i])) * stride;
+      const uint64_t upper = base + uint64_t(int64_t(group.corner[i])) * stride;
+      const uint64_t lower = upper + uint64_t(int64_t(group.pitch[i])) * stride;
       address_[0][i] = group.missing[0][i] ? replacement : upper;
       address_[1][i] = group.missing[1][i] ? replacement : upper + stride;
       address_[2][i] = group.missing[2][i] ? replacement : lower;
@@ -366,7 +445,7 @@ class CornerRows {
   }
 
  private:
-  alignas(64) uintptr_t address_[4][kGroup];
+  alignas(64) uint64_t address_[4][kGroup];
 };
 
 // A sampled block and its slopes with respect to the position inside the cell.
@@ -377,9 +456,9 @@ struct Slopes {
   B along_y;
 };
 
-template <typename B, typename T, typename A>
+template <typename B, typename Rows, typename A>
 LITE_DETR_INLINE B sample_block(
-    const CornerRows<const T>& rows, int64_t channel, const A (*weights)[kGroup], int point) {
+    const Rows& rows, int64_t channel, const A (*weights)[kGroup], int point) {
   B sum = zero_block<B>();
   for (int corner = 0; corner < 4; ++corner) {
     add_scaled(sum, weights[corner][point], load_block<B>(rows.at(corner, point) + channel));
@@ -387,14 +466,13 @@ LITE_DETR_INLINE B sample_block(
   return sum;
 }
 
-template <typename B, typename T, typename A>
+template <typename B, typename Rows, typename A>
 LITE_DETR_INLINE Slopes<B> sample_slopes(
-    const CornerRows<const T>& rows, int64_t channel, const Group<A>& group, int point) {
+    const Rows& rows, int64_t channel, A right, A lower, int point) {
   const B a = load_block<B>(rows.at(0, point) + channel);
   const B b = load_block<B>(rows.at(1, point) + channel);
   const B c = load_block<B>(rows.at(2, point) + channel);
   const B d = load_block<B>(rows.at(3, point) + channel);
-  const A right = group.right[point], lower = group.lower[point];
   Slopes<B> result;
   for (int i = 0; i < B::kVectors; ++i) {
     const auto top = b.part[i] - a.part[i];
@@ -408,10 +486,9 @@ LITE_DETR_INLINE Slopes<B> sample_slopes(
 }
 
 // Adds weight * gradient to each corner's row.
-template <typename B, typename A>
+template <typename B, typename Rows, typename A>
 LITE_DETR_INLINE void scatter_block(
-    const CornerRows<A>& rows, int64_t channel, const A (*weights)[kGroup], int point,
-    const B& gradient) {
+    const Rows& rows, int64_t channel, const A (*weights)[kGroup], int point, const B& gradient) {
   for (int corner = 0; corner < 4; ++corner) {
     A* target = rows.at(corner, point) + channel;
     B sum = load_block<B>(target);
