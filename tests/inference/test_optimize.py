@@ -261,6 +261,17 @@ def test_compiled_parts_give_the_same_results(model):
         assert (found["pred_boxes"] - expected["pred_boxes"]).abs().max() < 1e-5
 
 
+@pytest.mark.slow
+def test_compiled_parts_in_bfloat16_are_near_float32(model):
+    optimized = optimize_for_inference(model, torch.bfloat16, compile=True)
+    # The third has the first one's shapes, whose compiled code is there.
+    for inputs in (same_sizes(), mixed_sizes(), same_sizes()):
+        expected, found = (
+            detector.forward_queries(inputs)["memory"].float() for detector in (model, optimized)
+        )
+        assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
 # The number of pages that the kernel hands out for ten blocks of 40 MiB, before and after.
 FAULTS = """
 import importlib.util, resource, torch

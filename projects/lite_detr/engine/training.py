@@ -21,8 +21,10 @@ from ..data.catalog import check_registered, class_metadata, split_test_sets
 from ..data.coco import apply_data_config
 from ..errors import DivergenceError, WeightsError
 from ..inference import keep_freed_memory, optimize_for_program
+from ..inference.optimize import use_channels_last
 from ..inference.released import release_config, release_run
 from ..inference.tta import add_tta, refuse_tta
+from ..modeling.detector import Detector
 from ..overrides import build, load_config
 from ..random_states import same_random_states
 from .best import build_best_checkpointer, check_best
@@ -115,6 +117,9 @@ def train(cfg: DictConfig, resume: bool) -> None:
         # What cannot be written is an error before training.
         release_config(cfg)
     model = build_model(cfg)
+    if isinstance(model, Detector) and model.device.type == "cpu":
+        # Convolutions and their gradients are faster then, in bfloat16 twice as fast.
+        use_channels_last(model)
     cfg.optimizer.params.model = model
     optimizer = build(cfg, "optimizer")
     loader = build(cfg, "dataloader.train")

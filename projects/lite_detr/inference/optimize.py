@@ -51,7 +51,8 @@ def optimize_for_inference(
         dtype: of the weights, ``torch.bfloat16`` or, on a GPU, ``torch.float16``; None or
             ``torch.float32`` leaves them as they are.
         compile: compile backbone, neck, encoder and decoder with ``torch.compile``, at the first
-            image and at some new image shapes.
+            image and at some new image shapes. On a CPU this needs a C++ compiler, and the weights
+            must not change any more.
 
     Raises:
         TypeError: the model is not a detector of this package, or its weights are not in float32.
@@ -132,10 +133,13 @@ def use_channels_last(detector: Detector) -> None:
 
 def compile_parts(detector: Detector) -> None:
     """Compile each part by itself, as the code between them depends on values."""
+    # Weights that are constants are brought into the order of oneDNN's products once, and ReLUs and
+    # sums become parts of products. GPUs have no such order.
+    options = {"freezing": True} if detector.device.type == "cpu" else None
     for name in COMPILED_PARTS:
         part = getattr(detector, name)
         # Not the module itself, whose hooks would be compiled with it.
-        part.forward = torch.compile(part.forward)
+        part.forward = torch.compile(part.forward, options=options)
 
 
 def keep_geometry(detector: Detector) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops import fused_key_aware_ms_deform_attn, fused_ms_deform_attn, key_aware_weights
+from ..ops.native import autocast
 from ..ops.sampling import locate_points
 from .scales import Scales
 
@@ -79,6 +80,8 @@ class DeformableAttention(nn.Module):
         Returns:
             ``[B, Q, C]``
         """
+        # Linear layers keep their input for the backward pass: two of them keep one cast query.
+        (query,) = autocast(query.device, query)
         return self.output_proj(self.attend(query, reference_points, memory, scales))
 
     def attend(
