@@ -33,6 +33,13 @@ def whole(digits, tmp_path_factory):
     return folder
 
 
+def test_convolutions_are_trained_with_channels_last(whole):
+    weights = torch.load(whole / "model_final.pth", weights_only=True)["model"]
+    kernels = [w for w in weights.values() if w.dim() == 4 and min(w.shape[1:]) > 1]
+    assert kernels
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+
+
 # Where a process of the training gets a signal, and how it ends.
 POINTS = {
     "before the first checkpoint": ("lite_detr.engine.training:ResumePoint", "after_step", 2),

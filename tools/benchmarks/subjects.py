@@ -84,6 +84,9 @@ def detector_subject(case: Case) -> Subject:
     """
     cfg = load_config(case.subject, case.overrides)
     model = optimized(build_detector(case.subject, case.overrides).to(case.device), case)
+    if case.task == "training" and case.device == "cpu":
+        # As lite-detr train.
+        optimize.use_channels_last(model)
     cfg.optimizer.params.model = model
     names = ("backbone", "neck", "encoder", "queries", "decoder")
     parts = {name: [getattr(model, name)] for name in names}

@@ -62,7 +62,7 @@ class EncoderLayer(nn.Module):
         attended = self.attend(query, pos, reference_points, memory, scales)
         if light_ffn is None:
             return self.ffn(attended)
-        light, full = attended.split([num_light, attended.shape[1] - num_light], dim=1)
+        light, full = attended[:, :num_light], attended[:, num_light:]
         return torch.cat([light_ffn(light), self.ffn(full)], dim=1)
 
 

@@ -87,7 +87,7 @@ class InterleavedEncoder(nn.Module):
         for index, layer in enumerate(self.layers):
             block, update = divmod(index, self.updates_per_block)
             if update < self.updates_per_block - 1:
-                low, high = tokens.split([split, tokens.shape[1] - split], dim=1)
+                low, high = tokens[:, :split], tokens[:, split:]
                 high = layer(high, high_pos, high_reference_points, tokens, scales)
                 tokens = torch.cat([low, high], dim=1)
             else:
