@@ -61,10 +61,13 @@ class Subject:
 
     def compile(self) -> None:
         """Let ``torch.compile`` compile each part by itself, so that they are timed separately."""
+        options = None
+        if self.optimizer is None:
+            options = optimize.compiler_options(next(self.model.parameters()).device)
         for name in optimize.COMPILED_PARTS:
             for module in self.parts[name]:
                 # Not the module itself, as its hooks must not be compiled.
-                module.forward = torch.compile(module.forward, dynamic=False)
+                module.forward = torch.compile(module.forward, dynamic=False, options=options)
 
     def held_bytes(self) -> int:
         """Return the bytes of parameters, buffers and the optimizer's state."""

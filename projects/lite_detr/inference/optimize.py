@@ -133,13 +133,18 @@ def use_channels_last(detector: Detector) -> None:
 
 def compile_parts(detector: Detector) -> None:
     """Compile each part by itself, as the code between them depends on values."""
-    # Weights that are constants are brought into the order of oneDNN's products once, and ReLUs and
-    # sums become parts of products. GPUs have no such order.
-    options = {"freezing": True} if detector.device.type == "cpu" else None
+    options = compiler_options(detector.device)
     for name in COMPILED_PARTS:
         part = getattr(detector, name)
         # Not the module itself, whose hooks would be compiled with it.
         part.forward = torch.compile(part.forward, options=options)
+
+
+def compiler_options(device: torch.device) -> dict[str, bool]:
+    """Return what ``torch.compile`` is to do with a part that is only run."""
+    # Weights that are constants are put into the order of oneDNN's products once, and ReLUs and
+    # sums become parts of products. GPUs have no such order.
+    return {"freezing": device.type == "cpu"}
 
 
 def keep_geometry(detector: Detector) -> None:
