@@ -29,8 +29,9 @@ dataloader.train.total_batch_size = 2
 dataloader.test.dataset.names = None
 dataloader.test.mapper.augmentations = []
 
-optimizer.lr = 8e-4
-train.max_iter = 500
-train.eval_period = 125
-train.checkpointer.period = 125
+# With 8e-4, which suits larger batches and fewer layers, the full encoder's seeds were 14 AP apart.
+optimizer.lr = 4e-4
+train.max_iter = 1000
+train.eval_period = 250
+train.checkpointer.period = 250
 train.checkpointer.max_to_keep = 4
