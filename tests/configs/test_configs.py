@@ -97,7 +97,7 @@ def hyperparameters(name):
     if name == "own_data/lite_dino_r50.py":
         return 2.5e-5, ("backbone.",), 0.1, 1e-4, 0.1
     if family == "study":  # Its backbone is frozen.
-        return 8e-4, (), 1.0, 1e-4, 1.0
+        return 4e-4, (), 1.0, 1e-4, 1.0
     if family in ("bccd", "digits", "own_data"):
         return 1.6e-3 if family == "digits" else 8e-4, ("backbone.",), 0.5, 1e-4, 1.0
     slow = ("backbone.", ".sampling_offsets.", "queries.reference_points.")
