@@ -238,7 +238,8 @@ def test_with_float16_a_step_is_under_a_gradient_scaler():
 def test_parts_are_compiled_each_alone_and_still_timed(monkeypatch):
     compiled = []
 
-    def compile(function, dynamic):
+    def compile(function, dynamic, options):
+        assert options == {"freezing": True}
         compiled.append(type(function.__self__).__name__)
         return function
 
