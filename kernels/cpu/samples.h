@@ -390,8 +390,8 @@ struct InPlace {
   }
 };
 
-// The rows at the corners of a group's points. There is no branch, and no invalid number elsewhere in
-// the map is read. All addresses are computed together, by vectors.
+// The rows at the corners of a group's points, whose addresses are computed together, by vectors. A
+// corner outside the map has a row too, so nothing branches, and NaN elsewhere in the map is not read.
 template <typename T, typename Layout>
 class CornerRows;
 

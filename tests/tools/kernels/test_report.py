@@ -252,6 +252,7 @@ def test_a_broken_bound_gets_a_line():
         ({"pass": "forward", "for a point": {"instructions": 24.1}}, "issues 24.1 instructions"),
         ({"not counted": "five loops"}, "has loops that cannot be counted: five loops"),
         ({"occupancy": 0.49}, "occupies 49% of a multiprocessor"),
+        ({"dtype": "float64", "occupancy": 0.24}, "24% of a multiprocessor, accepted are 25%"),
         ({"loads of the original's": 0.51}, "loads 0.51 times as often"),
         ({"dtype": "bfloat16", "loads of the original's": 0.26}, "accepted is 0.25"),
     ]:
